@@ -1,0 +1,119 @@
+"""Sources, their order, and how they are mixed: pure functions of the recipe and of counters.
+
+A unit is one conversation about one sample. Every unit of a source is drawn once an epoch, in an order
+that depends only on the seed, the source's name and the epoch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+
+import numpy as np
+
+from timeviper.datamodules.shards import Conversation, SampleRecord, ShardIndex
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A reference to one conversation about one sample, with what the index knows of it."""
+
+    source: str
+    shard: str
+    """Path of the tar. Not its index: units travel to loader processes."""
+    record: SampleRecord
+    conversation: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}/{PurePath(self.shard).name}/{self.record.key}#{self.conversation}"
+
+    @property
+    def spec(self) -> Conversation:
+        return self.record.conversations[self.conversation]
+
+
+class Source:
+    """All units of one source, grouped by shard."""
+
+    def __init__(self, name: str, shards: list[ShardIndex], types: set[str] | None = None) -> None:
+        """Keeps the conversations whose type is in `types` (None: all)."""
+        self.name = name
+        self.shards = shards
+        rows = [
+            (s, r, c)
+            for s, shard in enumerate(shards)
+            for r, record in enumerate(shard.samples)
+            for c, conversation in enumerate(record.conversations)
+            if types is None or conversation.type in types
+        ]
+        if not rows:
+            found = sorted({c.type for s in shards for r in s.samples for c in r.conversations})
+            raise ValueError(
+                f"data source {name!r} holds no conversation"
+                + (f" of the types {sorted(types)}; its shards have {found}" if types else "")
+            )
+        self._rows = np.array(rows, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> Unit:
+        s, r, c = (int(v) for v in self._rows[i])
+        return Unit(self.name, str(self.shards[s].path), self.shards[s].samples[r], c)
+
+    @cached_property
+    def _by_shard(self) -> list[np.ndarray]:
+        """Row numbers of each shard that has any."""
+        edges = np.flatnonzero(np.diff(self._rows[:, 0])) + 1
+        return np.split(np.arange(len(self._rows)), edges)
+
+    def epoch(self, seed: int, epoch: int, window: int) -> np.ndarray:
+        """`[len]` the order of one epoch: a permutation of shards, then of each run of `window` units.
+
+        The window bounds how many shards are open at once, as a shuffle buffer would, but needs no state.
+        """
+        rng = np.random.default_rng([seed, zlib.crc32(self.name.encode()), epoch])
+        order = np.concatenate([self._by_shard[i] for i in rng.permutation(len(self._by_shard))])
+        for start in range(0, len(order), window):
+            rng.shuffle(order[start : start + window])
+        return order
+
+    def stream(self, seed: int, window: int) -> Iterator[Unit]:
+        """All units, epoch after epoch, for ever."""
+        epoch = 0
+        while True:
+            for i in self.epoch(seed, epoch, window):
+                yield self[i]
+            epoch += 1
+
+
+class Mixture:
+    """Draws from several sources so that the counts follow the weights at every moment.
+
+    Stride scheduling: the source that is furthest behind its share is next. No randomness, so the
+    sequence of sources needs no state beyond the number of draws since the weights last changed.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], seed: int, window: int) -> None:
+        self.sources = sources
+        self._streams = {name: s.stream(seed, window) for name, s in sources.items()}
+        self._weights: dict[str, float] = {}
+        self._passes: dict[str, float] = {}
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change the shares; a weight of 0 pauses a source, which later goes on where it stopped."""
+        active = {n: float(weights[n]) for n in self.sources if weights.get(n, 0) > 0}
+        if not active:
+            raise ValueError(f"every source has weight 0: {dict(weights)}; give one a positive weight")
+        if active != self._weights:
+            self._weights = active
+            self._passes = {n: 1 / w for n, w in active.items()}
+
+    def draw(self) -> Unit:
+        name = min(self._passes, key=lambda n: (self._passes[n], n))
+        self._passes[name] += 1 / self._weights[name]
+        return next(self._streams[name])

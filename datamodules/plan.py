@@ -1,0 +1,177 @@
+"""Which unit is read in which pack, by which rank, at which step: a pure function of the recipe.
+
+Nothing here opens a file: the shard indexes say all that is needed. Because the global step alone decides
+what is read, no loader state is ever stored, a run continues exactly where it stopped, and another number
+of ranks or workers reads the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from timeviper.config import DataConfig, FramesConfig, PhaseConfig, TransVConfig
+from timeviper.datamodules.mixture import Mixture, Source, Unit
+from timeviper.datamodules.video import frame_count
+
+
+@dataclass(frozen=True)
+class Item:
+    """A unit with the frames that this step wants of it and what it costs."""
+
+    unit: Unit
+    num_frames: int
+    tokens: int
+    """Decoder tokens at the input."""
+    cost: float
+    """Tokens a block sees on average, after every transfer: what compute and activations grow with."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step, or one rank's share of it."""
+
+    step: int
+    frames: FramesConfig
+    packs: tuple[tuple[Item, ...], ...]
+    too_long: tuple[Item, ...] = ()
+    """Units that no pack can hold; reported as skipped."""
+
+    def share(self, rank: int, world: int) -> StepPlan:
+        """The packs of one rank: dealt from the dearest down, back and forth, so that sums are close."""
+        order = sorted(range(len(self.packs)), key=lambda i: -sum(x.cost for x in self.packs[i]))
+        rounds = [order[i : i + world] for i in range(0, len(order), world)]
+        seats = [(r, rank if k % 2 == 0 else world - 1 - rank) for k, r in enumerate(rounds)]
+        packs = tuple(self.packs[r[seat]] for r, seat in seats if seat < len(r))
+        return replace(self, packs=packs, too_long=self.too_long if rank == 0 else ())
+
+
+def kept_share(transv: TransVConfig, num_blocks: int) -> float:
+    """Share of the vision tokens that a block sees, averaged over the blocks."""
+    stages = [s for s in transv.stages.values() if s is not None]
+    edges = [0, *(s.layer for s in stages), num_blocks]
+    keeps = [1.0, *(s.keep for s in stages)]
+    return sum(k * (b - a) for k, a, b in zip(keeps, edges, edges[1:])) / num_blocks
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Tokens of a unit, from the index alone."""
+
+    tokens_per_frame: int
+    vision_share: float
+    """Share of the vision tokens that a block sees on average (see `kept_share`)."""
+    estimate: Callable[[int, int], int]
+    """Text tokens of a conversation from its bytes and its number of frames."""
+
+    def item(self, unit: Unit, frames: FramesConfig) -> Item:
+        record = unit.record
+        if record.media == "none":
+            num_frames = 0
+        else:
+            num_frames = frame_count(record.duration, frames, record.frames)
+        text = self.estimate(unit.spec.text_bytes, num_frames)
+        vision = num_frames * self.tokens_per_frame
+        return Item(unit, num_frames, text + vision, text + vision * self.vision_share)
+
+
+def phase_at(step: int, data: DataConfig, phases: dict[str, PhaseConfig | None]) -> tuple[str, FramesConfig, dict]:
+    """Name, frames and source weights that hold at a step."""
+    weights = {n: s.weight for n, s in data.sources.items() if s is not None}
+    name, frames = "", data.frames
+    for key, phase in phases.items():
+        if phase is None or phase.start > step:
+            continue
+        name = key
+        frames = replace(
+            frames,
+            max_frames=frames.max_frames if phase.max_frames is None else phase.max_frames,
+            fps=frames.fps if phase.fps is None else phase.fps,
+        )
+        weights |= phase.weights
+    return name, frames, weights
+
+
+class Plan:
+    """The whole order of a stage; `steps` replays it from the beginning, which costs microseconds a unit."""
+
+    PATIENCE = 8  # units that may fail to fit before a step's packs count as full
+
+    def __init__(
+        self,
+        sources: dict[str, Source],
+        data: DataConfig,
+        phases: dict[str, PhaseConfig | None],
+        cost: CostModel,
+        seed: int,
+    ) -> None:
+        self.sources = sources
+        self.data = data
+        self.phases = phases
+        self.cost = cost
+        self.seed = seed
+
+    def steps(self, start: int = 0) -> Iterator[StepPlan]:
+        """Global steps from `start` on, for ever."""
+        mixture = Mixture(self.sources, self.seed, self.data.shuffle_window)
+        waiting: list[Unit] = []
+        step = 0
+        while True:
+            _, frames, weights = phase_at(step, self.data, self.phases)
+            mixture.set_weights(weights)
+            plan, waiting = self._fill(step, frames, mixture, waiting)
+            if step >= start:
+                yield plan
+            step += 1
+
+    def _fill(
+        self, step: int, frames: FramesConfig, mixture: Mixture, waiting: list[Unit]
+    ) -> tuple[StepPlan, list[Unit]]:
+        """Give each unit to the emptiest pack; what does not fit opens the next step."""
+        room = [float(self.data.tokens_per_pack)] * self.data.packs_per_step
+        packs: list[list[Item]] = [[] for _ in room]
+        too_long: list[Item] = []
+        left: list[Unit] = []
+        queue = iter(waiting)
+        while len(left) < self.PATIENCE:
+            item = self.cost.item(next(queue, None) or mixture.draw(), frames)
+            if item.cost > self.data.tokens_per_pack:
+                too_long.append(item)
+                if len(too_long) > 1000:
+                    raise ValueError(
+                        f"step {step}: 1000 samples in a row need more than data.tokens_per_pack="
+                        f"{self.data.tokens_per_pack} tokens (the last one {item.cost:.0f} with {item.num_frames} "
+                        "frames); raise it or lower data.frames.max_frames"
+                    )
+                continue
+            pack = max(range(len(room)), key=room.__getitem__)
+            if item.cost > room[pack]:
+                left.append(item.unit)
+                continue
+            packs[pack].append(item)
+            room[pack] -= item.cost
+        left.extend(queue)
+        return StepPlan(step, frames, tuple(map(tuple, packs)), tuple(too_long)), left
+
+
+def held_out(
+    sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int
+) -> list[StepPlan]:
+    """Held-out units in a fixed order, one pack a step and rank; the last steps may lack packs for some ranks.
+
+    `samples` units spread evenly over all sources (0: all).
+    """
+    units = [source[i] for source in sources.values() for i in range(len(source))]
+    if 0 < samples < len(units):
+        units = [units[i * len(units) // samples] for i in range(samples)]
+    packs: list[list[Item]] = []
+    room = 0.0
+    for unit in units:
+        item = cost.item(unit, data.frames)
+        if item.cost > room or not packs:
+            packs.append([])
+            room = float(data.tokens_per_pack)
+        packs[-1].append(item)
+        room -= item.cost
+    groups = [packs[i : i + world] for i in range(0, len(packs), world)]
+    return [StepPlan(i, data.frames, tuple(map(tuple, g))) for i, g in enumerate(groups)]

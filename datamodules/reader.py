@@ -1,0 +1,123 @@
+"""A rank's plan of one step becomes packs: read, decode, put into chat form, join. Runs in loader processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from timeviper.config import ChatConfig
+from timeviper.datamodules.chat import Media, encode_chat
+from timeviper.datamodules.plan import Item, StepPlan
+from timeviper.datamodules.sample import Pack, Skipped, StepBatch
+from timeviper.datamodules.shards import SliceFile, read_member
+from timeviper.datamodules.video import Frames, read_video
+from timeviper.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PackFormat:
+    """All that decides how a sample looks to the model; the same in training, evaluation and `ask`."""
+
+    chat: ChatConfig
+    image_size: int
+    tokens_per_frame: int
+    max_tokens: int
+    supervise: Literal["all", "last"] = "all"
+    """last: with attention-guided TransV a later question would shape an earlier answer, so only the last counts."""
+
+
+def build_pack(
+    tokenizer: Tokenizer,
+    form: PackFormat,
+    messages: list[dict[str, str]],
+    media: list[Frames],
+    *,
+    prompt_only: bool = False,
+    key: str = "",
+    type: str = "",
+) -> Pack:
+    """One conversation about decoded media as a pack of one sequence."""
+    answer = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    if prompt_only and answer:
+        messages = messages[:-1]
+    encoded = encode_chat(
+        tokenizer,
+        messages,
+        [Media(torch.as_tensor(m.times), m.duration, m.kind) for m in media],
+        form.tokens_per_frame,
+        form.chat,
+        supervise=form.supervise,
+        generate=prompt_only,
+        max_tokens=form.max_tokens,
+    )
+    empty = torch.zeros(0, 3, form.image_size, form.image_size, dtype=torch.uint8)
+    return Pack(
+        ids=encoded.ids,
+        labels=encoded.labels,
+        kind=encoded.kind,
+        lengths=[len(encoded.ids)],
+        frames=torch.cat([torch.as_tensor(m.pixels) for m in media]) if media else empty,
+        frame_times=torch.cat([torch.as_tensor(m.times) for m in media]) if media else empty.new_zeros(0).double(),
+        frame_counts=[sum(len(m.times) for m in media)],
+        keys=[key],
+        types=[type],
+        answers=[answer],
+    )
+
+
+class PackReader(Dataset[StepBatch]):
+    """Maps a `StepPlan` (the sampler's item) to a `StepBatch`; holds no state between calls."""
+
+    def __init__(self, tokenizer: Tokenizer, form: PackFormat, *, prompt_only: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.form = form
+        self.prompt_only = prompt_only
+
+    def __getitem__(self, plan: StepPlan) -> StepBatch:
+        batch = StepBatch(plan.step, [])
+        for item in plan.too_long:
+            reason = f"needs {item.cost:.0f} tokens with {item.num_frames} frames, more than data.tokens_per_pack"
+            batch.skipped.append(Skipped(item.unit.source, item.unit.key, reason))
+        for items in plan.packs:
+            parts = [p for item in items if (p := self._read(item, plan, batch)) is not None]
+            batch.packs.append(Pack.join(parts) if parts else Pack.blank(self.form.image_size))
+        if not batch.packs:  # the tail of a held-out set: this rank only keeps the others company
+            batch.packs.append(Pack.blank(self.form.image_size))
+        return batch
+
+    def _read(self, item: Item, plan: StepPlan, batch: StepBatch) -> Pack | None:
+        """One sample, or None with the reason noted in the batch."""
+        unit = item.unit
+        try:
+            sample = self._json(item)
+            media = []
+            if unit.record.media != "none":
+                offset, size, _ = unit.record.members[unit.record.media_member]
+                file = SliceFile(unit.shard, offset, size)
+                media.append(read_video(file, self.form.image_size, plan.frames, unit.record.duration or None))
+            pack = build_pack(
+                self.tokenizer,
+                self.form,
+                sample["messages"],
+                media,
+                prompt_only=self.prompt_only,
+                key=unit.key,
+                type=unit.spec.type,
+            )
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            batch.skipped.append(Skipped(unit.source, unit.key, f"{error.__class__.__name__}: {error}"))
+            return None
+        batch.used[unit.source] = batch.used.get(unit.source, 0) + 1
+        return pack
+
+    @staticmethod
+    def _json(item: Item) -> dict[str, Any]:
+        """The unit's conversation; the checksum is verified because a flipped bit in text reads as good text."""
+        unit = item.unit
+        offset, size, crc = unit.record.members["json"]
+        sample = json.loads(read_member(unit.shard, offset, size, crc))
+        return sample["conversations"][unit.conversation] if "conversations" in sample else sample

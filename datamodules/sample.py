@@ -1,0 +1,133 @@
+"""What flows from the shards to the model: token streams with boundaries, never padded batches.
+
+Letters: L tokens, S sequences, F frames, T tokens a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # label of a position that is not supervised
+
+
+class Kind(IntEnum):
+    """The role of a token, which decides what TransV may do with it."""
+
+    CONTEXT = 0  # prompt text before the first vision token: never touched by TransV
+    VISION = 1  # may be dropped; a dropped token is a key and value of the transfer
+    INSTRUCTION = 2  # prompt text after the first vision token: receives
+    ANSWER = 3  # what the model writes: supervised, never receives
+
+
+@dataclass
+class Pack:
+    """Several sequences in one token stream.
+
+    The k-th vision position of the stream holds vision token `k % T` of frame `k // T`: frames and
+    vision positions are in the same order, so the splice is a single masked copy.
+    """
+
+    ids: Tensor
+    """`[L]` int64; 0 at vision positions, where it is never looked at."""
+    labels: Tensor
+    """`[L]` int64: the token that follows, where it is to be predicted, else -100. Already shifted,
+    so no label reaches over a boundary, and removing vision positions keeps labels in place."""
+    kind: Tensor
+    """`[L]` uint8, values of `Kind`."""
+    lengths: list[int]
+    """Tokens of each of the S sequences."""
+    frames: Tensor
+    """`[F, 3, H, W]` uint8."""
+    frame_times: Tensor
+    """`[F]` float64, seconds in the container's time."""
+    frame_counts: list[int]
+    """Frames of each of the S sequences (0: text only)."""
+    keys: list[str] = field(default_factory=list)
+    """Where each sequence comes from: source/shard/key#conversation."""
+    types: list[str] = field(default_factory=list)
+    """Question type of each sequence, for metrics."""
+    answers: list[str] = field(default_factory=list)
+    """The last answer of each sequence as text, for evaluation."""
+
+    def __post_init__(self) -> None:
+        L = self.ids.shape[0]
+        if not (self.labels.shape[0] == self.kind.shape[0] == L == sum(self.lengths)):
+            raise ValueError(
+                f"a pack's ids, labels, kind and lengths must agree, got {L}, {self.labels.shape[0]}, "
+                f"{self.kind.shape[0]} and a sum of {sum(self.lengths)}"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[0]
+
+    def to(self, device: torch.device | str) -> Pack:
+        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "labels", "kind", "frames")}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Pack:
+        moved = {k: getattr(self, k).pin_memory() for k in ("ids", "labels", "kind", "frames")}
+        return replace(self, **moved)
+
+    @staticmethod
+    def join(parts: Sequence[Pack]) -> Pack:
+        """Concatenate packs into one; the sequences stay separate."""
+        return Pack(
+            ids=torch.cat([p.ids for p in parts]),
+            labels=torch.cat([p.labels for p in parts]),
+            kind=torch.cat([p.kind for p in parts]),
+            lengths=[n for p in parts for n in p.lengths],
+            frames=torch.cat([p.frames for p in parts]),
+            frame_times=torch.cat([p.frame_times for p in parts]),
+            frame_counts=[n for p in parts for n in p.frame_counts],
+            keys=[k for p in parts for k in p.keys],
+            types=[t for p in parts for t in p.types],
+            answers=[a for p in parts for a in p.answers],
+        )
+
+    @staticmethod
+    def blank(image_size: int) -> Pack:
+        """One unsupervised token: keeps a rank in step when all samples of a pack were unreadable."""
+        one = torch.zeros(1, dtype=torch.int64)
+        return Pack(
+            ids=one,
+            labels=one + IGNORE,
+            kind=torch.zeros(1, dtype=torch.uint8),
+            lengths=[1],
+            frames=torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8),
+            frame_times=torch.zeros(0, dtype=torch.float64),
+            frame_counts=[0],
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Supervised positions."""
+        return int((self.labels != IGNORE).sum())
+
+
+@dataclass
+class Skipped:
+    """A sample that could not be used, and why."""
+
+    source: str
+    key: str
+    reason: str
+
+
+@dataclass
+class StepBatch:
+    """One rank's share of one optimizer step."""
+
+    step: int
+    packs: list[Pack]
+    skipped: list[Skipped] = field(default_factory=list)
+    used: dict[str, int] = field(default_factory=dict)
+    """Samples used, by source."""
+
+    def pin_memory(self) -> StepBatch:
+        return replace(self, packs=[p.pin_memory() for p in self.packs])

@@ -1,0 +1,167 @@
+"""Tar files read strictly: every byte is accounted for, or the file is refused.
+
+`tarfile` and the iterators on top of it stop without a word at a garbage header or at a cut, and
+join fields by name alone. Here a shard that is not whole raises, and a sample is only ever the
+adjacent members of one key in one file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
+CHUNK = 1 << 20
+
+
+class ShardError(ValueError):
+    """Something in a shard that must not be read. `kind` is one word for reports, `key` the sample if known."""
+
+    def __init__(self, shard: Path | str, detail: str, key: str = "", kind: str = "tar") -> None:
+        super().__init__(f"{shard}{f', sample {key!r}' if key else ''}: {detail}")
+        self.shard, self.detail, self.key, self.kind = Path(shard), detail, key, kind
+
+
+class Slice(NamedTuple):
+    """Where a member's bytes lie in its shard."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a tar: `<key>.<field>`."""
+
+    key: str
+    field: str
+    offset: int
+    size: int
+
+
+class SliceFile(io.RawIOBase):
+    """Bytes `[offset, offset + size)` of a file as a seekable file of their own: PyAV opens a member in place."""
+
+    def __init__(self, path: str | Path, offset: int, size: int) -> None:
+        super().__init__()
+        self.name = f"{path}[{offset}:{offset + size}]"
+        self._offset, self._size, self._at = offset, size, 0
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(f"seek to {base + offset} in {self.name}: before the start")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        """pread: no shared position, so slices of one shard may be read side by side."""
+        view = memoryview(buffer).cast("B")
+        want = max(0, min(len(view), self._size - self._at))
+        got = os.preadv(self._fd, [view[:want]], self._offset + self._at) if want else 0
+        self._at += got
+        return got
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+def read_member(path: str | Path, offset: int, size: int) -> bytes:
+    """A member's bytes. OSError if the file ends before them."""
+    with SliceFile(path, offset, size) as file:
+        data = file.read(size)
+    if len(data) != size:
+        raise OSError(f"{path} ends {size - len(data)} bytes before the end of the member at {offset}")
+    return data
+
+
+def slice_crc32(path: str | Path, offset: int, size: int) -> int:
+    """Checksum of a slice, a megabyte at a time."""
+    crc = 0
+    with SliceFile(path, offset, size) as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def scan_tar(path: Path) -> list[Member]:
+    """All members in order, from the headers alone. ShardError unless the archive is whole to its last byte."""
+    end, members = 0, []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if not info.isfile() or info.issparse():
+                    raise ShardError(path, f"member {info.name!r} is a link, folder or device; only plain files may be in a shard")
+                members.append(_member(path, info))
+                end = info.offset_data + -(-info.size // BLOCK) * BLOCK
+    except tarfile.TarError as error:
+        raise ShardError(path, f"not an uncompressed tar, or damaged at its start ({error})") from error
+    _check_end(path, end)
+    return members
+
+
+def _member(path: Path, info: tarfile.TarInfo) -> Member:
+    folder, _, name = info.name.rpartition("/")
+    key, dot, field = name.partition(".")
+    if info.name.startswith("/") or ".." in info.name.split("/"):
+        raise ShardError(path, f"member {info.name!r} points out of the archive; rename it")
+    if not (key and dot and field):
+        raise ShardError(path, f"member {info.name!r} is not named <key>.<field>, for instance clip1.mp4")
+    return Member(f"{folder}/{key}" if folder else key, field, info.offset_data, info.size)
+
+
+def _check_end(path: Path, end: int) -> None:
+    """After the last member there must be two blocks of zeros, and nothing but zeros."""
+    size = path.stat().st_size
+    if size < end:
+        raise ShardError(path, f"cut off: {size} bytes, but the last member reaches to {end}; copy the shard again")
+    with SliceFile(path, end, size - end) as tail:
+        left = 0
+        while chunk := tail.read(CHUNK):
+            if chunk.count(0) != len(chunk):
+                raise ShardError(path, f"damaged: no valid header at byte {end}, where the next member should start; copy the shard again")
+            left += len(chunk)
+    if left < 2 * BLOCK:
+        raise ShardError(path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again")
+
+
+def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Member]] | ShardError]:
+    """Samples of a shard: runs of members with one key. What is wrong with a sample comes out in its place."""
+    seen: set[str] = set()
+    start = 0
+    while start < len(members):
+        key = members[start].key
+        stop = start
+        while stop < len(members) and members[stop].key == key:
+            stop += 1
+        run, start = members[start:stop], stop
+        fields = {m.field: m for m in run}
+        if key in seen:
+            detail = "its files are not side by side, or the key is used twice; files of a sample must follow each other"
+            yield ShardError(path, detail, key, "key")
+        elif len(fields) < len(run):
+            yield ShardError(path, "a file is there twice; the key is used twice or has a dot in it", key, "key")
+        elif "json" not in fields:
+            yield ShardError(path, f"has {', '.join(sorted(fields))} but no json", key, "incomplete")
+        else:
+            yield key, fields
+        seen.add(key)

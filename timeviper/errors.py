@@ -1,0 +1,50 @@
+"""The errors that a person is meant to read: what is wrong, where, what is allowed, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one setting."""
+
+    key: str
+    """Dotted key, such as `optim.lr`."""
+    value: object
+    """What the key was set to."""
+    message: str
+    """What is wrong, what is allowed and what to do, as sentences."""
+    origin: str = ""
+    """Where the value was written: file:line, `command line`, `preset tiny`, `default`."""
+
+    def __str__(self) -> str:
+        where = f"  [{self.origin}]" if self.origin else ""
+        return f"{self.key} = {show(self.value)}{where}\n      {self.message}"
+
+
+class ConfigError(ValueError):
+    """Every problem of a recipe, raised together."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = list(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        lines = "\n".join(f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1))
+        super().__init__(f"{source}: {count}\n{lines}")
+
+
+def show(value: object) -> str:
+    """A value as one would write it in a recipe, cut to one readable line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(map(show, value))}]"
+    elif isinstance(value, dict):
+        text = f"{{{', '.join(f'{k}: {show(v)}' for k, v in value.items())}}}"
+    else:
+        text = str(value) if value != "" else '""'
+    return text if len(text) <= 80 else f"{text[:77]}..."

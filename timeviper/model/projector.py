@@ -1,0 +1,18 @@
+"""From the encoder's feature space to the decoder's."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Projector(nn.Sequential):
+    """Linear, GELU, Linear (paper 3.1): `[..., tower width]` -> `[..., decoder width]`."""
+
+    def __init__(self, tower_width: int, width: int) -> None:
+        super().__init__(nn.Linear(tower_width, width), nn.GELU(), nn.Linear(width, width))
+
+    def reset_parameters(self) -> None:
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)

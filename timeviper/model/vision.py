@@ -1,0 +1,157 @@
+"""Vision encoders: uint8 frames in, features out.
+
+Letters: F frames, N patches of a frame, T tokens of a frame after merging, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from timeviper.config import TowerConfig
+from timeviper.model.tome import merge
+
+# A frozen encoder sees this many frames at a time: the activations of an hour of video never exist at
+# once (64 frames of SigLIP at 384 pixels take about 1.5 GB in bfloat16).
+FRAMES_PER_CHUNK = 64
+
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and std of red, green, blue
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Tower(nn.Module):
+    """What all encoders share: sizes, frames to pixels, chunks. A family defines `features`."""
+
+    normalisation = HALF
+
+    def __init__(self, cfg: TowerConfig) -> None:
+        super().__init__()
+        self.image_size = cfg.image_size
+        self.width = cfg.width
+        self.num_patches = (cfg.image_size // cfg.patch_size) ** 2
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels `[F, 3, R, R]` -> `[F, N, C]`, without class or register tokens."""
+        raise NotImplementedError
+
+    def forward(self, frames: Tensor, tokens: int | None = None) -> Tensor:
+        """uint8 `[F, 3, H, W]` -> `[F, N, C]`, or `[F, tokens, C]` merged where `tokens` is given.
+
+        Frozen, it runs without gradients and merges chunk by chunk, so that the features of all patches
+        of a long video (17 GB for 10,000 frames of SigLIP) are never held. One call a step whatever the
+        number of frames: under sharding every rank gathers this module's weights equally often.
+        """
+        if all(not p.requires_grad for p in self.parameters()):
+            with torch.no_grad():
+                return torch.cat([self._encode(part, tokens) for part in frames.split(FRAMES_PER_CHUNK)])
+        return self._encode(frames, tokens)
+
+    def _encode(self, frames: Tensor, tokens: int | None) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        features = self.features(to_pixels(frames, self.image_size, self.normalisation).to(dtype))
+        return features if tokens is None else merge(features, tokens)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random weights: matrices and tables normal with std fan_in^-0.5, gains 1, biases 0."""
+        for name, p in self.named_parameters():
+            if p.ndim == 1:
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+            else:
+                nn.init.normal_(p, std=math.prod(p.shape[1:]) ** -0.5)
+
+
+def to_pixels(frames: Tensor, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    """uint8 `[F, 3, H, W]` -> float32 `[F, 3, size, size]`, normalised.
+
+    Frames of another size are squashed to the square, bicubic with antialiasing, and rounded to whole
+    levels, as if the file had had this size.
+    """
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+        raise ValueError(f"frames must be uint8 [F, 3, H, W], got {frames.dtype} {list(frames.shape)}")
+    x = frames.float()
+    if frames.shape[2:] != (size, size):
+        x = nnf.interpolate(x, (size, size), mode="bicubic", antialias=True).round().clamp(0, 255)
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in normalisation)
+    return (x / 255 - mean) / std
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block without a mask: `[F, N, C]` -> `[F, N, C]`."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.proj(mixed)
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(Tower):
+    """A small ViT that learns fast from little: strided convolutions see edges before attention starts.
+
+    Early convolutions: Xiao et al., arXiv 2106.14881. Each 3x3 convolution halves the image, widths
+    double up to `width`; group normalisation, because batches may be a single frame.
+    """
+
+    def __init__(self, cfg: TowerConfig) -> None:
+        super().__init__(cfg)
+        halvings = cfg.patch_size.bit_length() - 1
+        if cfg.patch_size != 1 << halvings or cfg.image_size % cfg.patch_size or cfg.width % cfg.heads:
+            raise ValueError(
+                f"a vit tower needs a patch_size that is a power of two and divides image_size, and a width "
+                f"that heads divide, got patch_size={cfg.patch_size}, image_size={cfg.image_size}, "
+                f"width={cfg.width}, heads={cfg.heads}"
+            )
+        widths = [3, *(max(cfg.width >> i, 8) for i in range(halvings - 1, -1, -1))]
+        stem: list[nn.Module] = []
+        for c_in, c_out in zip(widths, widths[1:]):
+            stem += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(1, c_out), nn.GELU()]
+        self.stem = nn.Sequential(*stem, nn.Conv2d(widths[-1], cfg.width, 1))
+        self.positions = nn.Parameter(torch.empty(self.num_patches, cfg.width))
+        self.blocks = nn.ModuleList(
+            Block(cfg.width, cfg.heads, cfg.mlp_width) for _ in range(blocks_needed(cfg))
+        )
+        self.reset_parameters()
+
+    def features(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Pretrained(Tower):
+    """An encoder of transformers, cut after the block whose output is the feature."""
+
+    def __init__(self, cfg: TowerConfig) -> None:
+        super().__init__(cfg)
+        self.prefix = 0 if cfg.family == "siglip" else 1 + cfg.registers  # class and register tokens
+        if cfg.family == "dinov2":
+            self.normalisation = IMAGENET
+        model_class, config_class, settings = transformers_classes(cfg)
+        with torch.device("meta"):  # transformers' own initialisation would only be overwritten
+            self.encoder = _cut(model_class(config_class(**settings)))
+        self.encoder.to_empty(device=torch.get_default_device())
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for buffer in self.encoder.buffers():  # SigLIP's position ids, which are in no checkpoint
+            torch.arange(buffer.numel(), out=buffer.view(-1))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.encoder(pixel_values=pixels).last_hidden_state[:, self.prefix :]

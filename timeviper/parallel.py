@@ -1,0 +1,49 @@
+"""The only file that knows of sharding: activation checkpointing, then compile, then fully_shard."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from timeviper.config import ParallelConfig
+
+
+def sharded_units(model: nn.Module) -> list[nn.Module]:
+    """Modules that are gathered one at a time: decoder blocks, transfer stages, encoder layers."""
+    units: list[nn.Module] = []
+    decoder = getattr(model, "decoder", None)
+    if decoder is not None:
+        units += [*decoder.blocks, *decoder.transv.values()]
+    for tower in getattr(model, "towers", {}).values():
+        units.append(tower)
+    return units
+
+
+def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> FSDPModule:
+    """Apply the settings to a model in place. World size 1 takes the same path."""
+    decoder = getattr(model, "decoder", None)
+    if decoder is not None:
+        for i, block in enumerate(decoder.blocks):
+            if cfg.activation_checkpointing:
+                block = checkpoint_wrapper(block)
+            if cfg.compile:
+                block = torch.compile(block)
+            decoder.blocks[i] = block
+    if cfg.replicas > 1:
+        mesh = init_device_mesh(
+            mesh.device_type,
+            (cfg.replicas, mesh.size() // cfg.replicas),
+            mesh_dim_names=("replicate", "shard"),
+        )
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if cfg.param_dtype == "float32" else getattr(torch, cfg.param_dtype),
+        reduce_dtype=torch.float32,
+    )
+    for unit in sharded_units(model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    return cast(FSDPModule, fully_shard(model, mesh=mesh, mp_policy=policy))
