@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,7 +69,10 @@ class Pack:
 
     def to(self, device: torch.device | str) -> Pack:
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "labels", "kind", "frames")}
-        return replace(self, **moved)
+        there = replace(self, **moved)
+        # Counted here, usually on the host, so that no step waits for the device to count.
+        there.__dict__.update(num_labels=self.num_labels, num_vision=self.num_vision)
+        return there
 
     def pin_memory(self) -> Pack:
         moved = {k: getattr(self, k).pin_memory() for k in ("ids", "labels", "kind", "frames")}
@@ -104,10 +108,15 @@ class Pack:
             frame_counts=[0],
         )
 
-    @property
+    @cached_property
     def num_labels(self) -> int:
         """Supervised positions."""
         return int((self.labels != IGNORE).sum())
+
+    @cached_property
+    def num_vision(self) -> int:
+        """Vision positions; T for each frame."""
+        return int((self.kind == Kind.VISION).sum())
 
 
 @dataclass
