@@ -21,7 +21,7 @@ CHUNK = 1 << 20
 
 
 class ShardError(ValueError):
-    """Something in a shard that must not be read. `kind` is one word for reports, `key` the sample if known."""
+    """Something in a shard that must not be read; `kind` is one word for reports."""
 
     def __init__(self, shard: Path | str, detail: str, key: str = "", kind: str = "tar") -> None:
         super().__init__(f"{shard}{f', sample {key!r}' if key else ''}: {detail}")
@@ -47,7 +47,7 @@ class Member:
 
 
 class SliceFile(io.RawIOBase):
-    """Bytes `[offset, offset + size)` of a file as a seekable file of their own: PyAV opens a member in place."""
+    """Bytes `[offset, offset + size)` of a file as a file of their own: PyAV opens a member in place."""
 
     def __init__(self, path: str | Path, offset: int, size: int) -> None:
         super().__init__()
@@ -85,12 +85,16 @@ class SliceFile(io.RawIOBase):
         super().close()
 
 
-def read_member(path: str | Path, offset: int, size: int) -> bytes:
-    """A member's bytes. OSError if the file ends before them."""
+def read_member(path: str | Path, offset: int, size: int, crc32: int | None = None) -> bytes:
+    """A member's bytes. OSError if the file ends before them, ValueError if `crc32` is given and is not theirs."""
     with SliceFile(path, offset, size) as file:
         data = file.read(size)
     if len(data) != size:
         raise OSError(f"{path} ends {size - len(data)} bytes before the end of the member at {offset}")
+    if crc32 is not None and zlib.crc32(data) != crc32:
+        raise ValueError(
+            f"{path}: the {size} bytes at {offset} are damaged (wrong checksum); copy the shard again"
+        )
     return data
 
 
@@ -104,13 +108,16 @@ def slice_crc32(path: str | Path, offset: int, size: int) -> int:
 
 
 def scan_tar(path: Path) -> list[Member]:
-    """All members in order, from the headers alone. ShardError unless the archive is whole to its last byte."""
+    """All members in order, from the headers. ShardError unless the archive is whole to its last byte."""
     end, members = 0, []
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 if not info.isfile() or info.issparse():
-                    raise ShardError(path, f"member {info.name!r} is a link, folder or device; only plain files may be in a shard")
+                    raise ShardError(
+                        path,
+                        f"member {info.name!r} is no plain file; a shard may not have links or folders",
+                    )
                 members.append(_member(path, info))
                 end = info.offset_data + -(-info.size // BLOCK) * BLOCK
     except tarfile.TarError as error:
@@ -133,19 +140,26 @@ def _check_end(path: Path, end: int) -> None:
     """After the last member there must be two blocks of zeros, and nothing but zeros."""
     size = path.stat().st_size
     if size < end:
-        raise ShardError(path, f"cut off: {size} bytes, but the last member reaches to {end}; copy the shard again")
+        raise ShardError(
+            path, f"cut off: {size} bytes, but the last member reaches to {end}; copy the shard again"
+        )
     with SliceFile(path, end, size - end) as tail:
         left = 0
         while chunk := tail.read(CHUNK):
             if chunk.count(0) != len(chunk):
-                raise ShardError(path, f"damaged: no valid header at byte {end}, where the next member should start; copy the shard again")
+                raise ShardError(
+                    path,
+                    f"damaged: no member starts at byte {end}, where one should; copy the shard again",
+                )
             left += len(chunk)
     if left < 2 * BLOCK:
-        raise ShardError(path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again")
+        raise ShardError(
+            path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again"
+        )
 
 
 def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Member]] | ShardError]:
-    """Samples of a shard: runs of members with one key. What is wrong with a sample comes out in its place."""
+    """Samples: runs of members with one key. What is wrong with a sample comes out in its place."""
     seen: set[str] = set()
     start = 0
     while start < len(members):
@@ -156,10 +170,12 @@ def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Me
         run, start = members[start:stop], stop
         fields = {m.field: m for m in run}
         if key in seen:
-            detail = "its files are not side by side, or the key is used twice; files of a sample must follow each other"
+            detail = "its files do not follow each other, or the key is used twice"
             yield ShardError(path, detail, key, "key")
         elif len(fields) < len(run):
-            yield ShardError(path, "a file is there twice; the key is used twice or has a dot in it", key, "key")
+            yield ShardError(
+                path, "a file is there twice; the key is used twice or has a dot in it", key, "key"
+            )
         elif "json" not in fields:
             yield ShardError(path, f"has {', '.join(sorted(fields))} but no json", key, "incomplete")
         else:

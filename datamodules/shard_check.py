@@ -1,0 +1,216 @@
+"""The doctor of shards: everything that training would stumble over, found beforehand.
+
+    python -m timeviper.datamodules.shard_check FOLDER [--json FILE]
+
+prints every problem with shard and sample, and exits with 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+from av.error import FFmpegError
+
+from timeviper.datamodules.shard_index import SampleRecord, index_path, read_index
+from timeviper.datamodules.shard_probe import probe_media
+from timeviper.datamodules.shard_schema import SchemaError, media_type, parse_record
+from timeviper.datamodules.shard_tar import (
+    Member,
+    ShardError,
+    SliceFile,
+    group,
+    read_member,
+    scan_tar,
+    slice_crc32,
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to repair. Kinds: tar index key incomplete json checksum media duration duplicate."""
+
+    shard: str
+    key: str
+    kind: str
+    detail: str
+
+
+@dataclass
+class Report:
+    """What a check found. `forecast` has seconds of decoding a sample (mean and worst of those tried)."""
+
+    shards: int = 0
+    samples: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    forecast: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+
+def check_shards(folder: str | Path) -> Report:
+    """Check every shard below `folder`, to the last byte. ValueError if there is none."""
+    tars = sorted(Path(folder).rglob("*.tar"))
+    if not tars:
+        raise ValueError(f"no shards: {folder} has no .tar in it")
+    report, first_of, seconds = Report(shards=len(tars)), {}, []
+    for tar in tars:
+        for sample in _samples(tar, report.problems):
+            report.samples += 1
+            begun = time.process_time()
+            report.problems += sample.problems()
+            seconds.append(time.process_time() - begun)
+            for crc in sample.fingerprints():
+                first = first_of.setdefault(crc, f"{tar.name}/{sample.key}")
+                if first != f"{tar.name}/{sample.key}":
+                    report.problems.append(sample.problem("duplicate", f"the same medium as {first}"))
+    if seconds:
+        report.forecast = {"mean_s": sum(seconds) / len(seconds), "max_s": max(seconds)}
+    return report
+
+
+def _samples(tar: Path, problems: list[Problem]) -> Iterator[_Sample]:
+    """Whole samples of one shard; what is not whole goes to `problems`."""
+    index: dict[str, SampleRecord] = {}
+    try:
+        index = {s.key: s for s in read_index(tar).samples}
+    except ValueError as error:
+        problems.append(Problem(tar.name, "", "index", str(error)))
+    try:
+        members = scan_tar(tar)
+    except ShardError as error:
+        problems.append(Problem(tar.name, error.key, error.kind, error.detail))
+        return
+    keys = set()
+    for found in group(tar, members):
+        if isinstance(found, ShardError):
+            problems.append(Problem(tar.name, found.key, found.kind, found.detail))
+            continue
+        keys.add(found[0])
+        yield _Sample(tar, *found, index.get(found[0]))
+    if index and keys != set(index):
+        odd = ", ".join(sorted(keys ^ set(index))[:5])
+        problems.append(
+            Problem(tar.name, "", "index", f"{index_path(tar).name} and the tar differ in the samples {odd}")
+        )
+
+
+@dataclass
+class _Sample:
+    """One sample under examination."""
+
+    tar: Path
+    key: str
+    members: dict[str, Member]
+    index: SampleRecord | None
+
+    def problem(self, kind: str, detail: str) -> Problem:
+        return Problem(self.tar.name, self.key, kind, detail)
+
+    def problems(self) -> list[Problem]:
+        found = self._checksums()
+        at = self.members["json"]
+        try:
+            record = parse_record(read_member(self.tar, at.offset, at.size), self.members)
+        except SchemaError as error:
+            return [*found, self.problem("json", str(error))]
+        for medium in record["media"]:
+            found += self._medium(medium)
+        return found
+
+    def fingerprints(self) -> list[tuple[int, int]]:
+        """(checksum, size) of every medium: two samples with one of them show the same."""
+        media = [m for m in self.members.values() if media_type(m.field)]
+        return [(slice_crc32(self.tar, m.offset, m.size), m.size) for m in media]
+
+    def _checksums(self) -> list[Problem]:
+        if self.index is None:
+            return []
+        bad = []
+        for name, member in self.members.items():
+            known = self.index.members.get(name)
+            if known is None or (known.offset, known.size) != (member.offset, member.size):
+                bad.append(
+                    self.problem(
+                        "index", f"{name} is not where the index says; delete the index and write it anew"
+                    )
+                )
+            elif slice_crc32(self.tar, member.offset, member.size) != known.crc32:
+                bad.append(self.problem("checksum", f"{name} is not what it was when the index was written"))
+        return bad
+
+    def _medium(self, medium: dict[str, Any]) -> list[Problem]:
+        member = self.members[medium["member"]]
+        where = f"{member.field}: "
+        try:
+            decoded = decode_ends(self.tar, member)
+            if medium["type"] == "image":
+                return [] if decoded else [self.problem("media", where + "no picture could be decoded")]
+            probe = probe_media(self.tar, member.offset, member.size)
+        except ValueError as error:
+            return [self.problem("media", where + str(error))]
+        if decoded < min(2, probe.frames):
+            return [self.problem("media", where + "its first or last frame cannot be decoded")]
+        claimed = medium.get("duration") or probe.duration
+        # A frame more or less is a matter of counting; beyond that the texts' times do not fit the frames.
+        if abs(claimed - probe.duration) > max(0.02 * probe.duration, 1.5 / probe.fps):
+            return [
+                self.problem(
+                    "duration", f"{where}lasts {probe.duration:.2f} s, the json says {claimed:.2f} s"
+                )
+            ]
+        if medium.get("frames") not in (None, probe.frames):
+            return [
+                self.problem(
+                    "duration", f"{where}has {probe.frames} frames, the json says {medium['frames']}"
+                )
+            ]
+        return []
+
+
+def decode_ends(tar: Path, member: Member) -> int:
+    """How many of the first and the last frame can be decoded: 0, 1 or 2. ValueError if it does not open."""
+    with SliceFile(tar, member.offset, member.size) as file:
+        try:
+            with av.open(file, "r") as container:
+                if not container.streams.video:
+                    raise ValueError("has no video stream")
+                stream = container.streams.video[0]
+                first = next(container.decode(stream), None)
+                if first is None or first.pts is None or stream.duration is None:
+                    return int(first is not None)
+                container.seek(stream.duration + (stream.start_time or 0), stream=stream)
+                last = [f.pts for f in container.decode(stream)]
+                return 1 + int(bool(last) and last[-1] is not None and (last[-1] > first.pts))
+        except FFmpegError as error:
+            raise ValueError(f"cannot be decoded ({error})") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="shard_check", description="Check shards before training on them.")
+    parser.add_argument("folder")
+    parser.add_argument("--json", metavar="FILE", help="write the report to FILE as well")
+    args = parser.parse_args(argv)
+    try:
+        report = check_shards(args.folder)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for p in report.problems:
+        print(f"{p.shard}  {p.key or '-'}  {p.kind}: {p.detail}")
+    print(f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems")
+    if args.json:
+        Path(args.json).write_text(report.to_json() + "\n")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

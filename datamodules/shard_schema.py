@@ -1,0 +1,146 @@
+"""What the json of a sample says, checked once and brought into one form.
+
+    {"media": [{"type": "video", "member": "mp4", "duration": 9.5, "fps": 4.0, "frames": 38}],
+     "conversations": [
+       {"type": "colour", "messages": [{"role": "user", "content": "<video>\\nWhat colour is the circle?"},
+                                       {"role": "assistant", "content": "red"}]}],
+     "segments": [{"start": 2.0, "end": 5.5, "text": "a red circle moves left"}], "source": "world"}
+
+`messages` at the top level is short for one conversation of type "chat". `media` may be left out where
+the file's ending says it all. `<video>` and `<image>` mark where the media go, in the order of `media`;
+without any mark they go before the first user message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from math import isfinite
+from typing import Any, TypeGuard
+
+VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg")
+IMAGE = ("jpg", "jpeg", "png", "webp", "bmp")
+FEATURES = "features.safetensors"
+ROLES = ("system", "user", "assistant")
+PLACEHOLDERS = {"video": "<video>", "image": "<image>"}
+MAX_JSON = 64 << 20  # bytes; an hour of dense captions is below 1 MB
+
+
+class SchemaError(ValueError):
+    """A sample's json does not say what it must; the message names the field."""
+
+
+def media_type(member: str) -> str | None:
+    """ "video", "image" or None, by the ending of a member's field."""
+    ending = member.rpartition(".")[2].lower()
+    return "video" if ending in VIDEO else "image" if ending in IMAGE else None
+
+
+def parse_record(raw: bytes, fields: Collection[str]) -> dict[str, Any]:
+    """The json of a sample in its full form, media and conversations present. SchemaError if it is wrong."""
+    if len(raw) > MAX_JSON:
+        raise SchemaError(f"the json has {len(raw)} bytes, more than {MAX_JSON}; split the sample")
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"the json cannot be read: {error}") from error
+    if not isinstance(record, dict):
+        raise SchemaError(f"the json must be an object, got {type(record).__name__}")
+    record["media"] = _media(record.get("media"), fields)
+    record["conversations"] = _conversations(record, record["media"])
+    _segments(record.get("segments", []), sum(m.get("duration") or 0.0 for m in record["media"]))
+    return record
+
+
+def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
+    present = sorted(f for f in fields if media_type(f))
+    if media is None:
+        media = [{"type": media_type(field), "member": field} for field in present]
+    if not isinstance(media, list) or not all(isinstance(m, dict) for m in media):
+        raise SchemaError('media must be a list of objects like {"type": "video", "member": "mp4"}')
+    for i, medium in enumerate(media):
+        if medium.get("type") not in PLACEHOLDERS:
+            raise SchemaError(f"media[{i}].type is {medium.get('type')!r}; allowed: video, image")
+        if medium.get("member") not in fields:
+            raise SchemaError(
+                f"media[{i}].member is {medium.get('member')!r}, but the sample's files are {sorted(fields)}"
+            )
+        for name in ("duration", "fps", "frames"):
+            value = medium.get(name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise SchemaError(f"media[{i}].{name} is {value!r}; it must be a number above 0, or left out")
+    unused = set(present) - {m["member"] for m in media}
+    if unused:
+        raise SchemaError(f"media does not mention the files {sorted(unused)}")
+    return media
+
+
+def _conversations(record: dict[str, Any], media: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if ("messages" in record) == ("conversations" in record):
+        raise SchemaError("needs either conversations or messages")
+    conversations = record.get("conversations", [{"type": "chat", "messages": record.pop("messages", None)}])
+    if not isinstance(conversations, list) or not conversations:
+        raise SchemaError("conversations must be a list with at least one entry")
+    for i, conversation in enumerate(conversations):
+        where = f"conversations[{i}]"
+        if not isinstance(conversation, dict):
+            raise SchemaError(f"{where} must be an object with messages")
+        if not isinstance(conversation.setdefault("type", "chat"), str):
+            raise SchemaError(f"{where}.type must be a word, got {conversation['type']!r}")
+        _messages(conversation.get("messages"), f"{where}.messages")
+        _placeholders(conversation["messages"], media, where)
+    return conversations
+
+
+def _messages(messages: Any, where: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise SchemaError(f"{where} must be a list with at least one message")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise SchemaError(f"{where}[{i}] must have a role, one of {', '.join(ROLES)}")
+        content = message.get("content")
+        if not isinstance(content, str) or not content.strip():
+            raise SchemaError(f"{where}[{i}].content must be text that is not empty, got {content!r}")
+    spoken = [m["role"] for m in messages if m["role"] != "system"]
+    if spoken != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
+        raise SchemaError(
+            f"{where} must alternate user, assistant, and end so, got {', '.join(spoken) or 'none'}"
+        )
+
+
+def _placeholders(messages: list[dict[str, str]], media: list[dict[str, Any]], where: str) -> None:
+    """Either no mark at all, or one a medium and of its type, in order."""
+    text = " ".join(m["content"] for m in messages if m["role"] == "user")
+    marks = sorted((at, kind) for kind, mark in PLACEHOLDERS.items() for at in _find_all(text, mark))
+    kinds, expected = [kind for _, kind in marks], [m["type"] for m in media]
+    if kinds and kinds != expected:
+        raise SchemaError(
+            f"{where} has placeholders for {kinds}, but media {expected}; write one each, in order, or none"
+        )
+
+
+def _find_all(text: str, mark: str) -> list[int]:
+    found, at = [], text.find(mark)
+    while at >= 0:
+        found.append(at)
+        at = text.find(mark, at + 1)
+    return found
+
+
+def _segments(segments: Any, duration: float) -> None:
+    if not isinstance(segments, list):
+        raise SchemaError("segments must be a list of {start, end, text}")
+    for i, segment in enumerate(segments):
+        if not isinstance(segment, dict) or not isinstance(segment.get("text"), str):
+            raise SchemaError(f"segments[{i}] must have start, end and text")
+        start, end = segment.get("start"), segment.get("end")
+        if not (_is_number(start) and _is_number(end) and 0 <= start < end):
+            raise SchemaError(
+                f"segments[{i}] runs from {start!r} to {end!r}; needs 0 <= start < end, in seconds"
+            )
+        if duration and end > duration + 0.5:
+            raise SchemaError(f"segments[{i}] ends at {end} s, but the media last {duration} s")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
