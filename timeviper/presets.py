@@ -1,6 +1,6 @@
 """Named model sizes: `model.preset` in a recipe names one of these functions.
 
-A preset fixes the shapes of the parts. What a stage does with them (TransV, weights, tokenizer) is the recipe's.
+A preset fixes the shapes of the parts; TransV, weights and tokenizer are the recipe's.
 """
 
 from __future__ import annotations

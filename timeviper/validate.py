@@ -1,0 +1,220 @@
+"""What the settings of a recipe mean together: what cannot work, and what has no effect.
+
+Types and names are checked before, in `recipe.py`; here every value has its type. `problems` stops a recipe,
+`warnings` lets it run. Each finding names one key, which may belong to several settings that disagree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import pairwise
+
+from timeviper.config import PARTS, ModelConfig, Recipe
+from timeviper.validate_model import Finding, at_least_one, model_problems
+
+
+def problems(recipe: Recipe) -> Iterator[Finding]:
+    """Everything that cannot work, in the order of the file."""
+    yield from _identity(recipe)
+    yield from model_problems(recipe.model)
+    yield from _data(recipe)
+    yield from _lengths(recipe)
+    yield from _train(recipe)
+    yield from _phases(recipe)
+    yield from _ranges(recipe)
+
+
+def warnings(recipe: Recipe) -> Iterator[Finding]:
+    """Settings that a person wrote and that change nothing."""
+    train, stages = recipe.train, recipe.model.transv.stages
+    for part in recipe.optim.lrs:
+        if part in PARTS and part not in train.trainable:
+            yield Finding(f"optim.lrs.{part}", f"has no effect: {part} is not in train.trainable.")
+    if "transv" in train.trainable and not _transfers(recipe.model):
+        yield Finding(
+            "train.trainable", "transv has no parameters: no stage of model.transv.stages transfers."
+        )
+    if "transv" not in train.trainable and _transfers(recipe.model) and train.objective == "answer":
+        message = (
+            "transv stages transfer, but transv is not trained here; a gate that starts at 0 stays at 0."
+        )
+        yield Finding("train.trainable", message)
+    for name, stage in stages.items():
+        if stage and stage.keep == 1.0:
+            yield Finding(f"model.transv.stages.{name}.keep", "keeps every token: the stage does nothing.")
+    if recipe.chat.frames_per_time != 1 and recipe.chat.time != "frames":
+        message = f"has no effect with chat.time = {recipe.chat.time}; it groups the frames of `frames`."
+        yield Finding("chat.frames_per_time", message)
+    if train.validate_every > train.steps:
+        yield Finding(
+            "train.validate_every", f"is more than train.steps = {train.steps}: validates at the end only."
+        )
+    if train.objective == "answer" and not recipe.data.val:
+        yield Finding("data.val", "is empty: no validation while training, and nothing to evaluate.")
+    if recipe.data.workers == 0 and recipe.data.prefetch != 2:
+        yield Finding("data.prefetch", "has no effect with data.workers = 0.")
+
+
+def _transfers(model: ModelConfig) -> bool:
+    return any(stage and stage.transfer and stage.keep < 1.0 for stage in model.transv.stages.values())
+
+
+def _identity(recipe: Recipe) -> Iterator[Finding]:
+    for key in ("size", "name"):
+        value = getattr(recipe, key)
+        if not value and not recipe.out:
+            yield Finding(key, "is empty: give it, for the run folder runs/<size>/<name>, or set `out`.")
+        elif value and not re.fullmatch(r"[\w][\w.-]*", value):
+            yield Finding(key, "becomes a folder: letters, digits, _ . and - only.")
+
+
+# ---- data and lengths -----------------------------------------------------------------------------------
+
+
+def _data(recipe: Recipe) -> Iterator[Finding]:
+    data, frames = recipe.data, recipe.data.frames
+    for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
+        for name, source in sources.items():
+            if source and not source.shards:
+                yield Finding(
+                    f"{group}.{name}.shards", "is empty: a folder of .tar shards, or a glob of them."
+                )
+            if source and not (math.isfinite(source.weight) and source.weight >= 0):
+                yield Finding(f"{group}.{name}.weight", "must be 0 or more.")
+    if not data.sources:
+        yield Finding(
+            "data.sources", "is empty: name at least one, as in `world: {shards: data/world/train}`."
+        )
+    elif all(source is None or source.weight <= 0 for source in data.sources.values()):
+        yield Finding("data.sources", "every weight is 0: give at least one source a weight above 0.")
+    if frames.min_frames < 1:
+        yield Finding("data.frames.min_frames", "must be 1 or more.")
+    if frames.max_frames < frames.min_frames:
+        yield Finding("data.frames.max_frames", f"must be at least min_frames = {frames.min_frames}.")
+    if not (math.isfinite(frames.fps) and frames.fps > 0):
+        yield Finding("data.frames.fps", "must be above 0.")
+
+
+def _lengths(recipe: Recipe) -> Iterator[Finding]:
+    """The longest video must fit one pack (which counts TransV's savings) and the decoder's context."""
+    tokens_per_frame = sum(tower.tokens for tower in recipe.model.towers.values() if tower)
+    if not recipe.model.towers:
+        yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
+        return
+    limits = [("data.tokens_per_pack", recipe.data.tokens_per_pack, _kept_share(recipe.model))]
+    if recipe.train.objective == "answer":
+        limits.append(("model.decoder.max_tokens", recipe.model.decoder.max_tokens, 1.0))
+    wishes = {"data.frames.max_frames": recipe.data.frames.max_frames}
+    for name, phase in recipe.train.phases.items():
+        if phase and phase.max_frames is not None:
+            wishes[f"train.phases.{name}.max_frames"] = phase.max_frames
+    for key, num_frames in wishes.items():
+        for limit_key, limit, share in limits:
+            total = num_frames * tokens_per_frame * share
+            if total >= limit > 0:
+                most = int((limit - 1) / (tokens_per_frame * share))
+                message = (
+                    f"{num_frames} frames x {tokens_per_frame} tokens x {share:.2f} (share kept by TransV) = "
+                    f"{total:.0f}, which leaves no room for text in {limit_key} = {limit}: "
+                    f"at most {most} frames, or raise {limit_key}."
+                )
+                yield Finding(key, message.replace(" x 1.00 (share kept by TransV)", ""))
+
+
+def _kept_share(model: ModelConfig) -> float:
+    """Share of the vision tokens that a block sees on average; packs are filled by it."""
+    stages = [stage for stage in model.transv.stages.values() if stage]
+    depth = max(1, len(model.decoder.layout))
+    edges = [0, *(min(stage.layer, depth) for stage in stages), depth]
+    keeps = [1.0, *(stage.keep for stage in stages)]
+    return max(0.01, sum(keep * (end - start) for keep, (start, end) in zip(keeps, pairwise(edges))) / depth)
+
+
+# ---- training -------------------------------------------------------------------------------------------
+
+
+def _train(recipe: Recipe) -> Iterator[Finding]:
+    train = recipe.train
+    for part in train.trainable:
+        if part not in PARTS:
+            near = get_close_matches(part, PARTS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            yield Finding("train.trainable", f"has no part {part}; parts: {', '.join(PARTS)}.{hint}")
+    if len(set(train.trainable)) < len(train.trainable):
+        yield Finding("train.trainable", "names a part twice.")
+    if not train.trainable or (train.trainable == ["transv"] and not _transfers(recipe.model)):
+        yield Finding("train.trainable", f"leaves nothing to train: name one or more of {', '.join(PARTS)}.")
+    if train.objective == "tags" and set(train.trainable) - {"tower"}:
+        yield Finding(
+            "train.trainable", "must be [tower] with train.objective = tags, which trains the tower alone."
+        )
+    yield from at_least_one("train", train, "steps checkpoint_every keep_checkpoints validate_samples")
+    if train.validate_every < 0:
+        yield Finding("train.validate_every", "must be 0 (at the end only) or more.")
+
+
+def _phases(recipe: Recipe) -> Iterator[Finding]:
+    phases = {f"train.phases.{name}": phase for name, phase in recipe.train.phases.items() if phase}
+    for key, phase in phases.items():
+        if not 0 <= phase.start < recipe.train.steps:
+            yield Finding(f"{key}.start", f"must be a step of the stage: 0 to {recipe.train.steps - 1}.")
+        if phase.fps is not None and not (math.isfinite(phase.fps) and phase.fps > 0):
+            yield Finding(f"{key}.fps", "must be above 0.")
+        if phase.max_frames is not None and phase.max_frames < recipe.data.frames.min_frames:
+            message = f"must be at least data.frames.min_frames = {recipe.data.frames.min_frames}."
+            yield Finding(f"{key}.max_frames", message)
+        yield from _phase_weights(f"{key}.weights", phase.weights, recipe)
+    for (_, a), (key, b) in pairwise(phases.items()):
+        if b.start <= a.start:
+            message = (
+                f"phases stand in order of strictly rising start, and the one before starts at {a.start}."
+            )
+            yield Finding(f"{key}.start", message)
+
+
+def _phase_weights(key: str, weights: dict[str, float], recipe: Recipe) -> Iterator[Finding]:
+    sources = {name: source.weight for name, source in recipe.data.sources.items() if source}
+    for name, weight in weights.items():
+        if name not in sources:
+            near = get_close_matches(name, sources, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            yield Finding(
+                f"{key}.{name}", f"is no source; data.sources has {', '.join(sources) or 'none'}.{hint}"
+            )
+        elif not (math.isfinite(weight) and weight >= 0):
+            yield Finding(f"{key}.{name}", "must be 0 or more.")
+    if sources and weights and max({**sources, **weights}.values()) <= 0:
+        yield Finding(key, "pauses every source: leave at least one weight above 0.")
+
+
+def _ranges(recipe: Recipe) -> Iterator[Finding]:
+    """Plain ranges of single numbers."""
+    optim = recipe.optim
+    for name, lr in {"lr": optim.lr, **{f"lrs.{part}": lr for part, lr in optim.lrs.items()}}.items():
+        if not 0 < lr < math.inf:
+            yield Finding(
+                f"optim.{name}", "must be above 0; a part is frozen by leaving it out of train.trainable."
+            )
+    for part in sorted(set(optim.lrs) - set(PARTS)):
+        yield Finding(f"optim.lrs.{part}", f"is no part of the model; parts: {', '.join(PARTS)}.")
+    for key, low, value, high, words in (
+        ("optim.weight_decay", 0, optim.weight_decay, math.inf, "0 or more"),
+        ("optim.clip", 0, optim.clip, math.inf, "0 (no clipping) or more"),
+        ("optim.warmup", 0, optim.warmup, 1, "a share of the steps, from 0 to below 1"),
+        ("optim.beta1", 0, optim.beta1, 1, "from 0 to below 1"),
+        ("optim.beta2", 0, optim.beta2, 1, "from 0 to below 1"),
+        ("optim.final_lr", 0, optim.final_lr, 1 + 1e-9, "a share of the peak, from 0 to 1"),
+        ("data.max_skipped", 0, recipe.data.max_skipped, 1 + 1e-9, "a share of the samples, from 0 to 1"),
+        ("data.workers", 0, recipe.data.workers, math.inf, "0 or more"),
+        ("eval.samples", 0, recipe.eval.samples, math.inf, "0 (all) or more"),
+    ):
+        if not low <= value < high:
+            yield Finding(key, f"must be {words}.")
+    yield from at_least_one("data", recipe.data, "tokens_per_pack packs_per_step shuffle_window prefetch")
+    yield from at_least_one("chat", recipe.chat, "frames_per_time")
+    yield from at_least_one("parallel", recipe.parallel, "replicas")
+    yield from at_least_one("eval", recipe.eval, "max_new_tokens batch")
+    yield from at_least_one("log", recipe.log, "every")
