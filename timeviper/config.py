@@ -1,6 +1,7 @@
 """Every setting of a recipe, as typed dataclasses: the only place where a default is written.
 
-The string under a field is its documentation: `timeviper explain` prints it.
+The string under a field is its documentation, which `timeviper explain` prints; one string under several
+fields documents them all.
 Defaults describe the published 9B recipe where the paper states one; named sizes are in `presets.py`.
 """
 
@@ -29,6 +30,7 @@ class TowerConfig:
     layers: int = 27
     heads: int = 16
     mlp_width: int = 4304
+    """Size of the encoder: features a patch, blocks, attention heads, hidden units of the MLP."""
     registers: int = 0
     """Register tokens of the encoder (DINOv2 with registers: 4); never passed on."""
     feature_layer: int = -2
@@ -48,20 +50,26 @@ class DecoderConfig:
     vocab_size: int = 131072
     width: int = 4480
     mlp_width: int = 15680
+    """Rows of the embedding, width of the residual stream, hidden units of an MLP block."""
     heads: int = 40
     kv_heads: int = 8
     head_dim: int = 128
+    """Attention blocks: query heads, key and value heads (each serves heads / kv_heads), size of a head."""
     ssm_heads: int = 128
     ssm_head_dim: int = 80
     ssm_state: int = 128
     ssm_groups: int = 8
     conv_kernel: int = 4
+    """Mamba-2 blocks: heads, size of a head, state of a head, groups of heads that share B and C, width of the
+    causal convolution."""
     chunk_size: int = 128
     """Tokens a chunk in the chunked scan; changes speed and memory, not results."""
     norm_eps: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
     rope_theta: float = 10000.0
     """Base of the rotary embedding; only llama and qwen2 have one."""
     tie_embeddings: bool = False
+    """Whether the output layer shares the embedding's weights."""
     max_tokens: int = 131072
     """Longest sequence that the weights were made for; longer prompts are refused."""
     weights: str = ""
@@ -105,6 +113,7 @@ class KernelConfig:
     attention: Literal["auto", "reference", "torch", "vendor"] = "auto"
     norm: Literal["auto", "reference", "torch", "vendor"] = "auto"
     cross_entropy: Literal["auto", "reference", "torch", "vendor"] = "auto"
+    """reference: readable and slow; torch: fast on every device; vendor: the optional GPU packages."""
 
 
 @dataclass
@@ -223,9 +232,11 @@ class OptimConfig:
     """Not applied to norms, biases, embeddings' gates, A_log, D, dt_bias and the transfer gates."""
     beta1: float = 0.9
     beta2: float = 0.999
+    """Decay of AdamW's running means of the gradient and of its square."""
     warmup: float = 0.03
     """Share of the steps with a rising learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     final_lr: float = 0.0
     """Learning rate at the last step, as a share of the peak."""
     clip: float = 1.0
@@ -260,6 +271,7 @@ class LogConfig:
     """Steps between two log lines."""
     tensorboard: bool = True
     csv: bool = True
+    """Which logs are written to <run>/logs."""
 
 
 @dataclass
