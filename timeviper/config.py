@@ -19,9 +19,9 @@ class TowerConfig:
     """One vision encoder: uint8 frames in, `tokens` features a frame out."""
 
     family: Literal["vit", "siglip", "dinov2"] = "siglip"
-    """vit: our small ViT with a convolutional stem; siglip (also fixed-size SigLIP2), dinov2: by transformers."""
+    """vit: a small ViT with a convolutional stem; siglip (also fixed-size SigLIP2) and dinov2: transformers'."""
     weights: str = ""
-    """Folder with pretrained weights (Hugging Face layout); empty: random, or taken from the previous stage."""
+    """Folder of pretrained weights (Hugging Face layout); empty: random, or from the previous stage."""
     image_size: int = 384
     """Frames are resized to this square, in pixels."""
     patch_size: int = 14
@@ -44,7 +44,7 @@ class DecoderConfig:
     """The language model: a stack of pre-norm residual blocks laid out by a string."""
 
     family: Literal["nemotron_h", "llama", "qwen2"] = "nemotron_h"
-    """nemotron_h: no positional encoding, ungated relu2 MLP; llama, qwen2: RoPE and SwiGLU, the transformer control."""
+    """nemotron_h: no positions, ungated relu2 MLP; llama, qwen2: RoPE and SwiGLU, the transformer control."""
     layout: str = ""
     """One letter a block: M Mamba-2, * attention, - MLP."""
     vocab_size: int = 131072
@@ -60,8 +60,7 @@ class DecoderConfig:
     ssm_state: int = 128
     ssm_groups: int = 8
     conv_kernel: int = 4
-    """Mamba-2 blocks: heads, size of a head, state of a head, groups of heads that share B and C, width of the
-    causal convolution."""
+    """Mamba-2 blocks: heads, size of a head, its state, groups that share B and C, width of the convolution."""
     chunk_size: int = 128
     """Tokens a chunk in the chunked scan; changes speed and memory, not results."""
     norm_eps: float = 1e-5
@@ -85,7 +84,7 @@ class TransVStage:
     keep: float = 1.0
     """Fraction of the ORIGINAL vision tokens of a sequence that is left afterwards, in (0, 1]."""
     select: Literal["uniform", "attention"] = "uniform"
-    """Which tokens stay: evenly spaced, or ranked by the attention of the last prompt token (attention blocks only)."""
+    """Which stay: evenly spaced, or by the last prompt token's attention (before attention blocks only)."""
     transfer: bool = True
     """false: dropped tokens are lost (the pure-drop baseline)."""
 
@@ -136,7 +135,7 @@ class ChatConfig:
     system: str = ""
     """System message before every conversation; empty: none (a template may still emit an empty section)."""
     time: Literal["none", "sentence", "frames"] = "sentence"
-    """What the prompt says of time: nothing; one sentence with duration and frame count; or a time before each group of frames."""
+    """What the prompt says of time: nothing; duration and frame count; or a time before each group of frames."""
     frames_per_time: int = 1
     """With `time: frames`: frames in a group, that is, how often a time is written."""
 
@@ -173,7 +172,7 @@ class DataConfig:
     """Held-out data for validation and evaluation, by name."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     tokens_per_pack: int = 8192
-    """Size of one pack (one micro-batch of a rank) in decoder tokens, averaged over the blocks: after ToMe and TransV."""
+    """Decoder tokens of a pack (a micro-batch of a rank), mean over the blocks: after ToMe and TransV."""
     packs_per_step: int = 1
     """Packs of one optimizer step over all ranks; every rank gets the same number."""
     shuffle_window: int = 4096
@@ -203,7 +202,7 @@ class PhaseConfig:
 @dataclass
 class TrainConfig:
     objective: Literal["answer", "tags"] = "answer"
-    """answer: next-token loss on the answers; tags: the tower alone predicts the words of each image's caption."""
+    """answer: next-token loss on the answers; tags: the tower alone predicts the words of image captions."""
     steps: int = 1000
     """Optimizer steps of the stage."""
     init_from: str = ""
@@ -246,7 +245,7 @@ class OptimConfig:
 @dataclass
 class ParallelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of computation; master weights, gradients' reduction and the state space parameters stay float32."""
+    """Dtype of computation; master weights, gradient reduction and state space parameters stay float32."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     compile: bool = False
