@@ -6,8 +6,7 @@ Letters: F frames, N patches of a frame, T tokens of a frame after merging, C ch
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as nnf
@@ -52,6 +51,8 @@ class Tower(nn.Module):
         return self._encode(frames, tokens)
 
     def _encode(self, frames: Tensor, tokens: int | None) -> Tensor:
+        if frames.shape[0] == 0:  # attention of transformers cannot reshape nothing
+            return self._encode(frames.new_zeros(1, 3, self.image_size, self.image_size), tokens)[:0]
         dtype = next(self.parameters()).dtype
         features = self.features(to_pixels(frames, self.image_size, self.normalisation).to(dtype))
         return features if tokens is None else merge(features, tokens)
@@ -66,7 +67,9 @@ class Tower(nn.Module):
                 nn.init.normal_(p, std=math.prod(p.shape[1:]) ** -0.5)
 
 
-def to_pixels(frames: Tensor, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+def to_pixels(
+    frames: Tensor, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+) -> Tensor:
     """uint8 `[F, 3, H, W]` -> float32 `[F, 3, size, size]`, normalised.
 
     Frames of another size are squashed to the square, bicubic with antialiasing, and rounded to whole
@@ -118,7 +121,7 @@ class ViT(Tower):
             )
         widths = [3, *(max(cfg.width >> i, 8) for i in range(halvings - 1, -1, -1))]
         stem: list[nn.Module] = []
-        for c_in, c_out in zip(widths, widths[1:]):
+        for c_in, c_out in pairwise(widths):
             stem += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(1, c_out), nn.GELU()]
         self.stem = nn.Sequential(*stem, nn.Conv2d(widths[-1], cfg.width, 1))
         self.positions = nn.Parameter(torch.empty(self.num_patches, cfg.width))
@@ -134,24 +137,27 @@ class ViT(Tower):
         return x
 
 
-class Pretrained(Tower):
-    """An encoder of transformers, cut after the block whose output is the feature."""
+def blocks_needed(cfg: TowerConfig) -> int:
+    """Blocks up to the one whose output is the feature; the rest of the encoder is never built."""
+    if not -cfg.layers <= cfg.feature_layer <= -1:
+        raise ValueError(
+            f"feature_layer counts blocks from the end: -1 (the last) to -{cfg.layers} for an encoder of "
+            f"{cfg.layers} layers, got {cfg.feature_layer}"
+        )
+    return cfg.layers + 1 + cfg.feature_layer
 
-    def __init__(self, cfg: TowerConfig) -> None:
-        super().__init__(cfg)
-        self.prefix = 0 if cfg.family == "siglip" else 1 + cfg.registers  # class and register tokens
-        if cfg.family == "dinov2":
-            self.normalisation = IMAGENET
-        model_class, config_class, settings = transformers_classes(cfg)
-        with torch.device("meta"):  # transformers' own initialisation would only be overwritten
-            self.encoder = _cut(model_class(config_class(**settings)))
-        self.encoder.to_empty(device=torch.get_default_device())
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        for buffer in self.encoder.buffers():  # SigLIP's position ids, which are in no checkpoint
-            torch.arange(buffer.numel(), out=buffer.view(-1))
+def build_tower(cfg: TowerConfig) -> Tower:
+    """The encoder of a config: with the weights of `cfg.weights` where given, else random.
 
-    def features(self, pixels: Tensor) -> Tensor:
-        return self.encoder(pixel_values=pixels).last_hidden_state[:, self.prefix :]
+    On the meta device nothing is loaded: after `to_empty` call `reset_parameters`, or load
+    `pretrained.load_weights(cfg)`.
+    """
+    if cfg.family == "vit":
+        return ViT(cfg)
+    from timeviper.model import pretrained  # transformers takes seconds to import: only where needed
+
+    tower = pretrained.Pretrained(cfg)
+    if cfg.weights and not next(tower.parameters()).is_meta:
+        tower.load_state_dict(pretrained.load_weights(cfg))
+    return tower

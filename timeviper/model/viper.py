@@ -1,0 +1,101 @@
+"""TimeViper: vision towers, token merging, projectors, and the hybrid decoder with token transfer.
+
+Letters: L tokens of a pack, S sequences, F frames, T tokens a frame, D decoder width, M labels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import ModelConfig
+from timeviper.datamodules.sample import IGNORE, Kind, Pack
+from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.cross_entropy import linear_cross_entropy
+from timeviper.model.decoder import Decoder, DecoderOutput
+from timeviper.model.parts import Parts, part_of
+from timeviper.model.projector import Projector
+from timeviper.model.state import DecoderState
+from timeviper.model.vision import build_tower
+
+__all__ = ["TimeViper", "ViperOutput", "part_of"]
+
+
+@dataclass
+class ViperOutput:
+    """What one pack gives."""
+
+    loss_sum: Tensor
+    """float32 scalar: the sum over labels, to be divided by the count over all packs of the step."""
+    num_labels: int
+    correct: Tensor
+    """`[M]` bool: whether the most probable token was the label."""
+    label_index: Tensor
+    """`[M]` int64: where in the pack's stream each label stands."""
+    decoder: DecoderOutput | None = None
+    logits: Tensor | None = None
+    """`[S, V]` float32 after the last token of each sequence, where asked for."""
+
+
+class TimeViper(Parts):
+    """Every use of the weights goes through `forward`: sharding hooks live there and nowhere else."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        towers = {name: tower for name, tower in cfg.towers.items() if tower is not None}
+        self.merge_to = {name: tower.tokens for name, tower in towers.items()}
+        self.towers = nn.ModuleDict({name: build_tower(tower) for name, tower in towers.items()})
+        self.projectors = nn.ModuleDict(
+            {name: Projector(tower.width, cfg.decoder.width) for name, tower in towers.items()}
+        )
+        self.decoder = Decoder(cfg.decoder, cfg.transv)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return sum(self.merge_to.values())
+
+    def reset_parameters(self) -> None:
+        """Random weights from torch's global generator, also after `to_empty` from the meta device."""
+        for part in (*self.towers.values(), *self.projectors.values(), self.decoder):
+            part.reset_parameters()  # type: ignore[operator]
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 `[F, 3, H, W]` -> `[F, T, D]`: merged, projected, towers side by side."""
+        parts = []
+        for name, tower in self.towers.items():
+            parts.append(self.projectors[name](tower(frames, self.merge_to[name])))
+        return torch.cat(parts, dim=1)
+
+    def embed(self, pack: Pack) -> Tensor:
+        """The decoder's input `[L, D]`: token embeddings, with the frames' tokens at vision positions."""
+        x = self.decoder.embed(pack.ids)
+        if not self.towers:
+            return x
+        vision = self.encode(pack.frames).flatten(0, 1)
+        if pack.num_vision != vision.shape[0]:
+            raise ValueError(
+                f"the pack has {pack.num_vision} vision positions, but {pack.num_frames} frames of "
+                f"{self.tokens_per_frame} tokens make {vision.shape[0]} (sequences: {pack.keys[:3]})"
+            )
+        where = torch.nonzero_static(pack.kind == Kind.VISION, size=pack.num_vision).squeeze(1)
+        return x.index_copy(0, where, vision.to(x.dtype))
+
+    def forward(
+        self, pack: Pack, state: DecoderState | None = None, last_logits: bool = False
+    ) -> ViperOutput:
+        """Loss at the labels of a pack, and on request the logits that follow each sequence."""
+        x = self.embed(pack)
+        counts = [n * self.tokens_per_frame for n in pack.frame_counts]
+        out = self.decoder(x, Bounds(pack.lengths, x.device), pack.kind, state=state, vision_counts=counts)
+        labels = pack.labels[out.index]
+        where = torch.nonzero_static(labels != IGNORE, size=pack.num_labels).squeeze(1)
+        loss_sum, correct = linear_cross_entropy(
+            out.hidden.index_select(0, where), self.decoder.head_weight, labels[where]
+        )
+        logits = None
+        if last_logits:
+            last = out.hidden[out.bounds.cu_seqlens[1:].long() - 1]
+            logits = (last @ self.decoder.head_weight.T.to(last.dtype)).float()
+        return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits)
