@@ -19,7 +19,7 @@ class TowerConfig:
     """One vision encoder: uint8 frames in, `tokens` features a frame out."""
 
     family: Literal["vit", "siglip", "dinov2"] = "siglip"
-    """vit: a small ViT with a convolutional stem; siglip (also fixed-size SigLIP2) and dinov2: transformers'."""
+    """vit: a small ViT with a convolutional stem; siglip (also fixed-size SigLIP2), dinov2: pretrained."""
     weights: str = ""
     """Folder of pretrained weights (Hugging Face layout); empty: random, or from the previous stage."""
     image_size: int = 384
@@ -60,7 +60,7 @@ class DecoderConfig:
     ssm_state: int = 128
     ssm_groups: int = 8
     conv_kernel: int = 4
-    """Mamba-2 blocks: heads, size of a head, its state, groups that share B and C, width of the convolution."""
+    """Mamba-2 blocks: heads, size of a head, its state, groups that share B and C, convolution width."""
     chunk_size: int = 128
     """Tokens a chunk in the chunked scan; changes speed and memory, not results."""
     norm_eps: float = 1e-5
@@ -135,7 +135,7 @@ class ChatConfig:
     system: str = ""
     """System message before every conversation; empty: none (a template may still emit an empty section)."""
     time: Literal["none", "sentence", "frames"] = "sentence"
-    """What the prompt says of time: nothing; duration and frame count; or a time before each group of frames."""
+    """What the prompt says of time: nothing; duration and frame count; or a time before each frame group."""
     frames_per_time: int = 1
     """With `time: frames`: frames in a group, that is, how often a time is written."""
 
