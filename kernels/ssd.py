@@ -1,0 +1,166 @@
+"""The state space scan of Mamba-2 (Dao & Gu 2024, "Transformers are SSMs", section 6) over a packed stream.
+
+h[t] = exp(A dt[t]) h[t-1] + dt[t] x[t] B[t]^T,   y[t] = h[t] C[t] + D x[t],   for each head, with h `[P, N]`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from timeviper.kernels import dispatch
+from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.ssd_chunked import chunked_scan
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    bounds: Bounds,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Scan every sequence of the pack from its own initial state.
+
+    Shapes: x `[L, H, P]`, dt `[L, H]` raw (the step is `softplus(dt + dt_bias)`, not clamped), A `[H]` negative, B and C `[L, G, N]`
+    (head h reads group `h // (H / G)`), D and dt_bias `[H]`, initial_state `[S, H, P, N]` (None: zeros).
+    Returns y `[L, H, P]` in x's dtype and the final state `[S, H, P, N]` in float32 (float64 for float64 inputs).
+    A sequence of no tokens keeps its initial state. chunk_size changes speed and memory, not results.
+    """
+    (L, H, P), (G, N) = x.shape, B.shape[1:]
+    assert bounds.num_tokens == L, (bounds, x.shape)
+    assert H % G == 0, f"{H} heads cannot share {G} groups"
+    assert initial_state is None or initial_state.shape == (bounds.num_sequences, H, P, N), (
+        f"ssm state {tuple(initial_state.shape)} is not {(bounds.num_sequences, H, P, N)}"
+    )
+    form = {"reference": ssd_reference, "torch": ssd_torch, "vendor": ssd_vendor}
+    chosen = form[dispatch.choose("ssd", x)]
+    return chosen(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and decays: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _zero_state(x: Tensor, B: Tensor, bounds: Bounds) -> Tensor:
+    return x.new_zeros(bounds.num_sequences, *x.shape[1:], B.shape[-1], dtype=_wide(x.dtype))
+
+
+def ssd_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    bounds: Bounds,
+    initial_state: Tensor | None,
+    chunk_size: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The definition, token by token."""
+    wide = _wide(x.dtype)
+    states = _zero_state(x, B, bounds) if initial_state is None else initial_state.to(wide)
+    step = F.softplus(dt.to(wide) + dt_bias.to(wide))
+    decay = torch.exp(step * A.to(wide))
+    repeat = x.shape[1] // B.shape[1]
+    xs, Bs, Cs = x.to(wide), B.to(wide).repeat_interleave(repeat, 1), C.to(wide).repeat_interleave(repeat, 1)
+    outputs, finals = [], []
+    for s in range(bounds.num_sequences):
+        h = states[s]
+        for t in range(bounds.offsets[s], bounds.offsets[s + 1]):
+            h = decay[t, :, None, None] * h + torch.einsum("h,hp,hn->hpn", step[t], xs[t], Bs[t])
+            outputs.append(torch.einsum("hpn,hn->hp", h, Cs[t]) + D.to(wide)[:, None] * xs[t])
+        finals.append(h)
+    y = torch.stack(outputs) if outputs else xs * 1
+    return y.to(x.dtype), torch.stack(finals)
+
+
+def ssd_torch(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    bounds: Bounds,
+    initial_state: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Matrix products within chunks, a carried state between them; one token a sequence is a plain update."""
+    wide = _wide(x.dtype)
+    state = _zero_state(x, B, bounds) if initial_state is None else initial_state.to(wide)
+    step = F.softplus(dt.to(wide) + dt_bias.to(wide))
+    log_decay = step * A.to(wide)
+    if bounds.num_tokens == 0:
+        return x * 1, state * 1
+    if bounds.max_length == 1 and bounds.num_tokens == bounds.num_sequences:
+        y, final = _one_token(x.to(wide), step, log_decay, B.to(wide), C.to(wide), D.to(wide), state)
+    else:
+        y, final = chunked_scan(x, step, log_decay, B, C, D.to(wide), state, bounds, chunk_size)
+    return y.to(x.dtype), final
+
+
+def _one_token(
+    x: Tensor, step: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decode: x `[S, H, P]`, B and C `[S, G, N]`, state `[S, H, P, N]`."""
+    S, H, P, N = state.shape
+    G = B.shape[1]
+    grouped = state.view(S, G, H // G, P, N)
+    new = (step[..., None] * x).view(S, G, H // G, P, 1) * B[:, :, None, None, :]
+    final = torch.addcmul(new, grouped, log_decay.exp().view(S, G, H // G, 1, 1))
+    y = torch.matmul(final.view(S, G, -1, N), C[..., None]).view(S, H, P)
+    return torch.addcmul(y, D[:, None], x), final.view(S, H, P, N)
+
+
+def ssd_vendor(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    bounds: Bounds,
+    initial_state: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """mamba_ssm's Triton kernels.
+
+    One call with `seq_idx` serves a pack that starts from nothing and needs no gradient. The kernels take an
+    initial state of one sequence only, and do not differentiate the states of several: then one call a sequence.
+    """
+    fused = dispatch.vendor_function("ssd")
+    args = (A.float(), D.float(), dt_bias.float())
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, dt, B, C, *args))
+    if initial_state is None and not grad and min(bounds.lengths, default=0) > 0:
+        y, _, final = fused(
+            *(x[None], dt[None], args[0], B[None], C[None], chunk_size),
+            **dict(D=args[1], dt_bias=args[2], dt_softplus=True, seq_idx=bounds.seq_idx.int()[None]),
+            **dict(cu_seqlens=bounds.cu_seqlens, return_final_states=True, return_varlen_states=True),
+        )
+        return y[0], final.float()
+    state = _zero_state(x, B, bounds) if initial_state is None else initial_state
+    outputs, finals = [], []
+    for s in range(bounds.num_sequences):
+        if bounds.lengths[s] == 0:
+            finals.append(state[s].float())
+            continue
+        t = slice(bounds.offsets[s], bounds.offsets[s + 1])
+        y, final = fused(
+            *(x[None, t], dt[None, t], args[0], B[None, t], C[None, t], chunk_size),
+            **dict(D=args[1], dt_bias=args[2], dt_softplus=True, initial_states=state[s : s + 1]),
+            **dict(return_final_states=True),
+        )
+        outputs.append(y[0])
+        finals.append(final[0].float())
+    return (torch.cat(outputs) if outputs else x * 1), torch.stack(finals)
