@@ -15,7 +15,7 @@ from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
 from timeviper.datamodules.reader import PackFormat, PackReader
 from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shards import load_index
+from timeviper.datamodules.shard_index import load_index
 from timeviper.tokenizer import Tokenizer
 
 
@@ -47,9 +47,7 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
     return CostModel(
         tokens_per_frame=form.tokens_per_frame,
         vision_share=kept_share(recipe.model.transv, len(recipe.model.decoder.layout)),
-        estimate=partial(
-            _estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame
-        ),
+        estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
     )
 
 
@@ -62,7 +60,7 @@ def _estimate(text_bytes: int, num_frames: int, *, tokenizer: Tokenizer, chat, t
 def load_sources(configs: dict[str, SourceConfig | None]) -> dict[str, Source]:
     """Read the shard indexes of all sources.
 
-    Raises FileNotFoundError or ValueError that names the source and what is missing.
+    Raises ValueError that names the source and what is missing.
     """
     sources = {}
     for name, config in configs.items():
@@ -71,8 +69,8 @@ def load_sources(configs: dict[str, SourceConfig | None]) -> dict[str, Source]:
         types = {t.strip() for t in config.types.split(",") if t.strip()}
         try:
             sources[name] = Source(name, load_index(config.shards), types or None)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"data source {name!r}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"data source {name!r}: {error}") from error
     return sources
 
 
@@ -93,7 +91,9 @@ def _ignore_signals(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def make_loader(reader: PackReader, sampler: PlanSampler, workers: int, prefetch: int, pin: bool) -> DataLoader[StepBatch]:
+def make_loader(
+    reader: PackReader, sampler: PlanSampler, workers: int, prefetch: int, pin: bool
+) -> DataLoader[StepBatch]:
     """A loader whose items are whole steps; several processes keep the order of the sampler."""
     return DataLoader(
         reader,

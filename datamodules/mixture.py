@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from timeviper.datamodules.shards import Conversation, SampleRecord, ShardIndex
+from timeviper.datamodules.shard_index import ConversationIndex, SampleIndex, ShardIndex
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Unit:
     source: str
     shard: str
     """Path of the tar. Not its index: units travel to loader processes."""
-    record: SampleRecord
+    record: SampleIndex
     conversation: int
 
     @property
@@ -32,7 +32,7 @@ class Unit:
         return f"{self.source}/{PurePath(self.shard).name}/{self.record.key}#{self.conversation}"
 
     @property
-    def spec(self) -> Conversation:
+    def spec(self) -> ConversationIndex:
         return self.record.conversations[self.conversation]
 
 
@@ -60,6 +60,10 @@ class Source:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def conversations(self) -> Iterator[ConversationIndex]:
+        """What the index knows of every unit."""
+        return (self[i].spec for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Unit:
         s, r, c = (int(v) for v in self._rows[i])

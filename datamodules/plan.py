@@ -66,10 +66,8 @@ class CostModel:
 
     def item(self, unit: Unit, frames: FramesConfig) -> Item:
         record = unit.record
-        if record.media == "none":
-            num_frames = 0
-        else:
-            num_frames = frame_count(record.duration, frames, record.frames)
+        is_video = record.media == "video"
+        num_frames = frame_count(record.duration, frames, record.frames) if is_video else record.frames
         text = self.estimate(unit.spec.text_bytes, num_frames)
         vision = num_frames * self.tokens_per_frame
         return Item(unit, num_frames, text + vision, text + vision * self.vision_share)
@@ -154,9 +152,7 @@ class Plan:
         return StepPlan(step, frames, tuple(map(tuple, packs)), tuple(too_long)), left
 
 
-def held_out(
-    sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int
-) -> list[StepPlan]:
+def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int) -> list[StepPlan]:
     """Held-out units in a fixed order, one pack a step and rank; the last steps may lack packs for some ranks.
 
     `samples` units spread evenly over all sources (0: all).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ from torch.utils.data import Dataset
 
 from timeviper.config import ChatConfig
 from timeviper.datamodules.chat import Media, encode_chat
+from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
 from timeviper.datamodules.sample import Pack, Skipped, StepBatch
-from timeviper.datamodules.shards import SliceFile, read_member
+from timeviper.datamodules.shard_schema import parse_record
+from timeviper.datamodules.shard_tar import SliceFile, read_member
 from timeviper.datamodules.video import Frames, read_video
 from timeviper.tokenizer import Tokenizer
 
@@ -93,16 +95,21 @@ class PackReader(Dataset[StepBatch]):
         """One sample, or None with the reason noted in the batch."""
         unit = item.unit
         try:
-            sample = self._json(item)
-            media = []
-            if unit.record.media != "none":
-                offset, size, _ = unit.record.members[unit.record.media_member]
-                file = SliceFile(unit.shard, offset, size)
-                media.append(read_video(file, self.form.image_size, plan.frames, unit.record.duration or None))
+            record = self._record(unit)
+            conversation = record["conversations"][unit.conversation]
+            media = [
+                read_video(
+                    SliceFile(unit.shard, *unit.record.members[m["member"]][:2]),
+                    self.form.image_size,
+                    plan.frames,
+                    m["duration"],
+                )
+                for m in record["media"]
+            ]
             pack = build_pack(
                 self.tokenizer,
                 self.form,
-                sample["messages"],
+                conversation["messages"],
                 media,
                 prompt_only=self.prompt_only,
                 key=unit.key,
@@ -115,9 +122,10 @@ class PackReader(Dataset[StepBatch]):
         return pack
 
     @staticmethod
-    def _json(item: Item) -> dict[str, Any]:
-        """The unit's conversation; the checksum is verified because a flipped bit in text reads as good text."""
-        unit = item.unit
-        offset, size, crc = unit.record.members["json"]
-        sample = json.loads(read_member(unit.shard, offset, size, crc))
-        return sample["conversations"][unit.conversation] if "conversations" in sample else sample
+    def _record(unit: Unit) -> dict[str, Any]:
+        """The sample's json, with its checksum verified: a flipped bit in a text reads as good text."""
+        at = unit.record.members["json"]
+        raw = read_member(unit.shard, at.offset, at.size)
+        if zlib.crc32(raw) != at.crc32:
+            raise ValueError("the json differs from its checksum in the index; the shard is damaged")
+        return parse_record(raw, unit.record.members)

@@ -1,0 +1,60 @@
+"""What one sees while a stage trains: a live line on a terminal, a plain line every `every` steps elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+
+from timeviper.callbacks.throughput import Throughput
+
+
+def _short(seconds: float) -> str:
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Progress(pl.Callback):
+    """Loss, learning rate, speed, data wait and time left. Rank 0 only."""
+
+    def __init__(self, name: str, steps: int, every: int, throughput: Throughput) -> None:
+        self.name, self.steps, self.every, self.throughput = name, steps, every, throughput
+        self.live = sys.stdout.isatty()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start_step, self._start_time = trainer.global_step, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or not (step % self.every == 0 or step == self.steps):
+            return
+        elapsed = time.perf_counter() - self._start_time
+        left = elapsed / max(step - self._start_step, 1) * (self.steps - step)
+        speed = self.throughput.speed
+        figures = {k: float(v) for k, v in pl_module.figures.items()}
+        rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
+        line = (
+            f"{self.name} {step:>{len(str(self.steps))}}/{self.steps}  loss {figures['loss']:.4f}  "
+            f"tokens right {figures['accuracy']:.3f}  lr {rate:.1e}  {speed.get('tokens_per_s', 0):,.0f} tok/s  "
+            f"{speed.get('frames_per_s', 0):,.0f} frames/s  data wait {speed.get('data_wait', 0):.1%}  "
+            f"{speed.get('memory_gb', 0):.1f} GB  left {_short(left)}"
+        )
+        bar = f"[{'=' * (20 * step // self.steps):<20}] " if self.live else ""
+        sys.stdout.write(f"\r\x1b[K{bar}{line}" if self.live else line + "\n")
+        sys.stdout.flush()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        found = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        parts = [f"{k.removeprefix('accuracy/')} {v:.3f}" for k, v in found.items()]
+        print(
+            ("\n" if self.live else "") + f"{self.name} {trainer.global_step} held out: " + "  ".join(parts), flush=True
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.live and trainer.is_global_zero:
+            print(flush=True)

@@ -1,0 +1,133 @@
+"""Held-out questions, answered by greedy decoding and scored beside three baselines.
+
+blind: the same model with every frame replaced by mid-grey; pure_drop: the same schedule, but dropped tokens
+are lost instead of transferred; chance: the right answer of another question of the same type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from timeviper.checkpoint import load_export, read_lineage
+from timeviper.config import Recipe
+from timeviper.datamodules.datamodule import PlanSampler, cost_model, load_sources, make_loader, pack_format
+from timeviper.datamodules.plan import held_out
+from timeviper.datamodules.reader import PackReader
+from timeviper.datamodules.sample import Pack
+from timeviper.generate import generate_pack
+from timeviper.kernels import dispatch
+from timeviper.metrics import Answered, chance, score
+from timeviper.model.viper import TimeViper
+from timeviper.tokenizer import Tokenizer
+
+GREY = 128  # what the towers' normalisation maps to zero
+
+
+def find_export(run: str | Path) -> Path:
+    """A run folder or the export in it."""
+    run = Path(run)
+    return run / "export" if (run / "export").is_dir() else run
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Evaluation:
+    """One model on one held-out set; each variant answers all questions."""
+
+    def __init__(self, model: TimeViper, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.model, self.recipe, self.tokenizer = model, recipe, tokenizer
+        sources = load_sources(recipe.data.val)
+        if not sources:
+            raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
+        self.plans = held_out(sources, recipe.data, cost_model(recipe, tokenizer), recipe.eval.samples, 1)
+        self.reader = PackReader(tokenizer, pack_format(recipe), prompt_only=True)
+        self.skipped: list[str] = []
+
+    def answers(self, name: str, *, blind: bool = False, transfer: bool = True, quiet: bool = False) -> list[Answered]:
+        """Greedy answers to every held-out question, in order."""
+        loader = make_loader(
+            self.reader,
+            PlanSampler(lambda: self.plans, 0, 1),
+            self.recipe.data.workers,
+            self.recipe.data.prefetch,
+            False,
+        )
+        found: list[Answered] = []
+        with torch.inference_mode(), self.model.decoder.transfer(transfer):
+            for batch in track(loader, name, total=len(self.plans), disable=quiet, console=Console(stderr=True)):
+                self.skipped += [f"{s.key}: {s.reason}" for s in batch.skipped] if name == "TimeViper" else []
+                for pack in batch.packs:
+                    found += self._answer(pack, blind)
+        return found
+
+    def _answer(self, pack: Pack, blind: bool) -> list[Answered]:
+        if not pack.keys:
+            return []
+        if blind:
+            pack = replace(pack, frames=torch.full_like(pack.frames, GREY))
+        written = generate_pack(
+            self.model,
+            pack.to(next(self.model.parameters()).device),
+            max_new_tokens=self.recipe.eval.max_new_tokens,
+            stop_ids=self.tokenizer.stop_ids,
+        )
+        texts = [self.tokenizer.decode(ids.tolist()) for ids in written]
+        return [Answered(*row) for row in zip(pack.keys, pack.types, texts, pack.answers)]
+
+
+def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> dict:
+    """Answer the held-out questions of a finished stage; write `eval.json` into its run folder and print the table.
+
+    Raises FileNotFoundError when there is no export, ValueError for unusable data.
+    """
+    export = find_export(run)
+    model, recipe, tokenizer = load_export(export, overrides)
+    dispatch.configure(recipe.model.kernel)
+    evaluation = Evaluation(model.to(pick_device()), recipe, tokenizer)
+    ours = evaluation.answers("TimeViper", quiet=quiet)
+    report = score(ours)
+    report["blind"] = score(evaluation.answers("blind", blind=True, quiet=quiet))
+    report["chance"] = chance(ours)
+    has_transfer = any(s is not None and s.transfer for s in recipe.model.transv.stages.values())
+    report["pure_drop"] = score(evaluation.answers("pure drop", transfer=False, quiet=quiet)) if has_transfer else None
+    counts = {t: sum(a.type == t for a in ours) for t in sorted({a.type for a in ours})}
+    report["n"] = {"overall": len(ours), **counts}
+    report["skipped"] = evaluation.skipped
+    report["checkpoint"] = f"{export}@{read_lineage(export)['step']}"
+    report["recipe"] = recipe.name
+    folder = export.parent if export.name == "export" else export
+    (folder / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "answers.jsonl").write_text("".join(json.dumps(vars(a)) + "\n" for a in ours))
+    print_table(report)
+    return report
+
+
+def print_table(report: dict) -> None:
+    """Accuracy by question type, the model beside its baselines."""
+    columns = {
+        "TimeViper": report,
+        "pure drop": report["pure_drop"],
+        "blind": report["blind"],
+        "chance": report["chance"],
+    }
+    columns = {name: c for name, c in columns.items() if c}
+    table = Table(title=f"{report['recipe']}: held-out answers ({report['checkpoint']})")
+    table.add_column("question")
+    for name in ("n", *columns):
+        table.add_column(name, justify="right")
+    for kind in report["accuracy"]:
+        row = [f"{c['accuracy'][kind]:.3f}" for c in columns.values()]
+        table.add_row(kind, str(report["n"][kind]), *row, end_section=kind == "overall")
+    if report["miou"] is not None:
+        table.add_row("when: mean IoU", str(report["n"]["when"]), *(f"{c['miou']:.3f}" for c in columns.values()))
+    Console(width=100).print(table)

@@ -1,0 +1,86 @@
+"""Scores of written answers: exact words, and intervals of time."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+WHEN = "when"  # the question type whose answer is an interval
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def parse_interval(text: str) -> tuple[float, float] | None:
+    """The last two numbers of a text as (start, end) in seconds; None unless start < end."""
+    numbers = [float(n) for n in _NUMBER.findall(text)][-2:]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] < numbers[1] else None
+
+
+def interval_iou(a: str, b: str) -> float:
+    """Intersection over union of two written intervals; 0 if either cannot be read."""
+    x, y = parse_interval(a), parse_interval(b)
+    if x is None or y is None:
+        return 0.0
+    shared = max(0.0, min(x[1], y[1]) - max(x[0], y[0]))
+    return shared / (x[1] - x[0] + y[1] - y[0] - shared)
+
+
+def same_words(a: str, b: str) -> bool:
+    """Equal up to case, spaces and a final full stop."""
+    clean = [" ".join(t.lower().split()).rstrip(" .") for t in (a, b)]
+    return clean[0] == clean[1]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question with what the model wrote and what is right."""
+
+    key: str
+    type: str
+    written: str
+    right: str
+
+
+def is_right(type: str, written: str, right: str) -> bool:
+    """Exact words; for "when" an overlap (IoU) of at least one half, the field's R1@0.5."""
+    return interval_iou(written, right) >= 0.5 if type == WHEN else same_words(written, right)
+
+
+def _table(scores: dict[str, list[float]], ious: list[float]) -> dict:
+    """Accuracy overall (each question counts once) and by type; mean IoU where there are intervals."""
+    everything = [v for values in scores.values() for v in values]
+    accuracy = {"overall": sum(everything) / max(len(everything), 1)}
+    accuracy |= {t: sum(v) / len(v) for t, v in sorted(scores.items())}
+    return {"accuracy": accuracy, "miou": sum(ious) / len(ious) if ious else None}
+
+
+def score(answers: list[Answered]) -> dict:
+    """`{"accuracy": {"overall", type...}, "miou"}` of a set of answers."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for a in answers:
+        scores[a.type].append(float(is_right(a.type, a.written, a.right)))
+    return _table(scores, [interval_iou(a.written, a.right) for a in answers if a.type == WHEN])
+
+
+def chance(answers: list[Answered]) -> dict:
+    """The same scores for answers that are right for another question of the same type, drawn at random.
+
+    The exact expectation over all pairs, not a sample of them.
+    """
+    by_type: dict[str, list[str]] = defaultdict(list)
+    for a in answers:
+        by_type[a.type].append(a.right)
+    scores: dict[str, list[float]] = {}
+    ious: list[float] = []
+    for type, rights in by_type.items():
+        others = max(len(rights) - 1, 1)
+        scores[type] = [
+            sum(is_right(type, guess, right) for j, guess in enumerate(rights) if j != i) / others
+            for i, right in enumerate(rights)
+        ]
+        if type == WHEN:
+            ious = [
+                sum(interval_iou(guess, right) for j, guess in enumerate(rights) if j != i) / others
+                for i, right in enumerate(rights)
+            ]
+    return _table(scores, ious)

@@ -1,0 +1,109 @@
+"""The LightningModule: one training step for every stage.
+
+One loader item is one optimizer step: this rank's packs. The loss is a sum over label tokens divided by
+their number in the whole global step, so neither the cut into packs nor the number of ranks changes it.
+"""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+
+from timeviper.checkpoint import build_model
+from timeviper.config import Recipe
+from timeviper.datamodules.sample import StepBatch
+from timeviper.kernels import dispatch
+from timeviper.optim import build_optimizer, set_lr
+from timeviper.parallel import parallelize
+
+
+class ViperModule(pl.LightningModule):
+    """Trains TimeViper, or its tower alone, on `StepBatch`es."""
+
+    def __init__(self, recipe: Recipe, val_types: list[str]) -> None:
+        """`val_types`: the question types of the held-out data, one accuracy each."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.recipe = recipe
+        self.val_loss = MeanMetric()
+        self.val_accuracy = torch.nn.ModuleDict({t: MeanMetric() for t in ["overall", *val_types]})
+
+    def configure_model(self) -> None:
+        if hasattr(self, "model"):
+            return
+        dispatch.configure(self.recipe.model.kernel)
+        assert self.device_mesh is not None
+        model = build_model(self.recipe).to(self.trainer.strategy.root_device)
+        self.model = parallelize(model, self.device_mesh["data_parallel"], self.recipe.parallel)
+
+    def configure_optimizers(self) -> AdamW:
+        return build_optimizer(self.model, self.recipe.optim)
+
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        return batch  # packs move one at a time, when their turn comes
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        step = self.global_step
+        assert batch.step == step, f"the loader delivered step {batch.step} at step {step}"
+        set_lr(optimizer.optimizer, step, self.recipe.train.steps, self.recipe.optim)
+        world = self.trainer.world_size
+        # Labels, summed loss and right labels of the global step; the first is needed before the backward.
+        num_labels = torch.tensor(float(sum(p.num_labels for p in batch.packs)), device=self.device)
+        if world > 1:
+            dist.all_reduce(num_labels)
+        num_labels = num_labels.clamp(min=1)
+        loss_sum, correct = num_labels.new_zeros(()), num_labels.new_zeros(())
+        for i, pack in enumerate(batch.packs):
+            self.model.set_requires_gradient_sync(i == len(batch.packs) - 1)
+            out = self.model(pack.to(self.device))
+            # Gradients are averaged over ranks; times world makes that the sum.
+            self.manual_backward(out.loss_sum * (world / num_labels))
+            loss_sum += out.loss_sum.detach()
+            correct += out.correct.sum()
+        norm = self._clip(optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._report(loss_sum, correct, num_labels, norm, optimizer)
+
+    def _clip(self, optimizer) -> Tensor:
+        """Gradient norm over all parameters and shards, before it is cut."""
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = self.recipe.optim.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(params, limit)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _report(self, loss_sum: Tensor, correct: Tensor, num_labels: Tensor, norm: Tensor, optimizer) -> None:
+        """Leave this step's figures where the callbacks find them; log them every `log.every` steps."""
+        sums = torch.stack([loss_sum, correct])
+        if self.trainer.world_size > 1:
+            dist.all_reduce(sums)
+        loss, accuracy = (sums / num_labels).unbind()
+        self.figures = {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "labels": num_labels}
+        rates = {f"lr/{g['part']}": g["lr"] for g in optimizer.param_groups}
+        self.log_dict({f"train/{k}": v for k, v in self.figures.items()} | rates, rank_zero_only=True)
+
+    def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Teacher forcing. An answer counts when every one of its tokens is the most likely one, which is
+        when greedy decoding would write exactly this answer."""
+        for pack in batch.packs:
+            out = self.model(pack.to(self.device))
+            if out.num_labels == 0:
+                continue
+            self.val_loss.update(out.loss_sum / out.num_labels, out.num_labels)
+            ends = torch.tensor(pack.lengths).cumsum(0)
+            sequence = torch.searchsorted(ends, out.label_index.cpu(), right=True)
+            wrong = torch.zeros(len(pack.lengths)).index_add_(0, sequence, (~out.correct.cpu()).float())
+            for kind, right in zip(pack.types, (wrong == 0).float()):
+                self.val_accuracy["overall"].update(right)
+                if kind in self.val_accuracy:
+                    self.val_accuracy[kind].update(right)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.val_loss, sync_dist=True)
+        for kind, metric in self.val_accuracy.items():
+            self.log(f"val/accuracy/{kind}", metric, sync_dist=True)

@@ -1,0 +1,194 @@
+"""Recipe in, finished stage out: the run folder, the data, the module, the callbacks, one fit.
+
+A run folder holds `config.yaml` (resolved), `checkpoints/`, `logs/` and, when the stage has finished, `export/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from timeviper.callbacks.checkpoints import Checkpoints, latest_checkpoint, step_of
+from timeviper.callbacks.curriculum import Curriculum
+from timeviper.callbacks.export import Export
+from timeviper.callbacks.guard import Guard
+from timeviper.callbacks.ledger import Ledger
+from timeviper.callbacks.progress import Progress
+from timeviper.callbacks.throughput import Throughput
+from timeviper.checkpoint import CONFIG, check_previous_stage, differences, is_export, read_lineage
+from timeviper.config import Recipe
+from timeviper.datamodules.datamodule import VideoDataModule
+from timeviper.errors import ConfigError, Problem
+from timeviper.module import ViperModule
+from timeviper.recipe import dump, load_recipe
+from timeviper.tokenizer import Tokenizer
+
+log = logging.getLogger("timeviper")
+
+# Settings that may change when a run continues: they touch neither the numbers nor the data order.
+_MAY_CHANGE = (
+    "about",
+    "out",
+    "eval",
+    "log",
+    "callbacks",
+    "data.workers",
+    "data.prefetch",
+    "data.val",
+    "data.max_skipped",
+    "train.validate_every",
+    "train.validate_samples",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "parallel",
+    "model.kernel",
+)
+
+
+def ranks() -> tuple[int, int]:
+    """(ranks a node, nodes) as torchrun tells its processes; (1, 1) without it."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return local, int(os.environ.get("WORLD_SIZE", 1)) // local
+
+
+def train(recipe: Recipe, *, command: str = "the same command") -> bool:
+    """Run or continue a stage; True when it has reached its last step, False when it was asked to stop.
+
+    `command` is what continues the run, for messages.
+    Raises ConfigError or ValueError with what to do; what is on disk stays valid whatever happens.
+    """
+    run = Path(recipe.run_dir)
+    if _finished(run, recipe):
+        print(f"{recipe.name}: finished already, nothing to do ({run}/export)")
+        return True
+    local, nodes = ranks()
+    if recipe.data.packs_per_step % (local * nodes):
+        problem = Problem(
+            "data.packs_per_step",
+            recipe.data.packs_per_step,
+            f"must be a multiple of the {local * nodes} ranks, so that all have as many packs a step.",
+        )
+        raise ConfigError(recipe.name, [problem])
+    check_previous_stage(recipe)
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint:
+        _check_same_recipe(run, recipe)
+    tokenizer = Tokenizer.load(recipe.model.tokenizer)
+    _check_vocabulary(recipe, tokenizer)
+    data = VideoDataModule(recipe, tokenizer)
+    run.mkdir(parents=True, exist_ok=True)
+    dump(recipe, run / CONFIG)
+
+    pl.seed_everything(recipe.seed, verbose=False)
+    types = sorted({c.type for s in data.val_sources.values() for c in s.conversations()})
+    module = ViperModule(recipe, types)
+    checkpoints = Checkpoints(
+        run / "checkpoints", recipe.train.checkpoint_every, recipe.train.keep_checkpoints, command
+    )
+    start = step_of(checkpoint) if checkpoint else 0
+    trainer = build_trainer(recipe, run, tokenizer, checkpoints, start)
+    if checkpoint and trainer.is_global_zero:
+        print(f"{recipe.name}: continuing from {checkpoint.name}")
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+    return not checkpoints.stopped
+
+
+def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: Checkpoints, start: int) -> pl.Trainer:
+    """The Trainer of every stage; sharding and precision are `parallel.py`'s, not its."""
+    local, nodes = ranks()
+    throughput = Throughput(recipe.log.every)
+    validates = bool(recipe.data.val)
+    gpu = torch.cuda.is_available()
+    return pl.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=local,
+        num_nodes=nodes,
+        strategy=ModelParallelStrategy(
+            data_parallel_size=local * nodes,
+            tensor_parallel_size=1,
+            process_group_backend=None if gpu else "gloo",
+        ),
+        precision="32-true",
+        max_steps=recipe.train.steps,
+        max_epochs=-1,
+        val_check_interval=(recipe.train.validate_every or recipe.train.steps) if validates else None,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if validates else 0,
+        log_every_n_steps=recipe.log.every,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,  # callbacks/checkpoints.py does it, atomically
+        enable_progress_bar=False,  # callbacks/progress.py
+        enable_model_summary=False,
+        logger=_loggers(recipe, run, start),
+        callbacks=[
+            Guard(),
+            Curriculum(recipe),
+            Ledger(recipe.data.max_skipped),
+            throughput,
+            Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),
+            checkpoints,
+            Export(run / "export", recipe, tokenizer),
+        ],
+    )
+
+
+def _loggers(recipe: Recipe, run: Path, start: int) -> list[Logger]:
+    loggers: list[Logger] = []
+    if recipe.log.tensorboard:
+        loggers.append(TensorBoardLogger(run, name="logs", version=""))
+    if recipe.log.csv:  # one file a start: the logger clears an existing one
+        loggers.append(CSVLogger(run, name="logs", version=f"from-step-{start}"))
+    return loggers
+
+
+def _finished(run: Path, recipe: Recipe) -> bool:
+    """Whether the stage has been exported, with these settings. Other settings are an error: nothing is overwritten."""
+    export = run / "export"
+    if not is_export(export) or read_lineage(export)["step"] < recipe.train.steps:
+        return False
+    _check_same_recipe(export, recipe)
+    return True
+
+
+def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse to continue, or to count as finished, a run of other settings."""
+    before = load_recipe(folder / CONFIG)
+    if changed := differences(_fixed(recipe), _fixed(before), ""):
+        listed = "\n        ".join(d.removeprefix(".") for d in changed)
+        problem = Problem(
+            "out",
+            recipe.run_dir,
+            f"This folder holds a run with other settings:\n        {listed}\n"
+            "      Give these settings a folder of their own (out=runs/...), or remove this one.",
+        )
+        raise ConfigError(recipe.name, [problem])
+
+
+def _fixed(recipe: Recipe) -> dict:
+    """A recipe as nested dicts, without what may change."""
+    data = dataclasses.asdict(recipe)
+    for key in _MAY_CHANGE:
+        *path, last = key.split(".")
+        section = data
+        for name in path:
+            section = section[name]
+        section.pop(last)
+    return data
+
+
+def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > recipe.model.decoder.vocab_size:
+        problem = Problem(
+            "model.decoder.vocab_size",
+            recipe.model.decoder.vocab_size,
+            f"is smaller than the tokenizer's {tokenizer.vocab_size} tokens; set it to that or more.",
+        )
+        raise ConfigError(recipe.name, [problem])
