@@ -63,11 +63,7 @@ def dotlist_layers(overrides: Sequence[str], problems: list[Problem]) -> Iterato
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key or key.startswith("-"):
-            wish = (
-                override.lstrip("-")
-                if equals and key
-                else f"{override.lstrip('-').strip('=') or 'key'}=VALUE"
-            )
+            wish = override.lstrip("-") if equals and key else f"{override.lstrip('-').strip('=') or 'key'}=VALUE"
             problems.append(Problem(override, "", f"an override is key=value: write {wish}", "command line"))
             continue
         try:
@@ -116,11 +112,10 @@ def _read(path: Path) -> Layer:
 
 def _similar(path: Path) -> str:
     names = sorted(other.name for other in path.parent.glob("*.yaml"))
-    if near := get_close_matches(path.name, names, n=1, cutoff=0.4):
+    begins = [name for name in names if name.startswith(path.stem)]
+    if near := begins or get_close_matches(path.name, names, n=1, cutoff=0.4):
         return f"; did you mean {path.with_name(near[0])}?"
-    return (
-        f"; {path.parent}/ has {', '.join(names)}" if names else "; see recipes/README.md for those there are"
-    )
+    return f"; {path.parent}/ has {', '.join(names)}" if names else "; see recipes/README.md for those there are"
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:

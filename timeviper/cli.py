@@ -1,0 +1,222 @@
+"""`timeviper <verb>`: what a person types. A verb imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from timeviper.errors import ConfigError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+# `--steps=3` must reach the recipe loader, whose message says how an override is written.
+OVERRIDES = {**HELP, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+    help="Train, evaluate and question TimeViper, a hybrid Mamba-2 / attention model for hour-long video.\n\n"
+    "A recipe is a YAML file; key=value after it overrides a setting. --debug shows where an error comes from.",
+)
+shards = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Make and inspect shards of data.")
+app.add_typer(shards, name="shards")
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny/stage2_instruct.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe, such as optim.lr=1e-4."),
+]
+
+
+@app.command(context_settings=OVERRIDES)
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Run a stage, or continue it where it stopped."""
+    from timeviper.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    from timeviper.train import train as run
+
+    world, nodes = _launch()
+    if not run(checked, world=world, nodes=nodes, command=_again()):
+        raise typer.Exit(130)
+
+
+@app.command("eval", context_settings=OVERRIDES)
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/tiny/stage2_instruct.")],
+    overrides: Overrides = None,
+    again: Annotated[bool, typer.Option("--again", help="Answer again, though eval.json is there.")] = False,
+) -> None:
+    """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json."""
+    from timeviper import evaluate
+
+    if not again and (report := evaluate.read_report(run, overrides or [])):
+        evaluate.print_table(report)
+    else:
+        evaluate.evaluate(run, overrides or [])
+
+
+@app.command(context_settings=OVERRIDES)
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask about the video.")],
+    run: Annotated[Path, typer.Option(help="A run folder or an export.")],
+    video: Annotated[Path, typer.Option(help="Any video or image file that PyAV opens.")],
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with times and kept tokens.")] = False,
+) -> None:
+    """Ask a trained model about one video file."""
+    from json import dumps
+
+    from timeviper.ask import ask as answer
+
+    report = answer(run, video, question, overrides or [], stream=not json)
+    if json:
+        print(dumps(report, ensure_ascii=False, indent=2))
+
+
+@app.command(context_settings=OVERRIDES)
+def explain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print every setting with its value, where it was written, and what it means."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from timeviper.errors import show
+    from timeviper.recipe import explain as rows_of
+
+    table = Table("setting", "value", "from", "meaning", title=str(recipe), pad_edge=False)
+    for row in rows_of(recipe, overrides or []):
+        style = "dim" if row.origin == "default" else ""
+        table.add_row(*(Text(cell, style) for cell in (row.key, show(row.value), row.origin, row.doc)))
+    # A file or a pipe has no width of its own: wide enough that nothing is cut.
+    console = Console() if sys.stdout.isatty() else Console(width=250)
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Print what this machine has, and which implementation each operation will use and why."""
+    from timeviper.doctor import doctor as examine
+
+    examine()
+
+
+@app.command(context_settings=OVERRIDES)
+def preview(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps to show.")] = 3,
+    ranks: Annotated[int, typer.Option(help="Ranks to deal the packs to.")] = 1,
+) -> None:
+    """Print what each rank will read in the first steps, from the shard indexes alone."""
+    from timeviper.preview import preview as show_plan
+    from timeviper.recipe import load_recipe
+
+    show_plan(load_recipe(recipe, overrides or []), steps, ranks)
+
+
+@shards.command("world")
+def shards_world(
+    out: Annotated[Path, typer.Argument(help="Folder for the shards.")] = Path("data/world"),
+    scale: Annotated[str, typer.Option(help="How much: small (a smoke test) or default.")] = "default",
+    workers: Annotated[int, typer.Option(help="Processes that draw and encode; 0: one a core.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
+) -> None:
+    """Draw the default data: a procedural video world with captions and questions."""
+    from timeviper.datamodules.world import build_world
+
+    build_world(out, scale, workers or os.cpu_count() or 1, seed)
+
+
+@shards.command("write")
+def shards_write(
+    source: Annotated[
+        Path, typer.Argument(help="A JSONL file, or a folder of media each with .json or .txt beside it.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    samples_per_shard: Annotated[int, typer.Option(help="Samples in one tar.")] = 256,
+) -> None:
+    """Turn your own videos and their conversations into shards (format: docs/your-data.md)."""
+    from timeviper.datamodules.manifest import read_manifest
+    from timeviper.datamodules.shards import write_shards
+
+    samples = read_manifest(source)
+    written = write_shards(samples, out, samples_per_shard, progress=lambda n: _progress(f"{n}/{len(samples)} samples"))
+    print(f"\n{len(samples)} samples in {len(written)} shards: {out}")
+    print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}")
+
+
+@shards.command("index")
+def shards_index(
+    folder: Annotated[Path, typer.Argument(help="Folder of .tar shards.")],
+) -> None:
+    """Index shards that were made elsewhere (any WebDataset tars)."""
+    from timeviper.datamodules.shards import index_shards
+
+    written = index_shards(folder, progress=lambda name: _progress(str(name)))
+    print(f"\n{len(written)} indexes in {folder}")
+
+
+@shards.command("check")
+def shards_check(
+    folder: Annotated[Path, typer.Argument(help="Folder of .tar shards.")],
+) -> None:
+    """Read every sample and name the bad ones; exit code 1 if there are any."""
+    from timeviper.datamodules.shards import check_shards
+
+    report = check_shards(folder)
+    for problem in report.problems:
+        print(f"{problem.shard}  {problem.key or '-'}  {problem.kind}: {problem.detail}")
+    print(f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _progress(text: str) -> None:
+    print(f"\r{text}", end="", flush=True)
+
+
+def _launch() -> tuple[int, int]:
+    """Ranks on this node and nodes, as torchrun or Slurm started them; without either, 1 and 1."""
+    env = os.environ
+    if "LOCAL_WORLD_SIZE" in env:
+        local = int(env["LOCAL_WORLD_SIZE"])
+        return local, int(env["WORLD_SIZE"]) // local
+    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(env.get("SLURM_NNODES", "1"))
+        return int(env["SLURM_NTASKS"]) // nodes, nodes
+    return 1, 1
+
+
+def _again() -> str:
+    """The command line that repeats this one."""
+    program = "timeviper" if shutil.which("timeviper") == sys.argv[0] else os.path.relpath(sys.argv[0])
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: an error that a person can mend is one message and an exit code, without a traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [arg for arg in sys.argv if arg != "--debug"]
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        if type(error) is ValueError:  # perhaps not meant for people: our own errors are subclasses
+            print("(add --debug to see where this comes from)", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    main()
