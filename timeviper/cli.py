@@ -16,6 +16,7 @@ from timeviper.errors import ConfigError
 HELP = {"help_option_names": ["-h", "--help"]}
 # `--steps=3` must reach the recipe loader, whose message says how an override is written.
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
+STOPPED = 130  # asked to stop before the last step: what waits for the stage (make) must not go on
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,9 +46,8 @@ def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
     checked = load_recipe(recipe, overrides or [])
     from timeviper.train import train as run
 
-    world, nodes = _launch()
-    if not run(checked, world=world, nodes=nodes, command=_again()):
-        raise typer.Exit(130)
+    if not run(checked, command=_again()):
+        raise typer.Exit(STOPPED)
 
 
 @app.command("eval", context_settings=OVERRIDES)
@@ -183,18 +183,6 @@ def shards_check(
 
 def _progress(text: str) -> None:
     print(f"\r{text}", end="", flush=True)
-
-
-def _launch() -> tuple[int, int]:
-    """Ranks on this node and nodes, as torchrun or Slurm started them; without either, 1 and 1."""
-    env = os.environ
-    if "LOCAL_WORLD_SIZE" in env:
-        local = int(env["LOCAL_WORLD_SIZE"])
-        return local, int(env["WORLD_SIZE"]) // local
-    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        nodes = int(env.get("SLURM_NNODES", "1"))
-        return int(env["SLURM_NTASKS"]) // nodes, nodes
-    return 1, 1
 
 
 def _again() -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from timeviper.checkpoint import load_export, read_lineage
+from timeviper.checkpoint import LINEAGE, is_export, load_export, read_lineage
 from timeviper.config import Recipe
 from timeviper.datamodules.datamodule import PlanSampler, cost_model, load_sources, make_loader, pack_format
 from timeviper.datamodules.plan import held_out
@@ -105,11 +105,28 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = Fa
     report["skipped"] = evaluation.skipped
     report["checkpoint"] = f"{export}@{read_lineage(export)['step']}"
     report["recipe"] = recipe.name
-    folder = export.parent if export.name == "export" else export
+    report["overrides"] = list(overrides)
+    folder = _folder(export)
     (folder / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "answers.jsonl").write_text("".join(json.dumps(vars(a)) + "\n" for a in ours))
     print_table(report)
     return report
+
+
+def read_report(run: str | Path, overrides: Sequence[str] = ()) -> dict | None:
+    """The `eval.json` of exactly this export and these overrides; None if there is none."""
+    export = find_export(run)
+    path = _folder(export) / "eval.json"
+    if not path.is_file() or not is_export(export):
+        return None
+    report = json.loads(path.read_text())
+    fresh = path.stat().st_mtime >= (export / LINEAGE).stat().st_mtime
+    return report if fresh and report.get("overrides") == list(overrides) else None
+
+
+def _folder(export: Path) -> Path:
+    """Where the report of an export goes."""
+    return export.parent if export.name == "export" else export
 
 
 def print_table(report: dict) -> None:
