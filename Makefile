@@ -1,0 +1,147 @@
+# `make` lists the targets. Everything runs in .venv, which `make setup` (and any other target) creates.
+
+# SIZE    recipes of this size: tiny or nano9b
+# RECIPE  a recipe file, in place of the stage's own
+# ARGS    overrides of the stage that is named, such as ARGS="optim.lr=1e-4 train.steps=200"
+# DATA    your data: for `shards` a .jsonl or a folder of media; for training a folder of shards, as one more source
+# OUT     folder that holds data/ and runs/
+# NPROC   processes on this node, one a GPU; NNODES nodes, each with the same command and HEAD=host:port of one
+# SCALE   size of the default data: default or small
+# RUN, VIDEO, Q  for `ask` and `eval`
+SIZE ?= tiny
+RECIPE ?=
+ARGS ?=
+DATA ?=
+OUT ?= .
+NPROC ?= 1
+NNODES ?= 1
+HEAD ?= localhost:29400
+SCALE ?= default
+RUN ?= runs/$(SIZE)/stage2_instruct
+VIDEO ?=
+Q ?= Describe the video.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+READY := .venv/.ready
+# Paths in recipes are relative to where a run starts, so a run in OUT starts there.
+here = $(if $(filter-out .,$(OUT)),$(abspath $(1)),$(1))
+IN_OUT := $(if $(filter-out .,$(OUT)),mkdir -p $(OUT) && cd $(OUT) && )
+TIMEVIPER := $(call here,.venv/bin/timeviper)
+SINGLE := $(filter 1,$(NPROC))$(filter 1,$(NNODES))
+RENDEZVOUS := $(if $(filter 1,$(NNODES)),--standalone,--rdzv-backend c10d --rdzv-endpoint $(HEAD))
+TORCHRUN := $(call here,.venv/bin/torchrun) --nnodes $(NNODES) --nproc-per-node $(NPROC) $(RENDEZVOUS) --no-python
+LAUNCH := $(if $(filter 11,$(SINGLE)),,$(TORCHRUN) )$(TIMEVIPER)
+
+WORLD := $(OUT)/data/world/.complete
+recipe = recipes/$(SIZE)/$(1).yaml
+export = $(OUT)/runs/$(SIZE)/$(1)/export/lineage.json
+MINE := $(if $(DATA),data.sources.mine.shards=$(abspath $(DATA)))
+# A stage as the command line asks for it; then the table of held-out answers.
+train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
+table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
+
+.PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
+        eval ask shards doctor explain preview clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  SIZE=tiny|nano9b  RECIPE=file.yaml  DATA=folder  ARGS="key=value"  NPROC=8  NNODES=2  OUT=folder'
+
+setup: $(READY) ## create .venv with everything that is needed (once)
+
+# CPython 3.11 or later; the first that runs.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no CPython 3.11 or later on the PATH; set PYTHON=/path/to/python3"; exit 1; }
+	@echo "setting up .venv with $(PYTHON); this takes a few minutes the first time"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --upgrade pip
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+check: $(READY) ## format, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+test: $(READY) ## the tests, a few minutes on two cores
+	.venv/bin/pytest -q -m "not slow"
+
+test-slow: $(READY) ## the proofs that take long
+	.venv/bin/pytest -q -m slow
+
+smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world in build/smoke
+	rm -rf build/smoke
+	$(MAKE) OUT=build/smoke SCALE=small $(call world,build/smoke)
+	@for stage in stage0_tower stage1_align stage2_instruct stage3_long; do \
+	  $(MAKE) OUT=build/smoke RECIPE=recipes/tiny/$$stage.yaml ARGS="$(FEW)" train; \
+	done
+	$(MAKE) OUT=build/smoke RUN=runs/tiny/stage2_instruct ARGS="eval.samples=16 eval.max_new_tokens=8" eval
+	.venv/bin/python -c "from timeviper.datamodules.world import example; example('build/smoke/example.mp4')"
+	$(MAKE) OUT=build/smoke VIDEO=build/smoke/example.mp4 Q="What colour is the circle?" ask
+
+train: $(READY) ## any recipe: make train RECIPE=recipes/experiments/no_transfer.yaml
+	@test -n "$(RECIPE)" || { echo "error: name one: make train RECIPE=recipes/experiments/no_transfer.yaml"; exit 1; }
+	$(train)
+
+train-stage0: $(READY) $(WORLD) ## the small vision tower (tiny only: nano9b starts from SigLIP)
+	$(call train,stage0_tower)
+
+train-stage1: $(READY) ## alignment: captions of images and short clips
+	$(call train,stage1_align)
+	$(call table,stage1_align)
+
+train-stage2: $(READY) ## instruction tuning with TransV, and all that it needs before; ends with the held-out table
+	$(call train,stage2_instruct)
+	$(call table,stage2_instruct)
+
+train-stage3: $(READY) ## long videos with a frame curriculum, and all that it needs before
+	$(call train,stage3_long)
+	$(call table,stage3_long)
+
+# The tiny recipes stand on each other and on the default data, which are made when they are missing.
+# The published ones need weights and data that only you can bring: the stage says which.
+ifeq ($(SIZE),tiny)
+train-stage1: | $(WORLD) $(call export,stage0_tower)
+train-stage2: | $(WORLD) $(call export,stage1_align)
+train-stage3: | $(WORLD) $(call export,stage2_instruct)
+endif
+
+$(OUT)/runs/tiny/%/export/lineage.json: | $(READY) $(WORLD)
+	$(IN_OUT)$(LAUNCH) train $(call here,recipes/tiny/$*.yaml)
+$(call export,stage1_align): | $(call export,stage0_tower)
+$(call export,stage2_instruct): | $(call export,stage1_align)
+
+$(WORLD): | $(READY)
+	$(IN_OUT)$(TIMEVIPER) shards world data/world --scale $(SCALE)
+	@touch $@
+
+eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines
+	$(IN_OUT)$(TIMEVIPER) eval $(RUN) $(ARGS)
+
+ask: $(READY) ## a question about a file: make ask VIDEO=clip.mp4 Q="What happens?" RUN=runs/tiny/stage2_instruct
+	@test -n "$(VIDEO)" || { echo 'error: name a file: make ask VIDEO=clip.mp4 Q="What happens?"'; exit 1; }
+	$(IN_OUT)$(TIMEVIPER) ask --run $(RUN) --video $(call here,$(VIDEO)) "$(Q)" $(ARGS)
+
+shards: $(READY) ## the default data; with DATA=clips.jsonl (or a folder of media) your own, into data/mine
+	$(if $(DATA),$(TIMEVIPER) shards write $(DATA) $(OUT)/data/mine,@$(MAKE) $(WORLD))
+
+doctor: $(READY) ## what this machine has, and which kernel each operation will use
+	$(TIMEVIPER) doctor
+
+explain: $(READY) ## every setting of RECIPE with its value, origin and meaning
+	@$(TIMEVIPER) explain $(or $(RECIPE),$(call recipe,stage2_instruct)) $(ARGS)
+
+preview: $(READY) ## what each rank will read in the first steps of RECIPE
+	@$(IN_OUT)$(TIMEVIPER) preview $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) $(ARGS)
+
+clean: ## remove caches and build files; data/ and runs/ stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
