@@ -139,9 +139,7 @@ class _Sample:
             known = self.index.members.get(name)
             if known is None or (known.offset, known.size) != (member.offset, member.size):
                 bad.append(
-                    self.problem(
-                        "index", f"{name} is not where the index says; delete the index and write it anew"
-                    )
+                    self.problem("index", f"{name} is not where the index says; delete the index and write it anew")
                 )
             elif slice_crc32(self.tar, member.offset, member.size) != known.crc32:
                 bad.append(self.problem("checksum", f"{name} is not what it was when the index was written"))
@@ -162,17 +160,9 @@ class _Sample:
         claimed = medium.get("duration") or probe.duration
         # A frame more or less is a matter of counting; beyond that the texts' times do not fit the frames.
         if abs(claimed - probe.duration) > max(0.02 * probe.duration, 1.5 / probe.fps):
-            return [
-                self.problem(
-                    "duration", f"{where}lasts {probe.duration:.2f} s, the json says {claimed:.2f} s"
-                )
-            ]
+            return [self.problem("duration", f"{where}lasts {probe.duration:.2f} s, the json says {claimed:.2f} s")]
         if medium.get("frames") not in (None, probe.frames):
-            return [
-                self.problem(
-                    "duration", f"{where}has {probe.frames} frames, the json says {medium['frames']}"
-                )
-            ]
+            return [self.problem("duration", f"{where}has {probe.frames} frames, the json says {medium['frames']}")]
         return []
 
 

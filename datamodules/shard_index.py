@@ -194,22 +194,10 @@ def load_index(where: str | Path) -> list[ShardIndex]:
     path = Path(where)
     if path.is_dir():
         names = {p for p in path.iterdir() if p.suffix == ".tar"}
-        names |= {
-            p.with_name(p.name.removesuffix(SUFFIX) + ".tar")
-            for p in path.iterdir()
-            if p.name.endswith(SUFFIX)
-        }
+        names |= {p.with_name(p.name.removesuffix(SUFFIX) + ".tar") for p in path.iterdir() if p.name.endswith(SUFFIX)}
     else:
         names = {Path(p) for p in glob(str(where)) if p.endswith(".tar")}
     if not names:
-        state = (
-            "has no .tar shards"
-            if path.is_dir()
-            else "does not exist"
-            if not path.exists()
-            else "is not a .tar"
-        )
-        raise ValueError(
-            f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'"
-        )
+        state = "has no .tar shards" if path.is_dir() else "does not exist" if not path.exists() else "is not a .tar"
+        raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")
     return [read_index(tar) for tar in sorted(names)]

@@ -103,9 +103,7 @@ def _messages(messages: Any, where: str) -> None:
             raise SchemaError(f"{where}[{i}].content must be text that is not empty, got {content!r}")
     spoken = [m["role"] for m in messages if m["role"] != "system"]
     if spoken != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
-        raise SchemaError(
-            f"{where} must alternate user, assistant, and end so, got {', '.join(spoken) or 'none'}"
-        )
+        raise SchemaError(f"{where} must alternate user, assistant, and end so, got {', '.join(spoken) or 'none'}")
 
 
 def _placeholders(messages: list[dict[str, str]], media: list[dict[str, Any]], where: str) -> None:
@@ -135,9 +133,7 @@ def _segments(segments: Any, duration: float) -> None:
             raise SchemaError(f"segments[{i}] must have start, end and text")
         start, end = segment.get("start"), segment.get("end")
         if not (_is_number(start) and _is_number(end) and 0 <= start < end):
-            raise SchemaError(
-                f"segments[{i}] runs from {start!r} to {end!r}; needs 0 <= start < end, in seconds"
-            )
+            raise SchemaError(f"segments[{i}] runs from {start!r} to {end!r}; needs 0 <= start < end, in seconds")
         if duration and end > duration + 0.5:
             raise SchemaError(f"segments[{i}] ends at {end} s, but the media last {duration} s")
 

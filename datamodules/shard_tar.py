@@ -86,15 +86,13 @@ class SliceFile(io.RawIOBase):
 
 
 def read_member(path: str | Path, offset: int, size: int, crc32: int | None = None) -> bytes:
-    """A member's bytes. OSError if the file ends before them, ValueError if `crc32` is given and is not theirs."""
+    """A member's bytes. OSError if the file ends before them, ValueError if `crc32` is not theirs."""
     with SliceFile(path, offset, size) as file:
         data = file.read(size)
     if len(data) != size:
         raise OSError(f"{path} ends {size - len(data)} bytes before the end of the member at {offset}")
     if crc32 is not None and zlib.crc32(data) != crc32:
-        raise ValueError(
-            f"{path}: the {size} bytes at {offset} are damaged (wrong checksum); copy the shard again"
-        )
+        raise ValueError(f"{path}: the {size} bytes at {offset} are damaged (wrong checksum); copy the shard again")
     return data
 
 
@@ -140,9 +138,7 @@ def _check_end(path: Path, end: int) -> None:
     """After the last member there must be two blocks of zeros, and nothing but zeros."""
     size = path.stat().st_size
     if size < end:
-        raise ShardError(
-            path, f"cut off: {size} bytes, but the last member reaches to {end}; copy the shard again"
-        )
+        raise ShardError(path, f"cut off: {size} bytes, but the last member reaches to {end}; copy the shard again")
     with SliceFile(path, end, size - end) as tail:
         left = 0
         while chunk := tail.read(CHUNK):
@@ -153,9 +149,7 @@ def _check_end(path: Path, end: int) -> None:
                 )
             left += len(chunk)
     if left < 2 * BLOCK:
-        raise ShardError(
-            path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again"
-        )
+        raise ShardError(path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again")
 
 
 def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Member]] | ShardError]:
@@ -173,9 +167,7 @@ def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Me
             detail = "its files do not follow each other, or the key is used twice"
             yield ShardError(path, detail, key, "key")
         elif len(fields) < len(run):
-            yield ShardError(
-                path, "a file is there twice; the key is used twice or has a dot in it", key, "key"
-            )
+            yield ShardError(path, "a file is there twice; the key is used twice or has a dot in it", key, "key")
         elif "json" not in fields:
             yield ShardError(path, f"has {', '.join(sorted(fields))} but no json", key, "incomplete")
         else:

@@ -21,6 +21,7 @@ from timeviper.datamodules.shard_index import (
     Conversation,
     SampleRecord,
     ShardIndex,
+    index_path,
     index_shard,
     index_shards,
     load_index,
@@ -41,6 +42,7 @@ __all__ = [
     "Slice",
     "SliceFile",
     "check_shards",
+    "index_path",
     "index_shards",
     "load_index",
     "parse_record",
@@ -118,9 +120,7 @@ def _kept(path: Path, keys: list[str]) -> ShardIndex:
 def _encoded(path: Path, sample: Sample) -> Iterator[tuple[str, str | bytes]]:
     key = sample["__key__"]
     if not key or "." in key or key.startswith("/") or ".." in key.split("/"):
-        raise ShardError(
-            path, "a key must not be empty, have a dot in it or leave the folder; rename it", key, "key"
-        )
+        raise ShardError(path, "a key must not be empty, have a dot in it or leave the folder; rename it", key, "key")
     yield "__key__", key
     for field, value in sample.items():
         if field == "json":

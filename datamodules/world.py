@@ -1,0 +1,247 @@
+"""The default data: a seeded procedural video world, encoded to H.264 in WebDataset shards.
+
+    python -m timeviper.datamodules.world OUT [--scale 0.1] [--workers 2] [--seed 0]
+
+writes OUT/train/<source> and OUT/val/<source> for the sources images, clips, videos and long. What happens is in
+`world_scene.py`, how it looks in `world_render.py`, what is said about it in `world_questions.py`.
+Held-out data have other seeds, and half of their samples show a colour-shape pair that training never shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from timeviper.datamodules.shards import index_path, write_shard
+from timeviper.datamodules.world_questions import (
+    QUESTIONS,
+    clip_questions,
+    image_questions,
+    needle_questions,
+    sentence,
+    video_questions,
+)
+from timeviper.datamodules.world_render import GOP_SECONDS, draw, encode_image, encode_video
+from timeviper.datamodules.world_scene import Scene, draw_image, draw_video, held_out_pairs
+
+__all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_pairs", "world_text"]
+
+VERSION = 1  # of what the same seed draws
+SCALES = {"small": 0.02, "default": 1.0}  # named amounts: a smoke test, a training
+
+
+@dataclass(frozen=True)
+class WorldSource:
+    """A set of samples of one sort; its shards are OUT/<folder>/<prefix>-00000.tar, ..."""
+
+    folder: str
+    kind: str  # image | clip | video | long
+    samples: int
+    per_shard: int
+    prefix: str = "shard"
+    seconds: tuple[float, float] = (0.0, 0.0)  # shortest and longest video
+    lasting: tuple[float, float] = (2.0, 4.0)  # shortest and longest event
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder}/{self.prefix}"
+
+    @property
+    def train(self) -> bool:
+        return self.folder.startswith("train/")
+
+
+SOURCES = (
+    WorldSource("train/images", "image", 6000, 1000),
+    WorldSource("val/images", "image", 100, 100),
+    WorldSource("train/clips", "clip", 3000, 500, seconds=(2, 4)),
+    WorldSource("val/clips", "clip", 100, 100, seconds=(2, 4)),
+    # From 8 s on, four events fit: so the length of a video, which prompts tell, does not tell the count.
+    WorldSource("train/videos", "video", 4000, 250, seconds=(8, 12)),
+    WorldSource("val/videos", "video", 160, 80, seconds=(8, 12)),
+    # A needle covers at least 3 frames at one frame a second. The prefix tells the longest duration, so that
+    # a curriculum can name its part of the folder: train/long/d032-*.tar.
+    WorldSource("train/long", "long", 300, 100, "d032", seconds=(24, 32), lasting=(3, 5)),
+    WorldSource("train/long", "long", 200, 50, "d128", seconds=(96, 128), lasting=(3, 6)),
+    WorldSource("train/long", "long", 200, 25, "d512", seconds=(384, 512), lasting=(4, 8)),
+    WorldSource("val/long", "long", 60, 30, "d512", seconds=(512, 512), lasting=(4, 8)),
+)
+
+
+def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[dict[str, Any]]]:
+    """The scene and the conversations of one sample: a function of the three arguments alone."""
+    rng = np.random.default_rng((seed, zlib.crc32(source.name.encode()), number))
+    held_out = False if source.train else number % 2 == 0
+    match source.kind:
+        case "image":
+            scene = draw_image(rng, 1 + int(rng.choice(3, p=(0.5, 0.3, 0.2))), held_out)
+            return scene, image_questions(scene, rng)
+        case "clip":
+            scene = draw_video(rng, _seconds(rng, source, 0.5), 4.0, 1, held_out)
+            return scene, clip_questions(scene, rng)
+        case "video":
+            types, objects = _video_plan(rng, source, number)
+            scene = draw_video(rng, _seconds(rng, source, 0.5), 4.0, objects, held_out)
+            return scene, video_questions(scene, rng, types)
+        case _:
+            objects = 1 + int(rng.choice(3, p=(0.7, 0.2, 0.1)))
+            lasting, duration = source.lasting, _seconds(rng, source, 1.0)
+            scene = draw_video(rng, duration, 2.0, objects, held_out, lasting, step=1.0)
+            return scene, needle_questions(scene, rng)
+
+
+def _seconds(rng: Generator, source: WorldSource, step: float) -> float:
+    low, high = (round(s / step) for s in source.seconds)
+    return float(rng.integers(low, high + 1) * step)
+
+
+def _video_plan(rng: Generator, source: WorldSource, number: int) -> tuple[tuple[str, ...], int]:
+    """Question types and number of objects. Training asks everything; held-out videos take turns with two
+    halves of the types, so that each type is asked equally often although one object alone has no order."""
+    if source.train:
+        return tuple(QUESTIONS), 1 + int(rng.integers(4))
+    turn = number // 2  # both halves then have as many held-out pairs
+    if turn % 2:
+        return ("direction", "order", "when"), 2 + turn // 2 % 3
+    return ("caption", "colour", "shape", "count"), 1 + turn // 2 % 4
+
+
+def sample(source: WorldSource, seed: int, number: int) -> dict[str, Any]:
+    """One sample as `write_shard` takes it."""
+    scene, conversations = describe(source, seed, number)
+    record: dict[str, Any] = {"media": [], "conversations": conversations, "source": "world", "seed": [seed, number]}
+    if source.kind == "image":
+        media = {"jpg": encode_image(next(draw(scene))[0])}
+        record["media"].append({"type": "image", "member": "jpg"})
+    else:
+        media = {"mp4": encode_video(scene)}
+        length = {"duration": scene.duration, "fps": scene.fps, "frames": scene.frames}
+        record["media"].append({"type": "video", "member": "mp4", **length, "keyframe_spacing": GOP_SECONDS})
+        record["segments"] = [{"start": e.start, "end": e.end, "text": sentence(e)} for e in scene.events]
+    key = f"{source.folder.replace('/', '-')}-{source.prefix}-{number:06d}"
+    return {"__key__": key, "json": record, **media}
+
+
+def world_text(seed: int = 0) -> Iterator[str]:
+    """Questions and answers of the training samples without end, one a line: what a tokenizer learns from."""
+    train = [source for source in SOURCES if source.train]
+    for number in count():
+        for source in train:
+            for conversation in describe(source, seed, number)[1]:
+                for message in conversation["messages"]:
+                    yield message["content"].split("\n")[-1]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to write; plain data, so that it travels to another process."""
+
+    path: Path
+    source: WorldSource
+    seed: int
+    first: int
+    stop: int
+
+    def run(self) -> int:
+        if not (self.path.exists() and index_path(self.path).exists()):
+            write_shard(self.path, [sample(self.source, self.seed, i) for i in range(self.first, self.stop)])
+        return self.stop - self.first
+
+
+def build_world(
+    out: str | Path,
+    scale: float | str = "default",
+    workers: int = 2,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write all sources below `out`, or what is missing of them; `progress` gets samples done and in all.
+
+    `scale` multiplies the numbers of samples, or is one of SCALES. ValueError if `out` has another world.
+    """
+    folder, scale = Path(out), _amount(scale)
+    _check_manifest(folder, {"version": VERSION, "seed": seed, "scale": scale})
+    jobs = [job for source in SOURCES for job in _jobs(folder, source, scale, seed)]
+    total, done = sum(job.stop - job.first for job in jobs), 0
+    jobs.sort(key=lambda job: -(job.stop - job.first) * (1 + job.source.seconds[1]))  # the longest first
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(max(1, workers), mp_context=context) as pool:
+        futures = [pool.submit(job.run) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                done += future.result()
+                if progress:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _amount(scale: float | str) -> float:
+    try:
+        amount = SCALES[scale] if scale in SCALES else float(scale)
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise ValueError(f"scale {scale!r} must be a number above 0 or one of {', '.join(SCALES)}")
+    return amount
+
+
+def _jobs(folder: Path, source: WorldSource, scale: float, seed: int) -> Iterator[_Job]:
+    samples = max(4, round(source.samples * scale))
+    for shard, first in enumerate(range(0, samples, source.per_shard)):
+        path = folder / source.folder / f"{source.prefix}-{shard:05d}.tar"
+        yield _Job(path, source, seed, first, min(samples, first + source.per_shard))
+
+
+def _check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
+    """Note what is being built; an interrupted run may only be continued with the same numbers."""
+    wanted["sources"] = json.loads(json.dumps([asdict(source) for source in SOURCES]))
+    path = folder / "world.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        differ = [name for name in wanted if found.get(name) != wanted[name]]
+        if differ:
+            raise ValueError(
+                f"{folder} holds another world: its {', '.join(differ)} differ from what is asked for "
+                f"(seed {found.get('seed')}, scale {found.get('scale')} there); delete it or choose another folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="world", description="Build the procedural video world.")
+    parser.add_argument("out")
+    parser.add_argument("--scale", default="default", help="multiplies the numbers of samples; or small, default")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    def show(done: int, total: int) -> None:
+        print(f"\rworld: {done}/{total} samples", end="", flush=True)
+
+    try:
+        build_world(args.out, args.scale, args.workers, args.seed, show)
+    except (ValueError, OSError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Captions, questions and exact answers about a scene, in a small and regular English.
+
+Every answer is computed from the list of events. What a question says (its words, how long the video is)
+tells nothing about the answer, so that a model without eyes stays at the share of the most frequent answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from numpy.random import Generator
+
+from timeviper.datamodules.world_scene import Event, Scene
+
+NUMBERS = ("one", "two", "three", "four")
+
+# Several ways to ask, drawn by seed. {} is what the question is about.
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "caption_image": ("Describe the image.", "What is in the image?", "Write a caption for the image."),
+    "caption": ("Describe the video.", "What happens in the video?", "Write a caption for the video."),
+    "colour": ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}."),
+    "shape": (
+        "What shape is the {} object?",
+        "Which shape does the {} object have?",
+        "Name the shape of the {} object.",
+    ),
+    "direction": ("Which way does the {} move?", "In which direction does the {} move?", "Where does the {} move?"),
+    "first": ("What appears first?", "Which object appears first?", "Name the first object."),
+    "last": ("What appears last?", "Which object appears last?", "Name the last object."),
+    "after": (
+        "What appears after the {}?",
+        "Which object appears right after the {}?",
+        "Name the object after the {}.",
+    ),
+    "before": (
+        "What appears before the {}?",
+        "Which object appears right before the {}?",
+        "Name the object before the {}.",
+    ),
+    "count": ("How many objects appear?", "How many objects are in the video?", "Count the objects."),
+    "when": (
+        "When is the {} visible?",
+        "From when to when is the {} visible?",
+        "At what time is the {} in the video?",
+    ),
+    "when_any": (
+        "When is an object visible?",
+        "From when to when is an object visible?",
+        "At what time is an object in the video?",
+    ),
+    "needle": ("What object appears?", "What appears in the video?", "Name the object that appears."),
+    "needle_colour": ("What colour is the object that appears?", "Which colour does the object have?"),
+    "needle_shape": ("What shape is the object that appears?", "Which shape does the object have?"),
+}
+
+
+def _ask(rng: Generator, kind: str, prompt: str, answer: str, about: str = "") -> dict[str, Any]:
+    """One conversation of a question and its answer."""
+    wordings = PROMPTS[prompt]
+    question = wordings[rng.integers(len(wordings))].format(about)
+    mark = "<image>" if prompt == "caption_image" else "<video>"
+    messages = [{"role": "user", "content": f"{mark}\n{question}"}, {"role": "assistant", "content": answer}]
+    return {"type": kind, "messages": messages}
+
+
+def _any(rng: Generator, events: tuple[Event, ...]) -> Event:
+    return events[rng.integers(len(events))]
+
+
+def span(event: Event) -> str:
+    """When an event is visible, in the one form that answers have."""
+    return f"from {event.start:.1f} to {event.end:.1f} seconds"
+
+
+def parse_span(text: str) -> tuple[float, float] | None:
+    """(start, end) of the first "from X to Y seconds" in a text, or None."""
+    found = re.search(r"from (\d+(?:\.\d+)?) to (\d+(?:\.\d+)?) seconds", text)
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def sentence(event: Event) -> str:
+    """What one object does: "a large red circle moves left"."""
+    return f"a {event.name} {'stays' if event.motion == 'stay' else f'moves {event.motion}'}"
+
+
+def image_caption(scene: Scene) -> str:
+    """ "a large red circle at the top left and a small blue ring at the bottom." """
+    parts = [f"a {e.name} at the {e.place}" for e in scene.events]
+    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] + "."
+
+
+def clip_caption(scene: Scene) -> str:
+    """ "a large red circle moves left from the top right." """
+    (event,) = scene.events
+    return f"{sentence(event)} {'at' if event.motion == 'stay' else 'from'} the {event.place}."
+
+
+def video_caption(scene: Scene) -> str:
+    """ "a large red circle moves left, then a small blue ring stays." """
+    return ", then ".join(sentence(e) for e in scene.events) + "."
+
+
+def _caption(scene: Scene, rng: Generator) -> dict[str, Any]:
+    return _ask(rng, "caption", "caption", video_caption(scene))
+
+
+def _colour(scene: Scene, rng: Generator) -> dict[str, Any]:
+    event = _any(rng, scene.events)
+    return _ask(rng, "colour", "colour", event.colour, event.shape)
+
+
+def _shape(scene: Scene, rng: Generator) -> dict[str, Any]:
+    event = _any(rng, scene.events)
+    return _ask(rng, "shape", "shape", event.shape, event.colour)
+
+
+def _direction(scene: Scene, rng: Generator) -> dict[str, Any]:
+    event = _any(rng, scene.events)
+    return _ask(rng, "direction", "direction", "nowhere" if event.motion == "stay" else event.motion, event.pair)
+
+
+def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
+    """First, last, or the neighbour of another; None for a single object, where there is no order."""
+    events = scene.events
+    if len(events) < 2:
+        return None
+    at = int(rng.integers(len(events) - 1))
+    match ("first", "last", "after", "before")[rng.integers(4)]:
+        case "after":
+            return _ask(rng, "order", "after", events[at + 1].pair, events[at].pair)
+        case "before":
+            return _ask(rng, "order", "before", events[at].pair, events[at + 1].pair)
+        case end:
+            return _ask(rng, "order", end, events[0 if end == "first" else -1].pair)
+
+
+def _count(scene: Scene, rng: Generator) -> dict[str, Any]:
+    return _ask(rng, "count", "count", NUMBERS[len(scene.events) - 1])
+
+
+def _when(scene: Scene, rng: Generator) -> dict[str, Any]:
+    event = _any(rng, scene.events)
+    return _ask(rng, "when", "when", span(event), event.pair)
+
+
+Question = Callable[[Scene, Generator], dict[str, Any] | None]
+QUESTIONS: dict[str, Question] = {
+    "caption": _caption,
+    "colour": _colour,
+    "shape": _shape,
+    "direction": _direction,
+    "order": _order,
+    "count": _count,
+    "when": _when,
+}
+
+
+def video_questions(scene: Scene, rng: Generator, types: Iterable[str] = QUESTIONS) -> list[dict[str, Any]]:
+    """One conversation of each type that the scene allows."""
+    asked = (QUESTIONS[kind](scene, rng) for kind in types)
+    return [conversation for conversation in asked if conversation]
+
+
+def image_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
+    """The caption."""
+    return [_ask(rng, "caption", "caption_image", image_caption(scene))]
+
+
+def clip_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
+    """The caption, and when the one object is there."""
+    caption = _ask(rng, "caption", "caption", clip_caption(scene))
+    return [caption, _ask(rng, "when", "when_any", span(scene.events[0]))]
+
+
+def needle_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
+    """About the few objects of a long video: which, what it looks like, when."""
+    events = scene.events
+    if len(events) == 1:
+        which = _ask(rng, "needle", "needle", events[0].pair)
+        look = ("colour", "shape")[rng.integers(2)]
+        detail = _ask(rng, "needle", f"needle_{look}", getattr(events[0], look))
+    else:
+        end = ("first", "last")[rng.integers(2)]
+        which = _ask(rng, "needle", end, events[0 if end == "first" else -1].pair)
+        detail = {**(_colour, _shape)[rng.integers(2)](scene, rng), "type": "needle"}
+    return [which, detail, _when(scene, rng)]

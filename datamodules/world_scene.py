@@ -1,0 +1,179 @@
+"""What happens in a video of the procedural world, before any pixel: objects, times, places, held-out pairs.
+
+One object is one event: it is there from `start` to `end` and nothing else is at that time, except in images.
+The objects of a scene differ in colour and in shape, so that either names one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.random import Generator
+
+# Far apart from each other after halving the chroma resolution (4:2:0), and bright on every background.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (235, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (60, 90, 255),
+    "yellow": (240, 220, 40),
+    "magenta": (225, 50, 225),
+    "cyan": (40, 215, 225),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SIZES: dict[str, float] = {"small": 9 / 64, "large": 13.5 / 64}  # radius as a share of the frame's side
+MOTIONS = ("left", "right", "up", "down", "stay")
+ROWS = ("top", "", "bottom")
+COLUMNS = ("left", "", "right")
+
+# One pair a shape, each with another colour: every colour and every shape is still seen in training.
+_HELD_OUT = {"circle": "yellow", "square": "cyan", "triangle": "red", "cross": "blue", "ring": "magenta"}
+
+CELL = 0.235  # distance of the centres of two of the nine cells: a large object just fits at the border
+JITTER = 0.03  # of a centre, either way
+TRAVEL = (0.38, 0.46)  # how far a moving object gets, as a share of the frame
+
+
+def held_out_pairs() -> frozenset[tuple[str, str]]:
+    """(colour, shape) pairs that never occur in training data."""
+    return frozenset((colour, shape) for shape, colour in _HELD_OUT.items())
+
+
+@dataclass(frozen=True)
+class Event:
+    """One object from `start` to `end` in seconds; centres run evenly from `begin` to `finish` (x, y in 0..1)."""
+
+    start: float
+    end: float
+    size: str
+    colour: str
+    shape: str
+    motion: str
+    row: int  # cell of `begin`: 0 top, 1 middle, 2 bottom
+    column: int  # 0 left, 1 middle, 2 right
+    begin: tuple[float, float]
+    finish: tuple[float, float]
+
+    @property
+    def pair(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.size} {self.colour} {self.shape}"
+
+    @property
+    def place(self) -> str:
+        """The cell in which it begins: "top left", ..., "centre"."""
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}".strip() or "centre"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A whole video, or an image (`duration` 0); `seed` draws background and noise."""
+
+    duration: float
+    fps: float
+    events: tuple[Event, ...]
+    seed: int
+    pixels: int = 64
+
+    @property
+    def frames(self) -> int:
+        return max(1, round(self.duration * self.fps))
+
+
+def draw_looks(rng: Generator, count: int, held_out: bool | None) -> list[tuple[str, str]]:
+    """`count` (colour, shape) with all colours and all shapes different.
+
+    held_out False: no held-out pair; True: at least one; None: as it comes.
+    """
+    secret, colours = held_out_pairs(), list(COLOURS)
+    while True:
+        looks = [
+            (colours[c], SHAPES[s])
+            for c, s in zip(rng.permutation(len(colours))[:count], rng.permutation(len(SHAPES))[:count])
+        ]
+        if held_out is None or held_out == any(look in secret for look in looks):
+            return looks
+
+
+def draw_times(
+    rng: Generator, duration: float, count: int, shortest: float, longest: float, step: float
+) -> list[tuple[float, float]]:
+    """`count` stretches of time in order, apart from each other, on multiples of `step` seconds."""
+    total = round(duration / step)
+    low, high = round(shortest / step), min(round(longest / step), total // count)
+    if low > high:
+        raise ValueError(f"{count} events of at least {shortest} s do not fit into {duration} s")
+    lengths = rng.integers(low, high + 1, count)
+    # The time left over falls into the gaps around the events, every division of it alike.
+    gaps = np.sort(rng.integers(0, total - lengths.sum() + 1, count))
+    starts = gaps + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return [(float(s * step), float((s + n) * step)) for s, n in zip(starts, lengths)]
+
+
+def draw_path(rng: Generator, motion: str, row: int, column: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """First and last centre of an object that begins in a cell."""
+    x, y = (0.5 + CELL * (cell - 1) + rng.uniform(-JITTER, JITTER) for cell in (column, row))
+    far = rng.uniform(*TRAVEL)
+    dx, dy = {"left": (-far, 0.0), "right": (far, 0.0), "up": (0.0, -far), "down": (0.0, far)}.get(motion, (0.0, 0.0))
+    return (float(x), float(y)), (float(x + dx), float(y + dy))
+
+
+def draw_event(rng: Generator, look: tuple[str, str], start: float, end: float) -> Event:
+    """An object that moves, or stays in one case of five; who moves starts at the side opposite to where it goes."""
+    motion = MOTIONS[rng.integers(len(MOTIONS))]
+    row, column = int(rng.integers(3)), int(rng.integers(3))
+    row = {"up": 2, "down": 0}.get(motion, row)
+    column = {"left": 2, "right": 0}.get(motion, column)
+    size = list(SIZES)[rng.integers(len(SIZES))]
+    return Event(start, end, size, *look, motion, row, column, *draw_path(rng, motion, row, column))
+
+
+def draw_video(
+    rng: Generator,
+    duration: float,
+    fps: float,
+    count: int,
+    held_out: bool | None,
+    lasting: tuple[float, float] = (2.0, 4.0),
+    step: float = 0.5,
+    pixels: int = 64,
+) -> Scene:
+    """A video of `duration` seconds with `count` events that last between `lasting` seconds."""
+    looks = draw_looks(rng, count, held_out)
+    times = draw_times(rng, duration, count, *lasting, step)
+    events = tuple(draw_event(rng, look, *when) for look, when in zip(looks, times))
+    return Scene(duration, fps, events, int(rng.integers(2**31)), pixels)
+
+
+def draw_image(rng: Generator, count: int, held_out: bool | None, pixels: int = 64) -> Scene:
+    """A picture of `count` objects that do not touch, in reading order: from the top, then from the left."""
+    looks = draw_looks(rng, count, held_out)
+    sizes = [list(SIZES)[i] for i in rng.integers(len(SIZES), size=count)]
+    while True:
+        cells = sorted(int(c) for c in rng.permutation(9)[:count])
+        paths = [draw_path(rng, "stay", *divmod(cell, 3)) for cell in cells]
+        if _apart([p[0] for p in paths], [SIZES[s] for s in sizes]):
+            break
+    events = tuple(
+        Event(0.0, 1.0, size, *look, "stay", *divmod(cell, 3), *path)
+        for size, look, cell, path in zip(sizes, looks, cells, paths)
+    )
+    return Scene(0.0, 1.0, events, int(rng.integers(2**31)), pixels)
+
+
+def _apart(centres: list[tuple[float, float]], radii: list[float]) -> bool:
+    """No two objects touch: the larger of the distances along x and y is beyond both radii."""
+    discs = list(zip(centres, radii))
+    return all(
+        max(abs(a[0] - b[0]), abs(a[1] - b[1])) > ra + rb for i, (a, ra) in enumerate(discs) for b, rb in discs[:i]
+    )
+
+
+def in_order(scene: Scene) -> bool:
+    """Events follow each other in time."""
+    return all(a.end <= b.start for a, b in pairwise(scene.events))
