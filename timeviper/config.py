@@ -225,8 +225,8 @@ class TrainConfig:
 class OptimConfig:
     lr: float = 1e-5
     """Peak learning rate of AdamW."""
-    lrs: dict[str, float] = field(default_factory=dict)
-    """Learning rates of single parts (tower, projector, decoder, transv) where they differ from `lr`."""
+    lrs: dict[str, float | None] = field(default_factory=dict)
+    """Learning rates of single parts (tower, projector, decoder, transv) where they differ; null: `lr`."""
     weight_decay: float = 0.01
     """Not applied to norms, biases, embeddings' gates, A_log, D, dt_bias and the transfer gates."""
     beta1: float = 0.9

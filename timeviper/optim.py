@@ -40,8 +40,8 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
         [
             {
                 "params": params,
-                "lr": cfg.lrs.get(part, cfg.lr),
-                "peak": cfg.lrs.get(part, cfg.lr),
+                "lr": cfg.lrs.get(part) or cfg.lr,
+                "peak": cfg.lrs.get(part) or cfg.lr,
                 "weight_decay": cfg.weight_decay if decays else 0.0,
                 "part": part,
             }

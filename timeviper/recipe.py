@@ -124,9 +124,7 @@ class _Draft:
                 self._section(layer, value, child, f"{key}.")
             else:
                 fix = (
-                    "write settings under it, or delete the line."
-                    if value is None
-                    else "write its settings below it."
+                    "write settings under it, or delete the line." if value is None else "write its settings below it."
                 )
                 self._problem(layer, key, value, f"must be {schema.describe(child)}: {fix}")
 
@@ -145,9 +143,7 @@ class _Draft:
         """Make room for a named entry that is new, or that an earlier layer removed."""
         if OmegaConf.select(self.config, key) is None:
             inner = schema.required(hint)
-            OmegaConf.update(
-                self.config, key, OmegaConf.structured(inner) if schema.is_section(inner) else {}
-            )
+            OmegaConf.update(self.config, key, OmegaConf.structured(inner) if schema.is_section(inner) else {})
 
     def _remove(self, layer: Layer, key: str) -> None:
         OmegaConf.update(self.config, key, None)

@@ -34,13 +34,9 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         if part in PARTS and part not in train.trainable:
             yield Finding(f"optim.lrs.{part}", f"has no effect: {part} is not in train.trainable.")
     if "transv" in train.trainable and not _transfers(recipe.model):
-        yield Finding(
-            "train.trainable", "transv has no parameters: no stage of model.transv.stages transfers."
-        )
+        yield Finding("train.trainable", "transv has no parameters: no stage of model.transv.stages transfers.")
     if "transv" not in train.trainable and _transfers(recipe.model) and train.objective == "answer":
-        message = (
-            "transv stages transfer, but transv is not trained here; a gate that starts at 0 stays at 0."
-        )
+        message = "transv stages transfer, but transv is not trained here; a gate that starts at 0 stays at 0."
         yield Finding("train.trainable", message)
     for name, stage in stages.items():
         if stage and stage.keep == 1.0:
@@ -49,9 +45,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         message = f"has no effect with chat.time = {recipe.chat.time}; it groups the frames of `frames`."
         yield Finding("chat.frames_per_time", message)
     if train.validate_every > train.steps:
-        yield Finding(
-            "train.validate_every", f"is more than train.steps = {train.steps}: validates at the end only."
-        )
+        yield Finding("train.validate_every", f"is more than train.steps = {train.steps}: validates at the end only.")
     if train.objective == "answer" and not recipe.data.val:
         yield Finding("data.val", "is empty: no validation while training, and nothing to evaluate.")
     if recipe.data.workers == 0 and recipe.data.prefetch != 2:
@@ -79,15 +73,11 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
             if source and not source.shards:
-                yield Finding(
-                    f"{group}.{name}.shards", "is empty: a folder of .tar shards, or a glob of them."
-                )
+                yield Finding(f"{group}.{name}.shards", "is empty: a folder of .tar shards, or a glob of them.")
             if source and not (math.isfinite(source.weight) and source.weight >= 0):
                 yield Finding(f"{group}.{name}.weight", "must be 0 or more.")
     if not data.sources:
-        yield Finding(
-            "data.sources", "is empty: name at least one, as in `world: {shards: data/world/train}`."
-        )
+        yield Finding("data.sources", "is empty: name at least one, as in `world: {shards: data/world/train}`.")
     elif all(source is None or source.weight <= 0 for source in data.sources.values()):
         yield Finding("data.sources", "every weight is 0: give at least one source a weight above 0.")
     if frames.min_frames < 1:
@@ -148,9 +138,7 @@ def _train(recipe: Recipe) -> Iterator[Finding]:
     if not train.trainable or (train.trainable == ["transv"] and not _transfers(recipe.model)):
         yield Finding("train.trainable", f"leaves nothing to train: name one or more of {', '.join(PARTS)}.")
     if train.objective == "tags" and set(train.trainable) - {"tower"}:
-        yield Finding(
-            "train.trainable", "must be [tower] with train.objective = tags, which trains the tower alone."
-        )
+        yield Finding("train.trainable", "must be [tower] with train.objective = tags, which trains the tower alone.")
     yield from at_least_one("train", train, "steps checkpoint_every keep_checkpoints validate_samples")
     if train.validate_every < 0:
         yield Finding("train.validate_every", "must be 0 (at the end only) or more.")
@@ -169,9 +157,7 @@ def _phases(recipe: Recipe) -> Iterator[Finding]:
         yield from _phase_weights(f"{key}.weights", phase.weights, recipe)
     for (_, a), (key, b) in pairwise(phases.items()):
         if b.start <= a.start:
-            message = (
-                f"phases stand in order of strictly rising start, and the one before starts at {a.start}."
-            )
+            message = f"phases stand in order of strictly rising start, and the one before starts at {a.start}."
             yield Finding(f"{key}.start", message)
 
 
@@ -181,9 +167,7 @@ def _phase_weights(key: str, weights: dict[str, float], recipe: Recipe) -> Itera
         if name not in sources:
             near = get_close_matches(name, sources, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            yield Finding(
-                f"{key}.{name}", f"is no source; data.sources has {', '.join(sources) or 'none'}.{hint}"
-            )
+            yield Finding(f"{key}.{name}", f"is no source; data.sources has {', '.join(sources) or 'none'}.{hint}")
         elif not (math.isfinite(weight) and weight >= 0):
             yield Finding(f"{key}.{name}", "must be 0 or more.")
     if sources and weights and max({**sources, **weights}.values()) <= 0:
@@ -194,10 +178,8 @@ def _ranges(recipe: Recipe) -> Iterator[Finding]:
     """Plain ranges of single numbers."""
     optim = recipe.optim
     for name, lr in {"lr": optim.lr, **{f"lrs.{part}": lr for part, lr in optim.lrs.items()}}.items():
-        if not 0 < lr < math.inf:
-            yield Finding(
-                f"optim.{name}", "must be above 0; a part is frozen by leaving it out of train.trainable."
-            )
+        if lr is not None and not 0 < lr < math.inf:
+            yield Finding(f"optim.{name}", "must be above 0; a part is frozen by leaving it out of train.trainable.")
     for part in sorted(set(optim.lrs) - set(PARTS)):
         yield Finding(f"optim.lrs.{part}", f"is no part of the model; parts: {', '.join(PARTS)}.")
     for key, low, value, high, words in (

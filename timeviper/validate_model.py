@@ -48,21 +48,15 @@ def _tower(key: str, tower: TowerConfig) -> Iterator[Finding]:
     # SigLIP so400m has 384 = 27 x 14 + 6 pixels: its convolution leaves the rest out, as it was trained.
     if tower.family != "siglip" and tower.image_size % tower.patch_size:
         lower = tower.image_size // tower.patch_size * tower.patch_size
-        message = (
-            f"must be a multiple of patch_size = {tower.patch_size}: {lower} or {lower + tower.patch_size}."
-        )
+        message = f"must be a multiple of patch_size = {tower.patch_size}: {lower} or {lower + tower.patch_size}."
         yield Finding(f"{key}.image_size", message)
     if tower.family == "vit" and tower.patch_size & (tower.patch_size - 1):
-        yield Finding(
-            f"{key}.patch_size", "must be a power of two for vit: its stem halves the image step by step."
-        )
+        yield Finding(f"{key}.patch_size", "must be a power of two for vit: its stem halves the image step by step.")
     if tower.width % tower.heads:
         yield Finding(f"{key}.heads", f"must divide width = {tower.width}.")
     patches = (tower.image_size // tower.patch_size) ** 2
     if tower.tokens > patches:
-        yield Finding(
-            f"{key}.tokens", f"is more than the {patches} patches of a frame; merging cannot add tokens."
-        )
+        yield Finding(f"{key}.tokens", f"is more than the {patches} patches of a frame; merging cannot add tokens.")
     if not -tower.layers <= tower.feature_layer <= -1:
         message = f"counts from the end: -1 the last block, -{tower.layers} the first."
         yield Finding(f"{key}.feature_layer", message)
