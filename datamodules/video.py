@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -44,6 +44,7 @@ class Frames:
     """Frames in the whole video."""
     fps: float
     """Mean frames a second of the whole video; 0 for an image."""
+    kind: Literal["video", "image"] = "video"
     missing: int = 0
     """Frames that were wanted and could not be decoded."""
 
@@ -128,7 +129,8 @@ def iter_video(
 
         def piece(taken: int) -> Frames:
             room = min(chunk or wanted, wanted - taken)
-            return Frames(np.empty((room, 3, size, size), np.uint8), np.empty(room), length, count, fps)
+            pixels = np.empty((room, 3, size, size), np.uint8)
+            return Frames(pixels, np.empty(room), length, count, fps, "image" if video.is_image else "video")
 
         taken, filled, current = 0, 0, piece(0)
         for frame, stamp, serves in video.frames_at(targets):

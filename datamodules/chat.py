@@ -1,0 +1,236 @@
+"""A conversation about videos becomes tokens, labels and token kinds. Training, evaluation and chat use this.
+
+The chat template is rendered once a list of roles with marks in place of the contents, and cut there.
+Its pieces are encoded with special tokens recognised, the contents without: a user's text can never
+open or close a turn. The prompt of a generation is the same rendering, cut where the answer would begin.
+
+Media stand where `<video>` or `<image>` do in the users' messages, in order (either word for either kind);
+without any of them, all media open the first user message. Frames are runs of placeholder tokens (id 0).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from timeviper.config import ChatConfig
+from timeviper.datamodules.sample import IGNORE, Kind
+from timeviper.tokenizer import MARK, Message, Tokenizer
+
+PLACEHOLDER = re.compile("<(?:video|image)>")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass
+class Media:
+    """What the prompt must know of a video or image; its pixels go another way."""
+
+    times: NDArray[np.float64] | Tensor | Sequence[float]
+    """`[F]` seconds of each frame."""
+    duration: float
+    kind: Literal["video", "image"] = "video"
+
+
+@dataclass
+class Encoded:
+    """One conversation as tokens; see `Pack` for the meaning of each value."""
+
+    ids: Tensor
+    """`[L]` int64"""
+    labels: Tensor
+    """`[L]` int64, shifted: what follows each token, where that is to be predicted."""
+    kind: Tensor
+    """`[L]` uint8, values of `Kind`"""
+
+
+class _Writer:
+    """Collects the tokens of a conversation from left to right."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens_per_frame: int, chat: ChatConfig) -> None:
+        self.tokenizer, self.tokens_per_frame, self.chat = tokenizer, tokens_per_frame, chat
+        self.ids: list[int] = []
+        self.kinds: list[int] = []
+        self.supervised: list[bool] = []
+        self.prompt_kind = Kind.CONTEXT  # until the first vision token
+
+    def write(self, ids: Sequence[int], kind: Kind | None = None, supervised: bool = False) -> None:
+        self.ids.extend(ids)
+        self.kinds.extend([self.prompt_kind if kind is None else kind] * len(ids))
+        self.supervised.extend([supervised] * len(ids))
+
+    def media(self, media: Media) -> bool:
+        """The frames, with what `chat.time` says about their times; whether a line of text follows them.
+
+        Images have no time.
+        """
+        timed = media.kind == "video"
+        times = [float(t) for t in media.times]
+        for i, seconds in enumerate(times):
+            if timed and self.chat.time == "frames" and i % self.chat.frames_per_time == 0:
+                self.write(self.tokenizer.encode(time_text(seconds)))
+            self.write([0] * self.tokens_per_frame, Kind.VISION)
+            self.prompt_kind = Kind.INSTRUCTION
+        if timed and self.chat.time == "sentence":
+            self.write(self.tokenizer.encode(time_sentence(media.duration, len(times))))
+            return True
+        return False
+
+    def encoded(self) -> Encoded:
+        ids = torch.tensor(self.ids, dtype=torch.int64)
+        labels = ids.roll(-1).masked_fill(~torch.tensor(self.supervised).roll(-1), IGNORE)
+        labels[-1] = IGNORE
+        return Encoded(ids, labels, torch.tensor(self.kinds, dtype=torch.uint8))
+
+
+def time_text(seconds: float) -> str:
+    """Stands before a group of frames with `chat.time: frames`."""
+    return f"{seconds:.1f}s"
+
+
+def time_sentence(duration: float, frames: int) -> str:
+    """Stands after the frames of a video with `chat.time: sentence`, so that it is instruction text."""
+    return f"The video lasts {duration:.1f} seconds, shown in {frames} frames.\n"
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    media: Sequence[Media],
+    tokens_per_frame: int,
+    chat: ChatConfig,
+    *,
+    supervise: Literal["all", "last"] = "all",
+    generate: bool = False,
+    max_tokens: int | None = None,
+) -> Encoded:
+    """Tokens of a conversation that ends with an answer, or, to `generate`, of the prompt for the next one.
+
+    Supervised are the contents of the assistant's messages (all, or the last) with the token that ends
+    the turn. Raises ValueError for roles out of order, media that do not match their placeholders, and
+    a conversation of more than `max_tokens` tokens: text is never cut.
+    """
+    if chat.system and messages and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": chat.system}, *messages]
+    roles = tuple(message["role"] for message in messages)
+    _check_roles(roles, generate)
+    turns = _template(tokenizer, (*roles, "assistant") if generate else roles)
+    writer = _Writer(tokenizer, tokens_per_frame, chat)
+    waiting = iter(media)
+    for i, (turn, text) in enumerate(zip(turns, _texts(messages, len(media)))):
+        writer.write(turn.before)
+        if roles[i] == "assistant":
+            answer = [*tokenizer.encode(text[0]), *turn.end]
+            writer.write(answer, Kind.ANSWER, supervised=supervise == "all" or i == len(roles) - 1)
+        else:
+            writer.write(tokenizer.encode(text[0]))
+            for part in text[1:]:
+                said = writer.media(next(waiting))
+                writer.write(tokenizer.encode(part.removeprefix("\n") if said else part))
+    if generate:
+        writer.write(turns[-1].before)
+    if max_tokens is not None and len(writer.ids) > max_tokens:
+        vision = writer.kinds.count(Kind.VISION)
+        raise ValueError(
+            f"the conversation takes {len(writer.ids)} tokens, {vision} of them for {vision // tokens_per_frame} "
+            f"frames, and the context holds {max_tokens}: shorten the text or read fewer frames"
+        )
+    return writer.encoded()
+
+
+def estimate_tokens(
+    tokenizer: Tokenizer, text_bytes: int, num_frames: int, tokens_per_frame: int, chat: ChatConfig
+) -> int:
+    """About how long `encode_chat` will be, from the UTF-8 bytes of all messages; no text is read.
+
+    A single frame is taken for an image, several for one video; one question and one answer are assumed.
+    """
+    tokens = _frame_of_turns(tokenizer, chat.system) + text_bytes / tokenizer.bytes_per_token
+    if num_frames > 1 and chat.time == "sentence":
+        tokens += len(tokenizer.encode(time_sentence(num_frames, num_frames)))
+    if num_frames > 1 and chat.time == "frames":
+        groups = -(-num_frames // chat.frames_per_time)
+        tokens += groups * len(tokenizer.encode(time_text(num_frames / 2)))  # as if at a frame a second
+    return round(tokens) + num_frames * tokens_per_frame
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What the template puts around one message."""
+
+    before: tuple[int, ...]
+    """Header of the message, after whatever the template adds behind the end of the one before."""
+    end: tuple[int, ...]
+    """After an assistant's content, up to the special token that ends the turn; else empty."""
+
+
+@lru_cache(maxsize=512)
+def _template(tokenizer: Tokenizer, roles: tuple[str, ...]) -> list[_Turn]:
+    """The chat template as tokens, for messages with these roles. Cached: the roles are all it depends on."""
+    marks = [f"{MARK}{i}{MARK}" for i in range(len(roles))]
+    rest = tokenizer.render([{"role": role, "content": mark} for role, mark in zip(roles, marks)])
+    pieces = []
+    for mark in marks:
+        piece, found, rest = rest.partition(mark)
+        if not found or MARK in piece:
+            raise ValueError(f"the chat template drops, repeats or reorders messages with roles {', '.join(roles)}")
+        pieces.append(tokenizer.encode_template(piece))
+    pieces.append(tokenizer.encode_template(rest))
+    turns = []
+    for i, role in enumerate(roles):
+        end: list[int] = []
+        if role == "assistant":
+            after = pieces[i + 1]
+            stop = next((k for k, token in enumerate(after) if token in tokenizer.special_ids), None)
+            if stop is None:
+                raise ValueError("the chat template ends no answer with a special token, so none could be learned")
+            end, pieces[i + 1] = after[: stop + 1], after[stop + 1 :]
+        turns.append(_Turn(tuple(pieces[i]), tuple(end)))
+    return turns
+
+
+@lru_cache(maxsize=16)
+def _frame_of_turns(tokenizer: Tokenizer, system: str) -> int:
+    """Tokens of a question and an answer without any text, and of the system message."""
+    roles = ("system",) * bool(system) + ("user", "assistant")
+    turns = _template(tokenizer, roles)
+    return sum(len(turn.before) + len(turn.end) for turn in turns) + len(tokenizer.encode(system))
+
+
+def _check_roles(roles: tuple[str, ...], generate: bool) -> None:
+    last = "user" if generate else "assistant"
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise ValueError(f"a message has the role {unknown[0]!r}; allowed are {', '.join(ROLES)}")
+    if "user" not in roles or roles[-1] != last:
+        raise ValueError(
+            f"the messages must hold a user's and end with one of role {last!r}, "
+            f"got {', '.join(roles) or 'no messages'}"
+        )
+
+
+def _texts(messages: Sequence[Message], num_media: int) -> list[list[str]]:
+    """Contents of the messages, a user's cut at the placeholders of media.
+
+    Without placeholders, the media come first in the first user message, on a line of their own.
+    """
+    texts = [
+        PLACEHOLDER.split(message["content"]) if message["role"] == "user" else [message["content"]]
+        for message in messages
+    ]
+    found = sum(len(text) - 1 for text in texts)
+    if found == 0 and num_media:
+        first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+        texts[first] = [*[""] * num_media, "\n" + texts[first][0]]
+    elif found != num_media:
+        raise ValueError(
+            f"the messages hold {found} <video> or <image> placeholders for {num_media} media; "
+            "write one for each, or none to have all media first"
+        )
+    return texts
