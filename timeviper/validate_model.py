@@ -68,6 +68,8 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
         yield Finding(f"{key}.layout", f"is empty: one letter a block ({LEGEND}).")
     if unknown := sorted(set(layout) - set("M*-")):
         yield Finding(f"{key}.layout", f"has {' '.join(map(repr, unknown))}; the letters are {LEGEND}.")
+    if layout and "*" not in layout:
+        yield Finding(f"{key}.layout", "has no attention block (*): without one nothing is recalled exactly.")
     if decoder.family != "nemotron_h" and layout != "*-" * (len(layout) // 2):
         yield Finding(f"{key}.layout", f"must repeat *- (attention, MLP) for {decoder.family}.")
     sizes = "vocab_size width mlp_width heads kv_heads head_dim max_tokens"

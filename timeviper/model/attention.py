@@ -1,0 +1,86 @@
+"""Grouped-query attention over a packed stream, with or without rotary positions, and its ranking of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import DecoderConfig
+from timeviper.kernels.attention import attention
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.layers import INIT_STD, Linear
+from timeviper.model.state import AttentionState, Span
+
+
+class Attention(nn.Module):
+    """Causal self-attention: `[L, D]` -> `[L, D]`. Nemotron-H has no positional encoding at all (the
+    Mamba-2 blocks know the order); llama and qwen2 turn queries and keys by their position."""
+
+    def __init__(self, cfg: DecoderConfig, out_std: float = INIT_STD) -> None:
+        super().__init__()
+        self.head_dim, self.kv_heads = cfg.head_dim, cfg.kv_heads
+        bias = cfg.family == "qwen2"
+        self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
+        self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
+        self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
+        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, std=out_std)
+
+    def heads(self, t: Tensor) -> Tensor:
+        """`[L, H * P]` -> `[L, H, P]`"""
+        return t.unflatten(-1, (-1, self.head_dim))
+
+    def forward(self, x: Tensor, span: Span, state: AttentionState | None = None) -> Tensor:
+        q, k, v = (self.heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if span.rope is not None:
+            q, k = rotate(q, span.rope), rotate(k, span.rope)
+        if state is not None:
+            k, v = state.append(k, v, span)
+        out = attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
+        return self.o_proj(out.flatten(1))
+
+    def rank_query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries `[S, H, P]` of the tokens `x [S, D]` that rank for their sequences."""
+        q = self.heads(self.q_proj(x))
+        return q if rope is None else rotate(q, rope)
+
+    def rank_logits(self, x: Tensor, span: Span, query: Tensor) -> Tensor:
+        """What each token's sequence thinks of it: attention logits `[L, H]`, float32 or wider."""
+        k = self.heads(self.k_proj(x))
+        if span.rope is not None:
+            k = rotate(k, span.rope)
+        k = k if k.dtype == torch.float64 else k.float()
+        query = query.to(k.dtype).unflatten(1, (self.kv_heads, -1)) * self.head_dim**-0.5  # [S, Hkv, R, P]
+        if len(query) == 1:  # a long video: no copy of the query for each token
+            logits = torch.einsum("lgp,grp->lgr", k, query[0])
+        else:
+            logits = (query[span.bounds.seq_idx] @ k[..., None]).squeeze(-1)
+        return logits.flatten(1)
+
+    def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> AttentionState:
+        keys, values = torch.empty(2, rows, self.kv_heads, self.head_dim, device=device, dtype=dtype)
+        return AttentionState(keys, values)
+
+
+def rotary(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[L, P/2]` in float32 of the angles `position * theta^(-2i/P)` (Su et al.,
+    arXiv 2104.09864)."""
+    exponent = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim
+    angle = position.float()[:, None] * theta**-exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + P/2) of `[L, H, P]` by its token's angles."""
+    cos, sin = (t[:, None] for t in rope)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def segment_softmax_mean(logits: Tensor, bounds: Bounds) -> Tensor:
+    """Softmax of `[L, H]` over each sequence's tokens, mean over heads: `[L]`; -inf gives exactly 0."""
+    S, seq = bounds.num_sequences, bounds.seq_idx
+    rows = seq[:, None].expand_as(logits)
+    top = logits.new_full((S, logits.shape[1]), -torch.inf).scatter_reduce(0, rows, logits, "amax")
+    weight = (logits - top[seq]).exp()
+    total = logits.new_zeros(top.shape).index_add(0, seq, weight)
+    return (weight / total[seq]).mean(1)

@@ -1,0 +1,298 @@
+"""The hybrid language model: Mamba-2, attention and MLP blocks laid out by a string, TransV between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import DecoderConfig, ModelConfig, TransVConfig, TransVStage
+from timeviper.datamodules.sample import Kind
+from timeviper.errors import ConfigError, Problem
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.attention import Attention, rotary
+from timeviper.model.layers import INIT_STD, MLP, Embedding, Linear, RMSNorm, SwiGLU
+from timeviper.model.mamba2 import Mamba2
+from timeviper.model.state import AttentionState, DecoderState, MambaState, SegmentState, Span
+from timeviper.model.transv import (
+    Stream,
+    Transfer,
+    attention_scores,
+    kept_counts,
+    last_prompt_token,
+    select_ranked,
+    select_uniform,
+    shorten,
+)
+from timeviper.validate_model import model_problems
+
+
+@dataclass
+class DecoderOutput:
+    """What is left of a stream after the last block."""
+
+    hidden: Tensor
+    """`[L', D]` after the final norm."""
+    index: Tensor
+    """`[L']` int64: where each token stood in the input stream."""
+    bounds: Bounds
+    kept: dict[str, list[int]]
+    """Vision tokens left after each transfer stage, per sequence."""
+    state: DecoderState | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The blocks between two transfers, and the stage that runs before the first of them."""
+
+    name: str
+    stage: TransVStage | None
+    blocks: range
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Who ranks the tokens of an attention-guided stage: one token of each sequence."""
+
+    x: Tensor
+    """`[S, D]` residuals of the ranking tokens."""
+    rope: tuple[Tensor, Tensor] | None
+    """Their rotary cosines and sines, in families that have them."""
+
+
+class Block(nn.Module):
+    """One pre-norm residual block: `x + mixer(norm(x))`."""
+
+    def __init__(self, cfg: DecoderConfig, letter: str) -> None:
+        super().__init__()
+        out_std = INIT_STD / math.sqrt(len(cfg.layout))  # the residual stream keeps its scale with depth
+        self.letter = letter
+        self.norm = RMSNorm(cfg.width, cfg.norm_eps)
+        if letter == "M":
+            self.mixer = Mamba2(cfg, out_std)
+        elif letter == "*":
+            self.mixer = Attention(cfg, out_std)
+        else:
+            mlp = MLP if cfg.family == "nemotron_h" else SwiGLU
+            self.mixer = mlp(cfg.width, cfg.mlp_width, out_std)
+
+    def forward(
+        self,
+        x: Tensor,
+        span: Span,
+        state: MambaState | AttentionState | None = None,
+        ranker: Ranker | None = None,
+    ) -> Tensor:
+        """`[L, D]` -> `[L, D]`; with a `ranker` instead its attention logits of the tokens, `[L, H]`.
+
+        The ranking is a forward of the block, too: it uses the block's own norm, queries and keys, and
+        sharded weights exist in full only inside the forward of the module that owns them.
+        """
+        if ranker is not None:
+            assert isinstance(self.mixer, Attention)
+            query = self.mixer.rank_query(self.norm(ranker.x), ranker.rope)
+            return self.mixer.rank_logits(self.norm(x), span, query)
+        if self.letter == "-":
+            return x + self.mixer(self.norm(x))
+        return x + self.mixer(self.norm(x), span, state)
+
+    def empty_state(
+        self, S: int, rows: int, device: torch.device, dtype: torch.dtype
+    ) -> MambaState | AttentionState | None:
+        if isinstance(self.mixer, (Mamba2, Attention)):
+            return self.mixer.empty_state(S, rows, device, dtype)
+        return None
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks, final norm and head. Works on packed streams `[L, D]`; there is no batch dimension."""
+
+    def __init__(self, cfg: DecoderConfig, transv: TransVConfig | None = None) -> None:
+        """Raises ConfigError with every setting that cannot be built."""
+        super().__init__()
+        transv = transv or TransVConfig()
+        _check(cfg, transv)
+        self.cfg, self.transv_cfg = cfg, transv
+        self.segments = _segments(cfg.layout, transv)
+        self.embeddings = Embedding(cfg.vocab_size, cfg.width)
+        self.blocks = nn.ModuleList(Block(cfg, letter) for letter in cfg.layout)
+        self.norm_f = RMSNorm(cfg.width, cfg.norm_eps)
+        self.lm_head = None if cfg.tie_embeddings else Linear(cfg.width, cfg.vocab_size)
+        self.transv = nn.ModuleDict(
+            {
+                segment.name: Transfer(cfg, transv)
+                for segment in self.segments
+                if segment.stage and segment.stage.transfer and segment.stage.keep < 1
+            }
+        )
+        self.transfer_enabled = True
+
+    def reset_parameters(self) -> None:
+        """Random weights, also after `to_empty` from the meta device: every module fills its own."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # pyright: ignore[reportCallIssue]
+
+    @torch.no_grad()
+    def init_transv_from_attention(self) -> None:
+        """Start every transfer from the attention block at or after its layer (else the last one before):
+        its norm, q, k, v and o. The gates stay shut."""
+        attention = [i for i, letter in enumerate(self.cfg.layout) if letter == "*"]
+        for segment in self.segments:
+            if segment.name not in self.transv:
+                continue
+            nearest = next((i for i in attention if i >= segment.blocks.start), attention[-1])
+            block = cast(Block, self.blocks[nearest])
+            weights = block.mixer.state_dict() | {"norm.weight": block.norm.weight}
+            own = self.transv[segment.name].state_dict()
+            for name in own.keys() & weights.keys():
+                own[name].copy_(weights[name])
+
+    @contextmanager
+    def transfer(self, enabled: bool) -> Iterator[None]:
+        """With `enabled` false, the same schedule and indices as pure drop: dropped tokens are lost."""
+        before, self.transfer_enabled = self.transfer_enabled, enabled
+        try:
+            yield
+        finally:
+            self.transfer_enabled = before
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """`[L]` -> `[L, D]`"""
+        return self.embeddings(ids)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """`[V, D]`"""
+        return self.embeddings.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(
+        self,
+        x: Tensor,
+        bounds: Bounds,
+        kind: Tensor | None = None,
+        state: DecoderState | None = None,
+        vision_counts: Sequence[int] | None = None,
+    ) -> DecoderOutput:
+        """x `[L, D]` through all blocks; kind `[L]` says what TransV may do (None: it does nothing, as in
+        decode). vision_counts: vision tokens of each sequence (counted from `kind` where not given).
+
+        With a `state`, x continues the sequences that it holds, and it is updated in place.
+        Raises ValueError for a sequence longer than the context, or vision tokens after a filled state.
+        """
+        self._check_lengths(bounds, state)
+        if kind is not None and vision_counts is None:
+            vision = Bounds(bounds.lengths, kind.device).seq_idx[kind == Kind.VISION]
+            vision_counts = torch.bincount(vision, minlength=bounds.num_sequences).tolist()
+        if state is not None and any(state.seen) and any(vision_counts or ()):
+            raise ValueError(
+                "vision tokens cannot follow tokens that are already in the state: TransV looks at a whole "
+                "prompt. Use timeviper.prefill.prefill_chunks for a prompt in pieces."
+            )
+        if kind is None:
+            kind, original = torch.zeros(len(x), dtype=torch.uint8, device=x.device), None
+        else:
+            original = list(vision_counts or ())
+        index = torch.arange(len(x), device=x.device)
+        stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index)
+        kept: dict[str, list[int]] = {}
+        for i, segment in enumerate(self.segments):
+            if segment.stage is not None and segment.stage.keep < 1 and original is not None:
+                stream = self._transfer(stream, segment, original)
+            if segment.stage is not None and original is not None:
+                kept[segment.name] = stream.vision
+            stream.x = self.run(segment, stream.x, stream.bounds, state.segments[i] if state else None)
+        if state is not None:
+            state.seen = [a + b for a, b in zip(state.seen, bounds.lengths)]
+        return DecoderOutput(self.norm_f(stream.x), stream.index, stream.bounds, kept, state)
+
+    def run(self, segment: Segment, x: Tensor, bounds: Bounds, state: SegmentState | None) -> Tensor:
+        """The blocks of one segment."""
+        span = self.with_rope(Span.fresh(bounds) if state is None else state.open(bounds))
+        for n, i in enumerate(segment.blocks):
+            x = self.blocks[i](x, span, state.blocks[n] if state else None)
+        return x
+
+    def with_rope(self, span: Span) -> Span:
+        if self.cfg.family != "nemotron_h":
+            span.rope = rotary(span.position, self.cfg.head_dim, self.cfg.rope_theta)
+        return span
+
+    def transfer_of(self, segment: Segment) -> Transfer | None:
+        """The cross-attention before a segment; None: dropped tokens are lost."""
+        if segment.name not in self.transv or not self.transfer_enabled:
+            return None
+        return cast(Transfer, self.transv[segment.name])
+
+    def _transfer(self, stream: Stream, segment: Segment, original: list[int]) -> Stream:
+        """One stage of TransV on whole sequences. Runs on packs without vision tokens, too: under sharding
+        every rank takes the same path."""
+        assert segment.stage is not None
+        kept = kept_counts(segment.stage.keep, original, stream.vision)
+        if segment.stage.select == "uniform":
+            mask = select_uniform(stream.vision, kept, stream.x.device)
+        else:
+            query = last_prompt_token(stream.kind, stream.bounds)
+            span = self.with_rope(Span.fresh(stream.bounds))
+            logits = self.rank(segment, stream.x, span, query)
+            scores = attention_scores(logits, query, stream.bounds)
+            mask = select_ranked(scores[stream.places(vision=True)], stream.vision, kept)
+        return shorten(stream, mask, kept, self.transfer_of(segment), self.transv_cfg)
+
+    @torch.no_grad()
+    def rank(self, segment: Segment, x: Tensor, span: Span, query: Tensor) -> Tensor:
+        """Attention logits `[L, H]` of the tokens at `query [S]`, in the block that the segment begins with."""
+        rope = None if span.rope is None else (span.rope[0][query], span.rope[1][query])
+        x = x.detach()
+        return self.blocks[segment.blocks.start](x, span, ranker=Ranker(x[query], rope))
+
+    def logits(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Text only: ids `[L]` and boundaries int `[S+1]` (None: one sequence) -> float logits `[L, V]`."""
+        bounds = Bounds([len(ids)], ids.device) if cu_seqlens is None else Bounds.from_cu_seqlens(cu_seqlens)
+        if bounds.num_tokens != len(ids) or min(bounds.lengths, default=0) == 0:
+            raise ValueError(
+                f"cu_seqlens must cut all {len(ids)} ids into sequences of 1 token or more, "
+                f"got lengths {list(bounds.lengths)}"
+            )
+        return self.project(self(self.embed(ids), bounds.to(ids.device)).hidden)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """`[M, D]` -> logits `[M, V]`, float32 or wider."""
+        logits = hidden @ self.head_weight.T
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _check_lengths(self, bounds: Bounds, state: DecoderState | None) -> None:
+        seen = state.seen if state else [0] * bounds.num_sequences
+        longest = max((a + b for a, b in zip(seen, bounds.lengths)), default=0)
+        if longest > self.cfg.max_tokens:
+            raise ValueError(
+                f"a sequence of {longest:,} tokens is longer than model.decoder.max_tokens = "
+                f"{self.cfg.max_tokens:,}, which the weights were made for: take fewer frames "
+                "(data.frames.max_frames), a shorter text, or raise the limit if you know that they can."
+            )
+
+
+def _check(cfg: DecoderConfig, transv: TransVConfig) -> None:
+    model = ModelConfig(towers={}, decoder=cfg, transv=transv)
+    problems = []
+    for finding in model_problems(model):
+        value: object = model
+        for name in finding.key.split(".")[1:]:
+            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        problems.append(Problem(finding.key, value, finding.message))
+    if problems:
+        raise ConfigError("the decoder cannot be built", problems)
+
+
+def _segments(layout: str, transv: TransVConfig) -> list[Segment]:
+    """Cut the layout before the block of every stage; the first segment has no stage (and, where a stage
+    runs before block 0, no blocks)."""
+    stages = [(name, stage) for name, stage in transv.stages.items() if stage is not None]
+    cuts = [0, *(stage.layer for _, stage in stages), len(layout)]
+    named = [("", None), *stages]
+    return [Segment(n, s, range(a, b)) for (n, s), a, b in zip(named, cuts, cuts[1:])]

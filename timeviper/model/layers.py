@@ -1,0 +1,88 @@
+"""The small parts of every block: linear maps, norms and MLPs.
+
+Each module fills its own weights in `reset_parameters`, so that a model made on the meta device is
+ready after `to_empty` and `Decoder.reset_parameters`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timeviper.kernels.norm import gated_rms_norm, rms_norm
+
+INIT_STD = 0.02
+
+
+class Linear(nn.Linear):
+    """A linear map with normal weights of a given deviation and zero bias."""
+
+    def __init__(self, width_in: int, width_out: int, bias: bool = False, std: float = INIT_STD) -> None:
+        self.std = std
+        super().__init__(width_in, width_out, bias)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.weight.normal_(std=self.std)
+        if self.bias is not None:
+            self.bias.zero_()
+
+
+class Embedding(nn.Embedding):
+    """Token embeddings; the ids must lie in the vocabulary."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight`, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class GatedRMSNorm(RMSNorm):
+    """RMS norm of `y * silu(gate)` over each of `groups` slices of the width (gate before norm)."""
+
+    def __init__(self, width: int, groups: int, eps: float) -> None:
+        super().__init__(width, eps)
+        self.groups = groups
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gated_rms_norm(y, gate, self.weight, self.groups, self.eps)
+
+
+class MLP(nn.Module):
+    """Up, squared ReLU, down; no gate (Nemotron-H)."""
+
+    def __init__(self, width: int, mlp_width: int, out_std: float) -> None:
+        super().__init__()
+        self.up_proj = Linear(width, mlp_width)
+        self.down_proj = Linear(mlp_width, width, std=out_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+class SwiGLU(nn.Module):
+    """Up gated by SiLU, then down (Llama, Qwen2)."""
+
+    def __init__(self, width: int, mlp_width: int, out_std: float) -> None:
+        super().__init__()
+        self.gate_proj = Linear(width, mlp_width)
+        self.up_proj = Linear(width, mlp_width)
+        self.down_proj = Linear(mlp_width, width, std=out_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,104 @@
+"""The Mamba-2 mixer (Dao & Gu 2024, "Transformers are SSMs") in the form of Nemotron-H."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import DecoderConfig
+from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.conv1d import causal_conv1d
+from timeviper.kernels.ssd import ssd
+from timeviper.model.layers import INIT_STD, GatedRMSNorm, Linear
+from timeviper.model.state import MambaState, Span
+
+STEP_RANGE = (0.001, 0.1)  # step sizes at the start, log-uniform
+STEP_FLOOR = 1e-4
+DECAY_RANGE = (1.0, 16.0)  # -A at the start, uniform
+
+
+class Conv1d(nn.Module):
+    """Causal depthwise convolution with SiLU."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, kernel))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, bounds: Bounds, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return causal_conv1d(x, self.weight, self.bias, bounds, state)
+
+
+class Scan(nn.Module):
+    """The recurrence and its parameters, one of each a head. A module of its own, because they stay in
+    float32 when the rest of the model computes in bfloat16: a decay near 1 has no digits there."""
+
+    def __init__(self, heads: int, chunk_size: int) -> None:
+        super().__init__()
+        self.chunk_size = chunk_size
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.A_log.uniform_(*DECAY_RANGE).log_()
+        self.D.fill_(1.0)
+        low, high = (math.log(v) for v in STEP_RANGE)
+        step = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp(min=STEP_FLOOR)
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+    def forward(
+        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, bounds: Bounds, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
+        return ssd(x, dt, A, B, C, self.D, self.dt_bias, bounds, state, self.chunk_size)
+
+
+class Mamba2(nn.Module):
+    """`[L, D]` -> `[L, D]`: project to gate z, inputs x, B, C and step dt; convolve x, B, C; scan; norm
+    gated by z; project back."""
+
+    def __init__(self, cfg: DecoderConfig, out_std: float = INIT_STD) -> None:
+        super().__init__()
+        self.inner = cfg.ssm_heads * cfg.ssm_head_dim
+        self.groups, self.state_size, self.head_dim = cfg.ssm_groups, cfg.ssm_state, cfg.ssm_head_dim
+        self.heads, self.conv_kernel = cfg.ssm_heads, cfg.conv_kernel
+        self.channels = self.inner + 2 * cfg.ssm_groups * cfg.ssm_state
+        self.in_proj = Linear(cfg.width, self.inner + self.channels + cfg.ssm_heads)
+        self.conv = Conv1d(self.channels, cfg.conv_kernel)
+        self.ssm = Scan(cfg.ssm_heads, cfg.chunk_size)
+        self.norm = GatedRMSNorm(self.inner, cfg.ssm_groups, cfg.norm_eps)
+        self.out_proj = Linear(self.inner, cfg.width, std=out_std)
+
+    def forward(self, x: Tensor, span: Span, state: MambaState | None = None) -> Tensor:
+        z, xBC, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], dim=-1)
+        xBC, conv = self.conv(xBC, span.bounds, state.conv if state else None)
+        BC = self.groups * self.state_size
+        u, B, C = xBC.split([self.inner, BC, BC], dim=-1)
+        y, ssm = self.ssm(
+            u.unflatten(-1, (self.heads, self.head_dim)),
+            dt,
+            B.unflatten(-1, (self.groups, self.state_size)),
+            C.unflatten(-1, (self.groups, self.state_size)),
+            span.bounds,
+            state.ssm if state else None,
+        )
+        if state is not None:
+            state.conv, state.ssm = conv.detach(), ssm.detach()
+        return self.out_proj(self.norm(y.flatten(1), z))
+
+    def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> MambaState:
+        conv = torch.zeros(S, self.channels, self.conv_kernel - 1, device=device, dtype=dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        shape = (S, self.heads, self.head_dim, self.state_size)
+        return MambaState(conv, torch.zeros(shape, device=device, dtype=wide))

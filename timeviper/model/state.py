@@ -1,0 +1,203 @@
+"""What a decoder remembers of the tokens it has seen: convolution, state space and attention states.
+
+Whole prefill, prefill in chunks and decode are one code path: a call gets the new tokens of S sequences and
+the states that their earlier tokens left, and leaves the states after them. States carry no gradient;
+training on packs runs without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from timeviper.kernels.bounds import Bounds
+
+if TYPE_CHECKING:
+    from timeviper.model.decoder import Block, Decoder
+
+GROWTH = 1.25  # a full key cache grows by this factor, so a token costs the same however long the cache is
+SPARE = 64  # ... and by at least this many tokens
+
+
+@dataclass
+class MambaState:
+    conv: Tensor
+    """`[S, C, K-1]`: the last inputs of the convolution."""
+    ssm: Tensor
+    """`[S, H, P, N]`, float32 (float64 in a float64 model)."""
+
+
+@dataclass
+class AttentionState:
+    """Keys and values `[rows, Hkv, P]`; which rows belong to whom is the segment's business."""
+
+    keys: Tensor
+    values: Tensor
+
+    def append(self, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Store the new tokens' keys and values; returns all that the queries of `span` may look at."""
+        if span.slots is None:  # the first tokens, and no room asked for: the cache is these very keys
+            self.keys, self.values = k.detach(), v.detach()
+            return k, v
+        self.keys, self.values = _put(self.keys, k, span.slots, span), _put(self.values, v, span.slots, span)
+        return self.keys[: span.keys.num_tokens], self.values[: span.keys.num_tokens]
+
+
+@dataclass
+class Span:
+    """The new tokens of one call, as the blocks of a segment need to know them."""
+
+    bounds: Bounds
+    keys: Bounds
+    """How keys lie: those of a sequence first to last, unused room behind them where `visible` is given."""
+    visible: Tensor | None = None
+    """`[L]` keys that each new token sees; None: all up to itself, aligned at the end."""
+    past: Tensor | None = None
+    """`[S]` tokens seen before; None: none."""
+    slots: Tensor | None = None
+    """`[L]` rows of the cache that the new keys go to."""
+    grown: tuple[int, Tensor, Tensor] | None = None
+    """The cache moves to a larger one first: its rows, rows of the old keys before, and after."""
+    rope: tuple[Tensor, Tensor] | None = None
+    """Rotary cosines and sines `[L, P/2]`, in families that have them."""
+
+    @property
+    def position(self) -> Tensor:
+        """`[L]`: the place of each new token in its own sequence."""
+        place = self.bounds.position
+        return place if self.past is None else place + self.past[self.bounds.seq_idx]
+
+    @classmethod
+    def fresh(cls, bounds: Bounds) -> Span:
+        """Whole sequences, nothing remembered: training."""
+        return cls(bounds, bounds)
+
+
+@dataclass
+class SegmentState:
+    """The states of the blocks between two transfers, which have all seen the same tokens."""
+
+    blocks: list[MambaState | AttentionState | None]
+    lengths: list[int]
+    """Tokens that each sequence has had here (vision tokens dropped before are not among them)."""
+    room: list[int]
+    """Rows of the key caches that belong to each sequence, laid out one after the other."""
+
+    def open(self, bounds: Bounds) -> Span:
+        """Make room for new tokens and count them as seen."""
+        past, total = self.lengths, [a + b for a, b in zip(self.lengths, bounds.lengths)]
+        self.lengths = total
+        if not any(past) and not any(self.room):
+            self.room = total
+            return Span(bounds, bounds)
+        device, grown = bounds.device, None
+        if any(n > r for n, r in zip(total, self.room)):
+            before = Bounds(past, device)
+            old = _rows(before, self.room)
+            self.room = [r if n <= r else max(int(n * GROWTH), n + SPARE) for n, r in zip(total, self.room)]
+            grown = (sum(self.room), old, _rows(before, self.room))
+        seen = torch.tensor(past).to(device, non_blocking=True)
+        slots = _rows(bounds, self.room) + seen[bounds.seq_idx]
+        if len(total) == 1 or total == self.room:  # no unused rows between the keys
+            return Span(bounds, Bounds(total, device), None, seen, slots, grown)
+        span = Span(bounds, Bounds(self.room, device), None, seen, slots, grown)
+        span.visible = span.position + 1
+        return span
+
+    def select(self, sequences: Sequence[int], device: torch.device) -> SegmentState:
+        """Keep the named sequences."""
+        chosen = torch.tensor(sequences, device=device)
+        starts = Bounds(self.room).offsets
+        lengths = [self.lengths[s] for s in sequences]
+        kept = Bounds(lengths, device)
+        rows = torch.tensor([starts[s] for s in sequences], device=device)[kept.seq_idx] + kept.position
+        blocks: list[MambaState | AttentionState | None] = []
+        for block in self.blocks:
+            if isinstance(block, MambaState):
+                block = MambaState(block.conv[chosen], block.ssm[chosen])
+            elif isinstance(block, AttentionState):
+                block = AttentionState(block.keys[rows], block.values[rows])
+            blocks.append(block)
+        return SegmentState(blocks, lengths, list(lengths))
+
+
+def _put(cache: Tensor, new: Tensor, slots: Tensor, span: Span) -> Tensor:
+    if span.grown is not None:
+        rows, old_rows, new_rows = span.grown
+        cache = cache.new_empty(rows, *cache.shape[1:]).index_copy_(0, new_rows, cache[old_rows])
+    return cache.index_copy_(0, slots, new.detach())
+
+
+def _rows(bounds: Bounds, room: Sequence[int]) -> Tensor:
+    """`[L]`: cache rows of tokens that stand first in the room of their sequence."""
+    starts = torch.tensor(Bounds(room).offsets[:-1]).to(bounds.device, non_blocking=True)
+    return starts[bounds.seq_idx] + bounds.position
+
+
+@dataclass
+class DecoderState:
+    """The states of all blocks, by segment, for S sequences."""
+
+    segments: list[SegmentState]
+    device: torch.device
+    seen: list[int] = field(default_factory=list)
+    """Tokens of each sequence that have entered the decoder."""
+
+    @classmethod
+    def empty(
+        cls,
+        decoder: Decoder,
+        S: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        room: Sequence[Sequence[int]] | None = None,
+    ) -> DecoderState:
+        """Before the first token. `room`: tokens to reserve for each segment and sequence, so that no
+        cache ever moves; without it a cache grows by a quarter when it is full.
+        """
+        weight = decoder.embeddings.weight
+        device, dtype = torch.device(device or weight.device), dtype or weight.dtype
+        segments = []
+        for i, segment in enumerate(decoder.segments):
+            reserved = list(room[i]) if room else [0] * S
+            rows = sum(reserved)
+            states = [cast("Block", decoder.blocks[b]).empty_state(S, rows, device, dtype) for b in segment.blocks]
+            segments.append(SegmentState(states, [0] * S, reserved))
+        return cls(segments, device, [0] * S)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.seen)
+
+    def select(self, sequences: Sequence[int]) -> DecoderState:
+        """Keep the named sequences, in the order given."""
+        segments = [segment.select(sequences, self.device) for segment in self.segments]
+        return DecoderState(segments, self.device, [self.seen[s] for s in sequences])
+
+    @staticmethod
+    def join(states: Sequence[DecoderState]) -> DecoderState:
+        """One state for the sequences of several."""
+        compact = [state.select(range(state.num_sequences)) for state in states]
+        segments = []
+        for parts in zip(*(state.segments for state in compact)):
+            blocks = [_join_blocks(block) for block in zip(*(part.blocks for part in parts))]
+            lengths = [n for part in parts for n in part.lengths]
+            segments.append(SegmentState(blocks, lengths, list(lengths)))
+        return DecoderState(segments, compact[0].device, [n for state in compact for n in state.seen])
+
+    def num_bytes(self) -> int:
+        """Memory of all states (unused room included)."""
+        tensors = [t for s in self.segments for b in s.blocks if b is not None for t in vars(b).values()]
+        return sum(t.nbytes for t in tensors)
+
+
+def _join_blocks(blocks: Sequence[MambaState | AttentionState | None]) -> MambaState | AttentionState | None:
+    first = blocks[0]
+    if first is None:
+        return None
+    columns = zip(*(vars(block).values() for block in blocks if block is not None))
+    return type(first)(*(torch.cat(column) for column in columns))

@@ -1,0 +1,211 @@
+"""TransV: drop vision tokens before a block, and let the instruction receive what they held (paper 3.3).
+
+    x_instruction += tanh(alpha) * CrossAttention(norm(x_instruction), norm(x_dropped))
+
+All of it is index arithmetic on the packed stream: no loop over samples or frames, and no size that the host
+does not know beforehand. Letters: L tokens, S sequences, D width, V vision tokens of the stream, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import DecoderConfig, TransVConfig
+from timeviper.datamodules.sample import Kind
+from timeviper.kernels.attention import attention
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.attention import segment_softmax_mean
+from timeviper.model.layers import INIT_STD, Linear, RMSNorm
+
+
+@dataclass
+class Stream:
+    """The tokens between two transfers."""
+
+    x: Tensor
+    """`[L, D]` residual stream."""
+    bounds: Bounds
+    kind: Tensor
+    """`[L]` uint8, values of `Kind`."""
+    vision: list[int]
+    """Vision tokens that each sequence has left."""
+    index: Tensor
+    """`[L]` int64: where each token stood in the stream that entered the decoder."""
+
+    @property
+    def num_vision(self) -> int:
+        return sum(self.vision)
+
+    def places(self, vision: bool) -> Tensor:
+        """Positions of the vision tokens `[V]`, or of all others `[L - V]`."""
+        size = self.num_vision if vision else self.bounds.num_tokens - self.num_vision
+        return torch.nonzero_static((self.kind == Kind.VISION) == vision, size=size).squeeze(1)
+
+
+class Memory:
+    """Keys and values of one sequence's dropped tokens, gathered while its prompt streams through."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.count = size, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            self.keys, self.values = (t.new_empty(self.size, *t.shape[1:]) for t in (k, v))
+        end = self.count + len(k)
+        self.keys[self.count : end], self.values[self.count : end] = k, v
+        self.count = end
+        return self.keys[:end], self.values[:end]
+
+
+class Transfer(nn.Module):
+    """The gated cross-attention of one stage: what text tokens receive, `[n, D]`."""
+
+    def __init__(self, cfg: DecoderConfig, transv: TransVConfig) -> None:
+        super().__init__()
+        self.head_dim = cfg.head_dim
+        bias = cfg.family == "qwen2"
+        self.norm = RMSNorm(cfg.width, cfg.norm_eps) if transv.prenorm else nn.Identity()
+        self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
+        self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
+        self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
+        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, std=INIT_STD / math.sqrt(len(cfg.layout)))
+        self.alpha = nn.Parameter(torch.empty(1))  # one element, not a scalar: those cannot be sharded
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The gate starts shut; the projections fill themselves."""
+        nn.init.zeros_(self.alpha)
+
+    def forward(
+        self,
+        text: Tensor,
+        source: Tensor,
+        bounds_text: Bounds,
+        bounds_source: Bounds,
+        visible: Tensor,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """text `[n, D]` may look at the first `visible [n]` of its own sequence's source tokens (those in
+        `memory` come before `source [m, D]`); a token that sees none receives exactly 0."""
+        source = self.norm(source)
+        k, v = (proj(source).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        if memory is not None:
+            k, v = memory.append(k, v)
+            bounds_source = Bounds([memory.count], source.device)
+        q = self.q_proj(self.norm(text)).unflatten(-1, (-1, self.head_dim))
+        out = attention(q, k, v, bounds_text, bounds_source, visible=visible)
+        if not any(n and m for n, m in zip(bounds_text.lengths, bounds_source.lengths)):
+            # Nobody receives here, perhaps on another rank: every parameter still gets its (zero)
+            # gradient, since sharded ranks reduce the same parameters together.
+            out = out + 0 * (k.sum() + v.sum())
+        return torch.tanh(self.alpha) * self.o_proj(out.flatten(1))
+
+
+def kept_counts(keep: float, original: Sequence[int], current: Sequence[int]) -> list[int]:
+    """Vision tokens that a stage leaves each sequence: `keep` of the ORIGINAL number, at least 1 of any."""
+    return [min(n, max(1, math.floor(keep * n0 + 1e-9))) if n else 0 for n0, n in zip(original, current)]
+
+
+def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:
+    """`[V]` bool: the `linspace(0, n - 1, k)`-th (rounded down) of each sequence's n vision tokens stay."""
+    chosen, vision = Bounds(kept, device), Bounds(current, device)
+    last, steps = (
+        torch.tensor([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], dtype=torch.int64)
+        .to(device, non_blocking=True)
+        .unbind(1)
+    )
+    seq = chosen.seq_idx
+    rank = chosen.position * last[seq] // steps[seq]
+    return _mask(vision, vision.cu_seqlens[seq] + rank)
+
+
+def select_ranked(scores: Tensor, current: Sequence[int], kept: Sequence[int]) -> Tensor:
+    """`[V]` bool: the k vision tokens with the highest `scores [V]` of each sequence stay; of equals, the first."""
+    chosen, vision = Bounds(kept, scores.device), Bounds(current, scores.device)
+    order = scores.argsort(descending=True, stable=True)
+    order = order[vision.seq_idx[order].argsort(stable=True)]  # by sequence, then by falling score
+    return _mask(vision, order[vision.cu_seqlens[chosen.seq_idx] + chosen.position])
+
+
+def _mask(vision: Bounds, chosen: Tensor) -> Tensor:
+    mask = torch.zeros(vision.num_tokens, dtype=torch.bool, device=vision.device)
+    return mask.index_fill(0, chosen, True)
+
+
+def last_prompt_token(kind: Tensor, bounds: Bounds) -> Tensor:
+    """`[S]`: the position of each sequence's last token that is no answer (with several turns, of the last
+    turn's prompt): what comes after the question is not known when it is asked."""
+    place = torch.arange(len(kind), device=kind.device)
+    place = torch.where(kind == Kind.ANSWER, -1, place)
+    none = place.new_full((bounds.num_sequences,), -1)
+    return none.scatter_reduce(0, bounds.seq_idx, place, "amax").clamp(min=0)
+
+
+def attention_scores(logits: Tensor, query: Tensor, bounds: Bounds) -> Tensor:
+    """Attention `[L]` that the token at `query [S]` pays to each token of its sequence, mean over heads,
+    from logits `[L, H]`; later tokens get 0."""
+    place = torch.arange(len(logits), device=logits.device)
+    later = place > query[bounds.seq_idx]
+    return segment_softmax_mean(logits.masked_fill(later[:, None], -torch.inf), bounds)
+
+
+def shorten(
+    stream: Stream,
+    mask: Tensor,
+    kept: Sequence[int],
+    transfer: Transfer | None,
+    options: TransVConfig,
+    memory: Memory | None = None,
+) -> Stream:
+    """Remove the vision tokens where `mask [V]` is false, after the text behind them has received.
+
+    kept: how many stay of each sequence. memory: what earlier chunks of the one sequence dropped.
+    """
+    lost = [n - k for n, k in zip(stream.vision, kept)]
+    vision = stream.places(vision=True)
+    gone = vision[torch.nonzero_static(~mask, size=sum(lost)).squeeze(1)]
+    away = torch.zeros_like(stream.kind, dtype=torch.bool).index_fill(0, gone, True)
+    stay = torch.nonzero_static(~away, size=len(away) - sum(lost)).squeeze(1)
+    x = stream.x.index_select(0, stay)
+    if transfer is not None:
+        every = options.keys == "all"
+        source, counts = (vision, stream.vision) if every else (gone, lost)
+        delta, text = _receive(stream, source, counts, transfer, options, memory)
+        x = x.index_add(0, text - away.cumsum(0)[text], delta.to(x.dtype))
+    lengths = [n - d for n, d in zip(stream.bounds.lengths, lost)]
+    bounds = Bounds(lengths, stream.bounds.device)
+    return Stream(x, bounds, stream.kind[stay], list(kept), stream.index[stay])
+
+
+def _receive(
+    stream: Stream,
+    source: Tensor,
+    counts: Sequence[int],
+    transfer: Transfer,
+    options: TransVConfig,
+    memory: Memory | None,
+) -> tuple[Tensor, Tensor]:
+    """What the text receives from the tokens at `source`, `counts` of each sequence, and where it stands.
+
+    All text goes through, that of no interest with nothing to see: the number of instruction tokens is not
+    known on the host, and an answer token that sees nothing gets exactly 0.
+    """
+    bounds_source = Bounds(counts, source.device)
+    text = stream.places(vision=False)
+    bounds_text = Bounds([n - v for n, v in zip(stream.bounds.lengths, stream.vision)], source.device)
+    is_source = torch.zeros_like(stream.kind, dtype=torch.int64).index_fill(0, source, 1)
+    before = is_source.cumsum(0)[text] - bounds_source.cu_seqlens[bounds_text.seq_idx]
+    kind = stream.kind[text]
+    receives = kind == Kind.INSTRUCTION
+    if options.queries == "instruction+answer":
+        receives = receives | (kind == Kind.ANSWER)
+    visible = torch.where(receives, before + (memory.count if memory else 0), 0)
+    delta = transfer(stream.x[text], stream.x[source], bounds_text, bounds_source, visible, memory)
+    return delta, text
