@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from timeviper.datamodules.shard_index import ConversationIndex, SampleIndex, ShardIndex
+from timeviper.datamodules.shard_index import Conversation, SampleRecord, ShardIndex
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Unit:
     source: str
     shard: str
     """Path of the tar. Not its index: units travel to loader processes."""
-    record: SampleIndex
+    record: SampleRecord
     conversation: int
 
     @property
@@ -32,7 +32,7 @@ class Unit:
         return f"{self.source}/{PurePath(self.shard).name}/{self.record.key}#{self.conversation}"
 
     @property
-    def spec(self) -> ConversationIndex:
+    def spec(self) -> Conversation:
         return self.record.conversations[self.conversation]
 
 
@@ -61,7 +61,7 @@ class Source:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def conversations(self) -> Iterator[ConversationIndex]:
+    def conversations(self) -> Iterator[Conversation]:
         """What the index knows of every unit."""
         return (self[i].spec for i in range(len(self)))
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, SourceConfig, TransVConfig, TransVStage
 from timeviper.datamodules.mixture import Mixture, Source
 from timeviper.datamodules.plan import CostModel, Plan, held_out, kept_share
-from timeviper.datamodules.shard_index import ConversationIndex, SampleIndex, ShardIndex
+from timeviper.datamodules.shard_index import Conversation, SampleRecord, ShardIndex
 
 
 def sample(
     key: str, media: str = "video", duration: float = 8.0, conversations: int = 2, text: int = 40
-) -> SampleIndex:
+) -> SampleRecord:
     frames = {"video": int(duration * 4), "image": 1, "none": 0}[media]
-    spec = tuple(ConversationIndex("colour", text, 5) for _ in range(conversations))
-    return SampleIndex(key, {}, media, duration if media == "video" else 0.0, 4.0, frames, spec)
+    spec = tuple(Conversation("colour", text, 5) for _ in range(conversations))
+    return SampleRecord(key, {}, media, duration if media == "video" else 0.0, 4.0, frames, spec)
 
 
 def source(name: str, shards: int = 3, samples: int = 7, **options) -> Source:

@@ -1,0 +1,49 @@
+"""Shared pieces: a small procedural world on disk, and a way to run the command line as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default data at a fiftieth of its size."""
+    from timeviper.datamodules.world import build_world
+
+    folder = tmp_path_factory.mktemp("world")
+    build_world(folder, scale=0.02, workers=1)
+    return folder
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli() -> Run:
+    """`timeviper ...` in a process of its own, from the repository's root."""
+
+    def run(*args: str, check: bool = True, timeout: float = 300, **options) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "timeviper.cli", *args],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            env=os.environ | options.pop("env", {}),
+            **options,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{args} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    return run
