@@ -95,7 +95,11 @@ def _read(path: Path) -> Layer:
     """A YAML file with the line of every key."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe {path}{_similar(path)}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        problem = Problem("the whole file", "", f"is not UTF-8 text: {error.reason}.", str(path))
+        raise ConfigError(str(path), [problem]) from error
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         # OmegaConf's own loader: 1e-5 is a number there, and a key written twice is an error.

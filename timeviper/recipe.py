@@ -151,7 +151,8 @@ class _Draft:
         self.origins[key] = layer.where(key)
 
     def _problem(self, layer: Layer, key: str, value: Any, message: str) -> None:
-        self.problems.append(Problem(key, value, message, layer.where(key)))
+        if key not in (known.key for known in self.problems):  # one is enough, the first says most
+            self.problems.append(Problem(key, value, message, layer.where(key)))
 
     def finish(self) -> _Loaded:
         """Check the meaning of the whole; raise all problems, or warn of settings without effect."""

@@ -94,7 +94,7 @@ def _lengths(recipe: Recipe) -> Iterator[Finding]:
     if not recipe.model.towers:
         yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
         return
-    limits = [("data.tokens_per_pack", recipe.data.tokens_per_pack, _kept_share(recipe.model))]
+    limits = [("data.tokens_per_pack", recipe.data.tokens_per_pack, kept_share(recipe.model))]
     if recipe.train.objective == "answer":
         limits.append(("model.decoder.max_tokens", recipe.model.decoder.max_tokens, 1.0))
     wishes = {"data.frames.max_frames": recipe.data.frames.max_frames}
@@ -114,7 +114,7 @@ def _lengths(recipe: Recipe) -> Iterator[Finding]:
                 yield Finding(key, message.replace(" x 1.00 (share kept by TransV)", ""))
 
 
-def _kept_share(model: ModelConfig) -> float:
+def kept_share(model: ModelConfig) -> float:
     """Share of the vision tokens that a block sees on average; packs are filled by it."""
     stages = [stage for stage in model.transv.stages.values() if stage]
     depth = max(1, len(model.decoder.layout))
