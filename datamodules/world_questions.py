@@ -12,9 +12,10 @@ from typing import Any
 
 from numpy.random import Generator
 
-from timeviper.datamodules.world_scene import Event, Scene
+from timeviper.datamodules.world_scene import MOTIONS, Event, Scene
 
 NUMBERS = ("one", "two", "three", "four")
+DIRECTIONS = ("left", "right", "up", "down", "nowhere")
 
 # Several ways to ask, drawn by seed. {} is what the question is about.
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -118,7 +119,8 @@ def _shape(scene: Scene, rng: Generator) -> dict[str, Any]:
 
 def _direction(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "direction", "direction", "nowhere" if event.motion == "stay" else event.motion, event.pair)
+    way = DIRECTIONS[MOTIONS.index(event.motion)]
+    return _ask(rng, "direction", "direction", way, event.pair)
 
 
 def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
@@ -169,7 +171,7 @@ def image_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
 
 
 def clip_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
-    """The caption, and when the one object is there."""
+    """The caption, and when the one object is there: easy, but a first lesson in telling the time."""
     caption = _ask(rng, "caption", "caption", clip_caption(scene))
     return [caption, _ask(rng, "when", "when_any", span(scene.events[0]))]
 

@@ -37,12 +37,12 @@ def draw(scene: Scene) -> Iterator[NDArray[np.uint8]]:
         # Light falls from a side that turns by at most 0.3 rad/s: slow beside any object.
         grey = np.float32(strength) * (np.cos(phase) * axis + np.sin(phase) * axis[:, None])
         grey += bank[rng.integers(len(bank), size=len(times))]
-        frames = grey[..., None] + tint
+        frames = np.maximum(grey, -tint.min())[..., None] + tint  # from here on within 0..255
         for event in scene.events:
             shown = (times >= event.start) & (times < event.end)
             if shown.any():
                 frames[shown] = _paint(frames[shown], event, times[shown])
-        yield np.clip(frames, 0, 255).astype(np.uint8)
+        yield frames.astype(np.uint8)
 
 
 @cache
@@ -53,12 +53,14 @@ def _noise_bank(pixels: int) -> NDArray[np.float32]:
 
 
 def _paint(frames: NDArray[np.float32], event: Event, times: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Blend the object over `frames [n, H, W, 3]`."""
+    """Blend the object over `frames [n, H, W, 3]`, in place."""
     along = ((times - event.start) / (event.end - event.start))[:, None]
     centres = (1 - along) * np.array(event.begin) + along * np.array(event.finish)
     pixels = frames.shape[1]
     cover = coverage(event.shape, centres * pixels, SIZES[event.size] * pixels, pixels)[..., None]
-    return frames + cover * (np.array(COLOURS[event.colour], np.float32) - frames)
+    colour: NDArray[np.float32] = np.array(COLOURS[event.colour], np.float32)
+    frames += cover * (colour - frames)
+    return frames
 
 
 def coverage(shape: str, centres: NDArray[np.float64], radius: float, pixels: int) -> NDArray[np.float32]:
@@ -89,7 +91,7 @@ def encode_video(scene: Scene) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(scene.fps).limit_denominator(1001)
-        options = {"preset": "veryfast", "crf": "28", "bf": "0", "g": str(max(1, round(GOP_SECONDS * scene.fps)))}
+        options = {"preset": "ultrafast", "crf": "32", "bf": "0", "g": str(max(1, round(GOP_SECONDS * scene.fps)))}
         stream = container.add_stream("libx264", rate=rate, options={**options, "threads": "1"})
         stream.width = stream.height = scene.pixels
         stream.pix_fmt = "yuv420p"
