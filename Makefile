@@ -134,7 +134,11 @@ ask: $(READY) ## a question about a file: make ask VIDEO=clip.mp4 Q="What happen
 	$(IN_OUT)$(TIMEVIPER) ask --run $(RUN) --video $(call here,$(VIDEO)) "$(Q)" $(ARGS)
 
 shards: $(READY) ## the default data; with DATA=clips.jsonl (or a folder of media) your own, into data/mine
-	$(if $(DATA),$(TIMEVIPER) shards write $(DATA) $(OUT)/data/mine,@$(MAKE) $(WORLD))
+ifdef DATA
+	$(TIMEVIPER) shards write $(DATA) $(OUT)/data/mine
+else
+shards: $(WORLD)
+endif
 
 doctor: $(READY) ## what this machine has, and which kernel each operation will use
 	$(TIMEVIPER) doctor

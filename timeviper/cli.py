@@ -52,22 +52,30 @@ def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command("eval", context_settings=OVERRIDES)
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/tiny/stage2_instruct.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe that made it.")],
     overrides: Overrides = None,
     again: Annotated[bool, typer.Option("--again", help="Answer again, though eval.json is there.")] = False,
 ) -> None:
-    """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json."""
+    """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json.
+
+    After a run folder, overrides change the evaluation; after a recipe, they are those that it was trained with.
+    """
+    changes = overrides or []
+    if run.suffix == ".yaml":
+        from timeviper.recipe import load_recipe
+
+        run, changes = Path(load_recipe(run, changes).run_dir), []
     from timeviper import evaluate
 
-    if not again and (report := evaluate.read_report(run, overrides or [])):
+    if not again and (report := evaluate.read_report(run, changes)):
         evaluate.print_table(report)
     else:
-        evaluate.evaluate(run, overrides or [])
+        evaluate.evaluate(run, changes)
 
 
 @app.command(context_settings=OVERRIDES)
 def ask(
-    question: Annotated[str, typer.Argument(help="What to ask about the video.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about the video.")],
     run: Annotated[Path, typer.Option(help="A run folder or an export.")],
     video: Annotated[Path, typer.Option(help="Any video or image file that PyAV opens.")],
     overrides: Overrides = None,
@@ -86,10 +94,10 @@ def ask(
 @app.command(context_settings=OVERRIDES)
 def explain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print every setting with its value, where it was written, and what it means."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from timeviper.console import console
     from timeviper.errors import show
     from timeviper.recipe import explain as rows_of
 
@@ -97,9 +105,7 @@ def explain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     for row in rows_of(recipe, overrides or []):
         style = "dim" if row.origin == "default" else ""
         table.add_row(*(Text(cell, style) for cell in (row.key, show(row.value), row.origin, row.doc)))
-    # A file or a pipe has no width of its own: wide enough that nothing is cut.
-    console = Console() if sys.stdout.isatty() else Console(width=250)
-    console.print(table)
+    console().print(table)
 
 
 @app.command()
@@ -126,23 +132,25 @@ def preview(
 
 @shards.command("world")
 def shards_world(
-    out: Annotated[Path, typer.Argument(help="Folder for the shards.")] = Path("data/world"),
-    scale: Annotated[str, typer.Option(help="How much: small (a smoke test) or default.")] = "default",
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")] = Path("data/world"),
+    scale: Annotated[str, typer.Option(help="How much: small (a smoke test), default, or a factor.")] = "default",
     workers: Annotated[int, typer.Option(help="Processes that draw and encode; 0: one a core.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
 ) -> None:
     """Draw the default data: a procedural video world with captions and questions."""
     from timeviper.datamodules.world import build_world
 
-    build_world(out, scale, workers or os.cpu_count() or 1, seed)
+    build_world(out, scale, workers or os.cpu_count() or 1, seed, lambda n, total: _progress(f"{n}/{total} samples"))
+    print(f"\n{out}")
 
 
 @shards.command("write")
 def shards_write(
     source: Annotated[
-        Path, typer.Argument(help="A JSONL file, or a folder of media each with .json or .txt beside it.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="A JSONL file, or a folder of media each with .json or .txt beside it."),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
     samples_per_shard: Annotated[int, typer.Option(help="Samples in one tar.")] = 256,
 ) -> None:
     """Turn your own videos and their conversations into shards (format: docs/your-data.md)."""
@@ -157,7 +165,7 @@ def shards_write(
 
 @shards.command("index")
 def shards_index(
-    folder: Annotated[Path, typer.Argument(help="Folder of .tar shards.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
 ) -> None:
     """Index shards that were made elsewhere (any WebDataset tars)."""
     from timeviper.datamodules.shards import index_shards
@@ -168,7 +176,7 @@ def shards_index(
 
 @shards.command("check")
 def shards_check(
-    folder: Annotated[Path, typer.Argument(help="Folder of .tar shards.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
 ) -> None:
     """Read every sample and name the bad ones; exit code 1 if there are any."""
     from timeviper.datamodules.shards import check_shards

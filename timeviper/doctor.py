@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import av
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import timeviper
+from timeviper.console import console
 from timeviper.kernels import dispatch
 
 PACKAGES = (
@@ -61,11 +61,11 @@ def machine() -> list[tuple[str, str]]:
 
 def doctor() -> None:
     """Print the machine and the kernel table."""
-    console = Console()
+    out = console()
     facts = Table("what", "found", title="this machine", title_justify="left")
     for row in machine():
         facts.add_row(*row)
-    console.print(facts)
+    out.print(facts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     table = Table("operation", "uses", "why", "forms", title=f"kernels on {device}, {dtype}", title_justify="left")
@@ -75,9 +75,9 @@ def doctor() -> None:
     for row in dispatch.report(device, dtype):
         table.add_row(row.op, row.used, row.why, ", ".join(row.candidates))
         missing += [row.install] if row.install else []
-    console.print(table)
+    out.print(table)
     if missing and device == "cuda":
-        console.print("To install what is missing:", *dict.fromkeys(missing), sep="\n  ", markup=False)
+        out.print("To install what is missing:", *dict.fromkeys(missing), sep="\n  ", markup=False)
 
 
 def _usable_cores() -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
-from rich.console import Console
 from rich.table import Table
 
 from timeviper.config import Recipe
+from timeviper.console import console
 from timeviper.datamodules.datamodule import build_plan
 from timeviper.datamodules.plan import StepPlan
 from timeviper.tokenizer import Tokenizer
@@ -25,14 +25,14 @@ def preview(recipe: Recipe, steps: int, ranks: int) -> None:
             f"set a multiple, such as data.packs_per_step={ranks}"
         )
     plan = build_plan(recipe, Tokenizer.load(recipe.model.tokenizer))
-    console = Console()
+    out = console()
     for name, source in plan.sources.items():
-        console.print(f"source {name}: {len(source)} conversations", markup=False)
+        out.print(f"source {name}: {len(source)} conversations", markup=False)
     limit = recipe.data.tokens_per_pack
     table = Table("step", "rank", "pack", "samples", "frames", "tokens", f"cost of {limit}", "from", "first sample")
     for step in islice(plan.steps(), steps):
         _add_step(table, step, ranks, limit)
-    console.print(table)
+    out.print(table)
 
 
 def _add_step(table: Table, step: StepPlan, ranks: int, limit: int) -> None:
