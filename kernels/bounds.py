@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ class Bounds:
         """`[L]` int64 on the device: each token's place in its own sequence, from 0."""
         starts = self.cu_seqlens[:-1].long()[self.seq_idx]
         return torch.arange(self.num_tokens, device=self.device) - starts
+
+    @cached_property
+    def cache(self) -> dict[Hashable, Any]:
+        """What kernels derive from the bounds (layouts, index tensors), kept for the next layer."""
+        return {}
 
     @property
     def num_tokens(self) -> int:

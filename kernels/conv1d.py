@@ -33,9 +33,7 @@ def causal_conv1d(
     assert initial_state is None or initial_state.shape == (bounds.num_sequences, C, K - 1), (
         f"conv state {tuple(initial_state.shape)} is not {(bounds.num_sequences, C, K - 1)}"
     )
-    unsupported = (
-        "" if K in (2, 3, 4) and C % 8 == 0 else f"causal_conv1d has no kernel for width {K}, {C} channels"
-    )
+    unsupported = "" if K in (2, 3, 4) and C % 8 == 0 else f"causal_conv1d has no kernel for width {K}, {C} channels"
     form = {"reference": conv1d_reference, "torch": conv1d_torch, "vendor": conv1d_vendor}
     chosen = form[dispatch.choose("conv1d", x, unsupported)]
     return chosen(x, weight, bias, bounds, initial_state, silu)
@@ -83,9 +81,7 @@ def conv1d_vendor(
     return (y[K - 1 :] if place is None else y.index_select(0, place)), final
 
 
-def _extend(
-    x: Tensor, bounds: Bounds, initial_state: Tensor | None, K: int
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def _extend(x: Tensor, bounds: Bounds, initial_state: Tensor | None, K: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """The stream with K-1 inputs before each sequence; where each token went (None: one sequence, shifted by
     K-1); and the final states `[S, C, K-1]`, which are the last K-1 rows of each extended sequence."""
     S, (L, C), pre = bounds.num_sequences, x.shape, K - 1

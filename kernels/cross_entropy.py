@@ -13,9 +13,7 @@ from timeviper.kernels import dispatch
 IGNORE = -100
 
 
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024
-) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Summed next-token loss of `hidden [M, D]` under the head `weight [V, D]` and `labels [M]` (-100: ignored).
 
     Returns the loss sum (a float32 scalar; float64 for float64 inputs) and `correct [M]` bool (argmax equals label).
@@ -47,9 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass, while a chunk's logits exist, and only scaled in the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if need_hidden else None

@@ -42,9 +42,7 @@ _FLASH = 'pip install --no-build-isolation "flash-attn>=2.8"'
 VENDORS: dict[str, Vendor | None] = {
     "ssd": Vendor("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", _MAMBA),
     "conv1d": Vendor("causal_conv1d", "causal_conv1d_fn", _CONV),
-    "attention": Vendor(
-        "flash_attn", "flash_attn_varlen_func", _FLASH, dtypes=(torch.float16, torch.bfloat16)
-    ),
+    "attention": Vendor("flash_attn", "flash_attn_varlen_func", _FLASH, dtypes=(torch.float16, torch.bfloat16)),
     "norm": Vendor("mamba_ssm.ops.triton.layernorm_gated", "rmsnorm_fn", _MAMBA),
     "cross_entropy": None,
 }
@@ -67,6 +65,11 @@ def use(**forms: str) -> Iterator[None]:
         yield
     finally:
         _chosen.update(before)
+
+
+def reset_log() -> None:
+    """Let every fallback be told once more."""
+    _told.clear()
 
 
 def _set(forms: dict[str, str]) -> None:

@@ -50,9 +50,7 @@ def rms_norm_vendor(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def gated_reference(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     wide = _wide(y.dtype)
     h = y.to(wide) * gate.to(wide) * torch.sigmoid(gate.to(wide))
-    slices = [
-        s / torch.sqrt(s.pow(2).mean(-1, keepdim=True) + eps) for s in h.split(y.shape[-1] // groups, -1)
-    ]
+    slices = [s / torch.sqrt(s.pow(2).mean(-1, keepdim=True) + eps) for s in h.split(y.shape[-1] // groups, -1)]
     return (torch.cat(slices, -1) * weight.to(wide)).to(y.dtype)
 
 

@@ -113,13 +113,12 @@ def _one_token(
     x: Tensor, step: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Decode: x `[S, H, P]`, B and C `[S, G, N]`, state `[S, H, P, N]`."""
-    S, H, P, N = state.shape
-    G = B.shape[1]
-    grouped = state.view(S, G, H // G, P, N)
-    new = (step[..., None] * x).view(S, G, H // G, P, 1) * B[:, :, None, None, :]
-    final = torch.addcmul(new, grouped, log_decay.exp().view(S, G, H // G, 1, 1))
-    y = torch.matmul(final.view(S, G, -1, N), C[..., None]).view(S, H, P)
-    return torch.addcmul(y, D[:, None], x), final.view(S, H, P, N)
+    groups = (B.shape[1], -1)
+    grouped, x_grouped = state.unflatten(1, groups), (step[..., None] * x).unflatten(1, groups)  # [S, G, R, ...]
+    fresh = x_grouped[..., None] * B[:, :, None, None, :]
+    final = torch.addcmul(fresh, grouped, log_decay.exp().unflatten(1, groups)[..., None, None])
+    y = torch.matmul(final.flatten(2, 3), C[..., None]).view_as(x)
+    return torch.addcmul(y, D[:, None], x), final.flatten(1, 2)
 
 
 def ssd_vendor(

@@ -1,22 +1,23 @@
 """The chunked form of the Mamba-2 scan in plain PyTorch, with its own backward pass.
 
-Within a chunk of Q tokens (s is the running sum of the log decay, dx[t] = dt[t] x[t], h the state before the chunk):
+Within a chunk of Q tokens (s: running sum of the log decay, dx[t] = dt[t] x[t], h: state before the chunk):
 
     y[t]  = sum_{u <= t} exp(s[t] - s[u]) (C[t] . B[u]) dx[u]  +  exp(s[t]) h C[t]  +  D x[t]
     h'    = exp(s[Q]) h + sum_u exp(s[Q] - s[u]) dx[u] B[u]^T
 
-C.B is computed once a group of heads; B and C are never expanded to all heads. Chunks are processed in blocks that stay in the
-cache, so the `[Q, Q]` intermediates of one block exist at a time, in both passes; the forward pass keeps its inputs,
-its output and the state before every chunk. Time and memory are linear in the length.
+C.B is computed once a group of heads; B and C are never expanded to all heads. Blocks of chunks are small
+enough for the cache, and the `[Q, Q]` intermediates of one block exist at a time, in both passes; the forward
+pass keeps its inputs, its output and the state before every chunk. Time and memory are linear in the length.
 
-The backward pass needs no gradient of the decay matrix: as y and h' are linear in each factor exp(s[t]), the gradient of s
-is that of the outputs it scales up minus that of the inputs it scales down,
+The backward pass needs no gradient of the decay matrix. y and h' are linear in each factor exp(s[t]), so the
+gradient of s is that of the outputs which it scales up minus that of the inputs which it scales down:
 
-    ds[t] = dy[t] . (y[t] - D x[t])  -  dx[t] . d(dx)[t],    and  <dh', h'> more at the chunk's last token.
+    ds[t] = dy[t] . (y[t] - D x[t])  -  dx[t] . d(dx)[t],   and  <dh', h'> more at the chunk's last token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,85 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.ssd_plan import Block, Plan
 
-BLOCK = 1 << 20  # elements of a block's largest intermediate: 4 MiB in float32
-
-
-@dataclass(frozen=True)
-class Block:
-    """Chunks that are computed together."""
-
-    first: int
-    last: int
-    rows: slice  # of the aligned stream
-    q: int  # tokens of each chunk
-    waves: tuple[tuple[int, int, int], ...]
-    """(chunk, low, high): from that chunk of the block on, the next chunk of each of the sequences ranked [low, high)."""
-
-    @property
-    def n(self) -> int:
-        return self.last - self.first
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a pack is laid out in chunks of one sequence each.
-
-    Sequences are ranked by their number of chunks, falling; chunks are ordered by their place in the sequence, then by
-    rank. So the sequences that still run at any place are the first ones, and the carried states of a wave are a slice.
-    """
-
-    size: int  # tokens a chunk
-    chunks: int
-    widths: tuple[int, ...]  # sequences that have a chunk at place 0, 1, ...
-    slots: Tensor | None  # [L] row of each token in the aligned stream; None: the stream as it is
-    ranked: Tensor | None  # [S] sequences by rank; None: as they are
-
-    @classmethod
-    def of(cls, bounds: Bounds, size: int) -> Plan:
-        counts = [-(-n // size) for n in bounds.lengths]
-        order = sorted(range(len(counts)), key=lambda s: -counts[s])
-        widths = [sum(c > place for c in counts) for place in range(max(counts))]
-        if len(counts) == 1:
-            return cls(size, sum(counts), tuple(widths), None, None)
-        device = bounds.device
-        rank = torch.tensor(order, device=device).argsort()
-        starts = torch.tensor([0, *widths], device=device).cumsum(0)
-        place, within = bounds.position // size, bounds.position % size
-        slots = (starts[place] + rank[bounds.seq_idx]) * size + within
-        ranked = None if order == sorted(order) else torch.tensor(order, device=device)
-        return cls(size, sum(counts), tuple(widths), slots, ranked)
-
-    def blocks(self, limit: int, rows: int) -> list[Block]:
-        """All chunks in order, at most `limit` a block; a short tail of an unaligned stream is a block of its own."""
-        pieces = [(low, min(low + limit, w)) for w in self.widths for low in range(0, w, limit)]
-        grouped: list[list[tuple[int, int, int]]] = [[]]
-        held = 0
-        tail = rows % self.size
-        for i, (low, high) in enumerate(pieces):
-            if held + high - low > limit or (tail and i == len(pieces) - 1 and held):
-                grouped.append([])
-                held = 0
-            grouped[-1].append((held, low, high))
-            held += high - low
-        blocks, first = [], 0
-        for waves in grouped:
-            start, low, high = waves[-1]
-            last = first + start + high - low
-            span = slice(first * self.size, min(last * self.size, rows))
-            q = self.size if last - first > 1 else span.stop - span.start
-            blocks.append(Block(first, last, span, q, tuple(waves)))
-            first = last
-        return blocks
-
-    def align(self, t: Tensor) -> Tensor:
-        """`[L, ...]` to whole chunks, pads zero (a single sequence needs none)."""
-        if self.slots is None:
-            return t
-        return t.new_zeros(self.chunks * self.size, *t.shape[1:]).index_copy_(0, self.slots, t)
-
-    def restore(self, t: Tensor) -> Tensor:
-        return t if self.slots is None else t.index_select(0, self.slots)
+# Elements of the largest intermediate of a block. On a CPU 512 KiB of float32, so that what a block works on
+# stays in the cache (8 times as much is 1.4 times slower); elsewhere enough to fill the device.
+BLOCK_CPU, BLOCK = 1 << 17, 1 << 24
 
 
 def chunked_scan(
@@ -117,13 +44,21 @@ def chunked_scan(
     bounds: Bounds,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """y `[L, H, P]` and final states `[S, H, P, N]`, in the dtype of `state`; step and log_decay `[L, H]` in that dtype too."""
-    plan = Plan.of(bounds, chunk_size)
+    """y `[L, H, P]` and final states `[S, H, P, N]` in the dtype of `state`, which step and log_decay have too.
+
+    chunk_size is the most tokens of a chunk; fewer are taken where that is faster.
+    """
+    if x.device.type == "cpu":  # where products are cheap next to exponentials of the [Q, Q] decays
+        chunk_size = min(chunk_size, 64 if state.shape[-1] * state.shape[-2] > 4096 else 32)
+    chunk_size = min(chunk_size, 1 << (bounds.max_length - 1).bit_length())
+    plan = bounds.cache.get(("ssd", chunk_size))
+    if plan is None:
+        plan = bounds.cache["ssd", chunk_size] = Plan.of(bounds, chunk_size)
     return _ChunkedScan.apply(x, step, log_decay, B, C, D, state, plan)  # pyright: ignore[reportReturnType]
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """Inputs x `[L, H, P]`, step and log_decay `[L, H]`, B and C `[L, G, N]`, D `[H]`, state `[S, H, P, N]`."""
+    """x `[L, H, P]`, step and log_decay `[L, H]`, B and C `[L, G, N]`, D `[H]`, state `[S, H, P, N]`, plan."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
@@ -132,11 +67,10 @@ class _ChunkedScan(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         carry = state.clone() if plan.ranked is None else state[plan.ranked]
         before = state.new_empty(plan.chunks if keep else 0, *state.shape[1:])
-        y = torch.empty_like(scan.x, dtype=state.dtype)
+        y = state.new_empty(scan.x.shape)
         for block in scan.blocks:
-            h = scan.forward_block(block, y, carry)
-            if keep:
-                before[block.first : block.last] = h
+            held = before[block.first : block.last] if keep else before.new_empty(block.n, *carry.shape[1:])
+            scan.forward_block(block, y, carry, held)
         y = plan.restore(y)
         final = carry if plan.ranked is None else torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
         ctx.plan = plan
@@ -174,8 +108,8 @@ class _Gradients:
     @classmethod
     def empty_for(cls, scan: _Scan) -> _Gradients:
         zeros = torch.zeros_like(scan.total)
-        grads = (torch.empty_like(t) for t in (scan.x, scan.B, scan.C))
-        return cls(*grads, torch.zeros_like(scan.D), zeros, zeros.clone())
+        x, B, C = (t.new_empty(t.shape) for t in (scan.x, scan.B, scan.C))
+        return cls(x, B, C, torch.zeros_like(scan.D), zeros, zeros.clone())
 
 
 class _Scan:
@@ -205,7 +139,8 @@ class _Scan:
         last = self.total[..., -1:]
         self.from_start, self.to_end = self.total.exp(), (last - self.total).exp()
         self.whole = last.exp()[..., None]  # [chunks, H, 1, 1]
-        limit = max(1, BLOCK // (self.H * plan.size * plan.size))
+        budget = BLOCK_CPU if x.device.type == "cpu" else BLOCK
+        limit = max(1, budget // (self.H * max(plan.size * plan.size, plan.size * self.P, self.P * self.N)))
         self.blocks = plan.blocks(limit, self.x.shape[0])
 
     def by_chunk(self, t: Tensor) -> Tensor:
@@ -213,9 +148,9 @@ class _Scan:
         t = F.pad(t, (0, 0, 0, self.plan.chunks * self.plan.size - t.shape[0]))
         return t.view(self.plan.chunks, self.plan.size, -1).transpose(1, 2).contiguous()
 
-    # Views of a block: tokens `[n, q, G, R, P]`, scalars `[n, q, G, R, 1]`; for products, a batch of matrices.
+    # Views of a block: tokens `[n, q, G, R, P]`, scalars `[n, q, G, R, 1]`, batches of matrices for products.
     def tokens(self, t: Tensor, block: Block) -> Tensor:
-        return t[block.rows].view(block.n, -1, self.G, self.R, self.P).to(self.wide)
+        return t[block.rows].reshape(block.n, -1, self.G, self.R, self.P).to(self.wide)
 
     def scalars(self, t: Tensor, block: Block) -> Tensor:
         t = t[block.first : block.last, :, : block.q].transpose(1, 2)
@@ -235,7 +170,7 @@ class _Scan:
 
     def keys(self, t: Tensor, block: Block) -> Tensor:
         """Rows of B or C as `[n * G, q, N]`."""
-        t = t[block.rows].view(block.n, -1, self.G, self.N).transpose(1, 2)
+        t = t[block.rows].reshape(block.n, -1, self.G, self.N).transpose(1, 2)
         return t.reshape(block.n * self.G, -1, self.N).to(self.wide)
 
     def from_group(self, t: Tensor, block: Block) -> Tensor:
@@ -250,77 +185,72 @@ class _Scan:
         decay = (s[..., :, None] - s[..., None, :]).clamp_(max=0).exp_()
         return decay.unflatten(1, (self.G, self.R))
 
-    def forward_block(self, block: Block, y: Tensor, carry: Tensor) -> Tensor:
-        """Write the block's outputs into y, advance `carry`; returns the states before its chunks."""
+    def weighted(self, t: Tensor, weight: Tensor) -> Tensor:
+        """`t * weight` of `[n, q, G, R, P]`, laid out for products by group: `[n * G, q, R * P]`."""
+        n, q, G, R, P = t.shape
+        out = t.new_empty(n, G, q, R, P)
+        torch.mul(t, weight, out=out.transpose(1, 2))
+        return out.view(n * G, q, R * P)
+
+    def forward_block(self, block: Block, y: Tensor, carry: Tensor, before: Tensor) -> None:
+        """Write the block's outputs into y and the states before its chunks into `before`; advance `carry`."""
         n, q = block.n, block.q
         B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
-        dx = x * self.scalars(self.step, block)
+        step = self.scalars(self.step, block)
+        fresh = torch.bmm(self.weighted(x, step * self.scalars(self.to_end, block)).mT, B)
+        self.pass_on(block, carry, fresh.view_as(before), block.waves, before)
         CB = torch.bmm(C, B.mT).tril_().view(n, self.G, 1, q, q)
         mixed = self.decay(block).mul_(CB).view(-1, q, q)
-        inner = torch.bmm(mixed, self.by_head(dx))
-        fresh = torch.bmm(self.by_group(dx * self.scalars(self.to_end, block)).mT, B)
-        fresh = fresh.view(n, self.H, self.P, self.N)
-        before = self.pass_on(block, carry, fresh, block.waves)
-        outer = torch.bmm(C, self.states(before).mT)
-        out = y[block.rows].view(n, q, self.G, self.R, self.P)
-        torch.addcmul(
-            self.from_head(inner, block),
-            self.from_group(outer, block),
-            self.scalars(self.from_start, block),
-            out=out,
-        )
+        inner = self.from_head(torch.bmm(mixed, self.by_head(x * step)), block)
+        outer = self.from_group(torch.bmm(C, self.states(before).mT), block)
+        out = y[block.rows].view_as(x)
+        torch.addcmul(inner, outer, self.scalars(self.from_start, block), out=out)
         out.addcmul_(x, self.D.view(self.G, self.R, 1))
-        return before
 
-    def pass_on(self, block: Block, carry: Tensor, fresh: Tensor, waves: Any) -> Tensor:
-        """What `carry` holds at each chunk, while it decays and takes up `fresh [n, H, P, N]` wave by wave."""
-        held = torch.empty_like(fresh)
+    def pass_on(
+        self, block: Block, carry: Tensor, fresh: Tensor, waves: Iterable[tuple[int, int, int]], held: Tensor
+    ) -> None:
+        """Wave by wave, write `carry` into `held`, then let it decay and take up `fresh`, both `[n, H, P, N]`."""
         for start, low, high in waves:
-            chunks = slice(start, start + high - low)
-            held[chunks] = carry[low:high]
-            whole = self.whole[block.first + start : block.first + start + high - low]
-            carry[low:high].mul_(whole).add_(fresh[chunks])
-        return held
+            chunks, now = slice(start, start + high - low), carry[low:high]
+            held[chunks] = now
+            torch.addcmul(fresh[chunks], now, self.whole[block.first : block.last][chunks], out=now)
 
     def backward_block(
         self, block: Block, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients
     ) -> None:
-        """Write the block's gradients into `out`; carry, the gradient of the states after it, goes back before it."""
+        """Write the block's gradients into `out`; `carry`, the gradient of the states, goes back over it."""
         n, q = block.n, block.q
         B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
         y, dy = self.tokens(y, block), self.tokens(dy, block)
         step, to_end = self.scalars(self.step, block), self.scalars(self.to_end, block)
         D = self.D.view(self.G, self.R, 1)
-        dx = x * step
 
-        dy_start = self.by_group(dy * self.scalars(self.from_start, block))
+        dy_start = self.weighted(dy, self.scalars(self.from_start, block))
+        after = torch.empty_like(before)
         fresh = torch.bmm(dy_start.mT, C).view_as(before)
-        after = self.pass_on(block, carry, fresh, reversed(block.waves))
+        self.pass_on(block, carry, fresh, reversed(block.waves), after)
 
         CB = torch.bmm(C, B.mT).tril_().view(n, self.G, 1, q, q)
-        decay = self.decay(block)
-        dy_head = self.by_head(dy)
-        d_CB = (
-            torch.bmm(dy_head, self.by_head(dx).mT).view_as(decay).mul_(decay).sum(2).tril_().view(-1, q, q)
-        )
-        mixed = decay.mul_(CB).view(-1, q, q)
-        inner = torch.bmm(mixed.mT, dy_head)
-        outer = self.from_group(torch.bmm(B, self.states(after).mT), block) * to_end
-        d_dx = outer + self.from_head(inner, block)
-
-        dC = torch.baddbmm(torch.bmm(d_CB, B), dy_start, self.states(before))
-        dB = torch.baddbmm(torch.bmm(d_CB.mT, C), self.by_group(dx * to_end), self.states(after))
+        decay, dy_head = self.decay(block), self.by_head(dy)
+        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view_as(decay)
+        d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)
+        dC = torch.bmm(d_CB, B).baddbmm_(dy_start, self.states(before))
+        dB = torch.bmm(d_CB.mT, C).baddbmm_(self.weighted(x, step * to_end), self.states(after))
         for grad, value in ((out.B, dB), (out.C, dC)):
-            grad[block.rows].view(n, q, self.G, self.N).copy_(
-                value.view(n, self.G, q, self.N).transpose(1, 2)
-            )
-        out.x[block.rows].view_as(x).copy_((d_dx * step).addcmul_(dy, D))
-        chunks = slice(block.first, block.last)
+            rows = grad[block.rows].view(n, q, self.G, self.N)
+            rows.copy_(value.view(n, self.G, q, self.N).transpose(1, 2))
+
+        inner = self.from_head(torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head), block)
+        outer = self.from_group(torch.bmm(B, self.states(after).mT), block).mul_(to_end)
+        d_dx = inner.add_(outer)
         d_step = (x * d_dx).sum(-1, keepdim=True)
         skip = (dy * x).sum(-1, keepdim=True)
         d_s = (dy * y).sum(-1, keepdim=True) - D * skip - step * d_step
+        kept = (after * before).sum((-1, -2)) * self.whole[block.first : block.last, :, 0, 0]
+        kept += (step * outer.mul_(x).sum(-1, keepdim=True)).sum((1, 4)).flatten(1)
+        torch.addcmul(d_dx.mul_(step), dy, D, out=out.x[block.rows].view_as(x))
         out.D.add_(skip.sum((0, 1)).flatten())
         self.scalars(out.step, block).copy_(d_step)
         self.scalars(out.s, block).copy_(d_s)
-        kept = (after * before).sum((-1, -2)) * self.whole[chunks, :, 0, 0]
-        out.s[chunks, :, -1] += kept + (dx * outer).sum((1, 4)).view(n, -1)
+        out.s[block.first : block.last, :, -1] += kept
