@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from heapq import heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
@@ -30,6 +31,7 @@ from av.video.stream import VideoStream
 MAX_PIXELS = 2**27  # a larger frame (about 16,000 x 8,000) is refused: one alone takes 400 MB as RGB
 SEEK_GAIN = 8  # frames that a jump must save; a jump costs about as much as decoding a few small frames
 
+LIMITS = {"max_pixels": str(MAX_PIXELS)}  # also obeyed while a picture is opened to learn its size
 CAN_SKIP = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}  # obey a change between two packets
 
 
@@ -97,14 +99,18 @@ class Video:
         self.container.close()
 
     @property
-    def tick(self) -> float:
-        """Seconds a tick of the time base."""
-        return float(self.stream.time_base or 1)
-
-    @property
     def is_image(self) -> bool:
         name = self.container.format.name
         return name == "image2" or name.endswith("_pipe")
+
+    @property
+    def slack(self) -> float:
+        """Seconds by which a caller's duration, perhaps rounded, may exceed what is there."""
+        return max(0.5, 0.01 * (self.timeline.end - self.timeline.start) * self.tick)
+
+    def holds(self, duration: float) -> bool:
+        """Whether there are that many seconds of video; not so in a file that was cut."""
+        return duration <= (self.timeline.end - self.timeline.start) * self.tick + self.slack
 
     def _open(self) -> None:
         """(Re)open at the first packet, with one decoder thread: the loader's processes are the parallelism."""
@@ -114,8 +120,10 @@ class Video:
         except BaseException:
             self.container.close()
             raise
-        self.stream.codec_context.thread_type = "NONE"
-        self.stream.codec_context.thread_count = 1
+        self.tick = float(self.stream.time_base or 1)  # seconds
+        context = self.stream.codec_context
+        context.thread_type, context.thread_count = "NONE", 1
+        context.options = LIMITS
 
     def _read_index(self) -> Timeline | None:
         """The timeline from an index that lists every frame; None if there is no such index.
@@ -126,13 +134,18 @@ class Video:
         complete = self.container.format.name.startswith("mov") and 0 < len(entries) == self.stream.frames
         if not complete or start is None or any(entry.is_discard for entry in entries):
             return None  # another container, fragments, or an edit list
-        first, last = entries[0].timestamp, entries[len(entries) - 1].timestamp
-        shift = start - first
-        step = (last - first) // (len(entries) - 1) if len(entries) > 1 else 1
+        stamps = [entry.timestamp for entry in entries]
+        first, last, shift = stamps[0], stamps[-1], start - stamps[0]
+        step = (last - first) // (len(stamps) - 1) if len(stamps) > 1 else 1
         end = max(last + shift + step, start + (self.stream.duration or 0))
         keys = [(entry.timestamp + shift, i) for i, entry in enumerate(entries) if entry.is_keyframe]
+        if self.stream.codec_context.has_b_frames and any(b - a > 2 * step for a, b in pairwise(stamps)):
+            # Frames of varying length out of order: only the last group of pictures tells when it ends.
+            self.container.seek(keys[-1][0] if keys else start, stream=self.stream)
+            end = max((p.pts + (p.duration or 0) for p in self._packets() if p.pts is not None), default=end)
+            self._rewind(start)
         return Timeline(
-            start, end, end, last, len(entries), keys=[pts for pts, _ in keys], positions=[i for _, i in keys]
+            start, end, end, last, len(stamps), keys=[pts for pts, _ in keys], positions=[i for _, i in keys]
         )
 
     def _scan(self) -> Timeline:
@@ -155,6 +168,8 @@ class Video:
         shown = shown or [i * step for i in range(len(packets))]
         if len(shown) > 1:
             step = max((shown[-1] - shown[0]) // (len(shown) - 1), 1)
+        if len(set(shown)) < len(shown):  # guesses of the demuxer: evenly spaced is nearer to the truth
+            shown = [shown[0] + i * step for i in range(len(shown))]
         end = shown[-1] + step
         declared = (self.container.duration or 0) / av.time_base
         cut = declared > 1.1 * ends + 1  # the header speaks of more than any stream holds
@@ -190,6 +205,10 @@ class Video:
                 return
             if packet.size:
                 yield packet
+
+    def seconds(self, stamp: int) -> float:
+        base = self.stream.time_base or Fraction(1)
+        return stamp * base.numerator / base.denominator
 
     def frames_at(self, targets: Sequence[int]) -> Iterator[tuple[VideoFrame, int, int]]:
         """The frames shown at rising `targets`: frame, time stamp, number of targets that it serves.
@@ -239,8 +258,7 @@ class Video:
         """Until when the last frame found is shown: briefly, if the file was cut behind it."""
         if dts < self.timeline.last_dts or self.timeline.promised > self.timeline.end:
             return pts + self.timeline.step
-        slack = max(0.5 / self.tick, 0.01 * (self.timeline.end - self.timeline.start))
-        return self.timeline.end + slack  # a caller's duration may be rounded
+        return self.timeline.end + self.slack / self.tick
 
     def _decode(self, packets: Iterator[tuple[Packet, int]]) -> Iterator[tuple[VideoFrame, int, int]]:
         """Decode packets up to the last one that serves a target."""
@@ -336,7 +354,7 @@ def _open_container(source: str | Path | IO[bytes], where: str) -> InputContaine
         source.seek(0)
         target = source
     try:
-        return av.open(target, "r", options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
+        return av.open(target, "r", options=LIMITS, metadata_errors="replace")
     except FileNotFoundError as error:
         raise VideoError(where, "no such file") from error
     except PermissionError as error:

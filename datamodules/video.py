@@ -13,7 +13,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.decode import Video, VideoError
+from timeviper.datamodules.decode import MAX_PIXELS, Video, VideoError
 
 __all__ = [
     "Frames",
@@ -121,7 +121,7 @@ def iter_video(
         length, count = _length(video)
         fps = count / length if length else 0.0
         length = length if duration is None or video.is_image else duration
-        offsets = sample_times(length, frames, count)
+        offsets = sample_times(length, frames, count if video.holds(length) else None)
         start, wanted = video.timeline.start, len(offsets)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
         targets = [start + int(offset / video.tick + 1e-6) for offset in offsets]
@@ -135,7 +135,7 @@ def iter_video(
         taken, filled, current = 0, 0, piece(0)
         for frame, stamp, serves in video.frames_at(targets):
             picture = _picture(frame, size, scaler)
-            seconds = 0.0 if video.is_image else stamp * video.tick
+            seconds = 0.0 if video.is_image else video.seconds(stamp)
             for _ in range(serves):
                 if filled == len(current.times):
                     yield current
@@ -144,10 +144,7 @@ def iter_video(
                 filled, taken = filled + 1, taken + 1
         missing = wanted - taken
         if 2 * missing > wanted:
-            raise VideoError(
-                video.where,
-                f"only {taken} of {wanted} frames can be decoded: the file is cut or damaged",
-            )
+            raise VideoError(video.where, _losses(video, taken, wanted))
         yield replace(current, pixels=current.pixels[:filled], times=current.times[:filled], missing=missing)
 
 
@@ -157,6 +154,14 @@ def _length(video: Video) -> tuple[float, int]:
         return 0.0, 1
     timeline = video.timeline
     return (timeline.promised - timeline.start) * video.tick, timeline.count
+
+
+def _losses(video: Video, taken: int, wanted: int) -> str:
+    if taken:
+        return f"only {taken} of {wanted} frames can be decoded: the file is cut or damaged"
+    if not video.stream.codec_context.width:
+        return f"cannot be decoded: a damaged header, or more than the limit of {MAX_PIXELS:,} pixels"
+    return f"none of {wanted} frames can be decoded: the file is cut or damaged"
 
 
 def _picture(frame: VideoFrame, size: int, scaler: VideoReformatter) -> NDArray[np.uint8]:
