@@ -1,7 +1,7 @@
-"""Attention over packed streams: self-attention, prefill in chunks, decode and cross-attention in one signature.
+"""Attention over packed streams: self-attention, prefill in chunks, decode, cross-attention in one signature.
 
-Whether a query sees a key is one number a query, its `limit`: it sees the first `limit` keys of its own sequence. Causality
-(aligned at the end, so cached keys just work) and `visible` only lower that number.
+What a query sees is one number, its `limit`: the first `limit` keys of its own sequence. Causality (aligned at
+the end, so that cached keys just work) and `visible` only lower that number.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def attention(
     """Softmax attention of each query over keys of its own sequence; `[Lq, H, P]` in q's dtype.
 
     Shapes: q `[Lq, H, P]`, k and v `[Lk, Hkv, P]` (query head h reads key head `h // (H / Hkv)`).
-    causal: query i of n sees the first `m - n + i + 1` of m keys. visible `[Lq]`: it sees at most that many leading keys.
-    A query that sees no key gets exactly 0 and passes no gradient. scale: default `P ** -0.5`.
+    causal: query i of n sees the first `m - n + i + 1` of m keys. visible `[Lq]`: it sees at most that many
+    leading keys. A query that sees no key gets exactly 0 and passes no gradient. scale: default `P ** -0.5`.
     """
     assert bounds_q.num_sequences == bounds_k.num_sequences, (bounds_q, bounds_k)
-    assert q.shape[0] == bounds_q.num_tokens and k.shape[0] == v.shape[0] == bounds_k.num_tokens
+    assert q.shape[0] == bounds_q.num_tokens, (q.shape, bounds_q)
+    assert k.shape[0] == v.shape[0] == bounds_k.num_tokens, (k.shape, v.shape, bounds_k)
     assert q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads"
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     unsupported = ""
     if visible is not None:
         unsupported = "flash_attn has no count of visible keys for each query"
@@ -46,7 +47,7 @@ def attention(
         unsupported = f"flash_attn has no kernel for heads of {q.shape[-1]}"
     form = {"reference": attention_reference, "torch": attention_torch, "vendor": attention_vendor}
     chosen = form[dispatch.choose("attention", q, unsupported)]
-    return chosen(q, k, v, bounds_q, bounds_k, causal, visible, scale)
+    return chosen(q, k, v, bounds_q, bounds_k, causal, visible, factor)
 
 
 def attention_reference(
@@ -117,7 +118,7 @@ def key_limit(bounds_q: Bounds, bounds_k: Bounds, causal: bool, visible: Tensor 
 
 
 def _partition(bounds_q: Bounds, bounds_k: Bounds) -> tuple[list[list[int]], list[int]]:
-    """Sequences to pad and compute together (of like lengths, by powers of two), and those to compute alone."""
+    """Sequences to pad and compute together (of like lengths, by powers of two), and those to do alone."""
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     alone: list[int] = []
     for s, (n, m) in enumerate(zip(bounds_q.lengths, bounds_k.lengths)):
@@ -157,7 +158,7 @@ def _batch(
 
 
 def _padded_rows(members: list[int], bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """`[members, longest]` stream rows, and which of them are real; a pad repeats its own sequence's last row."""
+    """`[members, longest]` stream rows and which are real; a pad repeats its own sequence's last row."""
     counts = torch.tensor([bounds.lengths[s] for s in members], device=bounds.device)[:, None]
     starts = torch.tensor([bounds.offsets[s] for s in members], device=bounds.device)[:, None]
     place = torch.arange(max(bounds.lengths[s] for s in members), device=bounds.device)

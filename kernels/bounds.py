@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Bounds:
         offsets = cu_seqlens.tolist()
         if not offsets or offsets[0] != 0:
             raise ValueError(f"cu_seqlens must start with 0, got {offsets[:4]}")
-        return cls((b - a for a, b in zip(offsets, offsets[1:])), cu_seqlens.device)
+        return cls((b - a for a, b in pairwise(offsets)), cu_seqlens.device)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Causal depthwise convolution over a packed stream, with state.
 
-One idea serves every form but the reference: lay the K-1 inputs that precede a sequence (its initial state, or zeros) in front of its
-tokens. In that extended stream no window of a real token reaches into another sequence, whatever its length.
+One idea serves every form but the reference: lay the K-1 inputs that precede a sequence (its initial state, or
+zeros) in front of its tokens. In that extended stream no window of a real token reaches into another sequence,
+whatever its length.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor]:
     """`y[t] = act(bias + sum_k weight[:, k] * x[t - K + 1 + k])` within each sequence.
 
-    Shapes: x `[L, C]`, weight `[C, K]`, bias `[C]`, initial_state `[S, C, K-1]` (the inputs before each sequence, oldest
-    first; None: zeros). Returns y `[L, C]` and the final state `[S, C, K-1]`, both in x's dtype.
+    Shapes: x `[L, C]`, weight `[C, K]`, bias `[C]`, initial_state `[S, C, K-1]` (the inputs before each
+    sequence, oldest first; None: zeros). Returns y `[L, C]` and the final state `[S, C, K-1]`, both in x's dtype.
     """
     L, C = x.shape
     K = weight.shape[1]
-    assert bounds.num_tokens == L and weight.shape[0] == C, (bounds, x.shape, weight.shape)
+    assert bounds.num_tokens == L, (bounds, x.shape)
+    assert weight.shape[0] == C, (weight.shape, x.shape)
     assert initial_state is None or initial_state.shape == (bounds.num_sequences, C, K - 1), (
         f"conv state {tuple(initial_state.shape)} is not {(bounds.num_sequences, C, K - 1)}"
     )

@@ -14,10 +14,11 @@ IGNORE = -100
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Summed next-token loss of `hidden [M, D]` under the head `weight [V, D]` and `labels [M]` (-100: ignored).
+    """Summed loss of `hidden [M, D]` under the head `weight [V, D]` and `labels [M]` (-100: ignored).
 
-    Returns the loss sum (a float32 scalar; float64 for float64 inputs) and `correct [M]` bool (argmax equals label).
-    Products are in the dtype of the inputs, softmax and sums in float32. Memory: the logits of `chunk` tokens.
+    Returns the loss sum (a float32 scalar; float64 for float64 inputs) and `correct [M]` bool (argmax equals
+    label). Products are in the dtype of the inputs, softmax and sums in float32. Memory: the logits of `chunk`
+    tokens.
     """
     assert hidden.shape[0] == labels.shape[0], (hidden.shape, labels.shape)
     if dispatch.choose("cross_entropy", hidden) == "reference":
@@ -42,7 +43,7 @@ def linear_cross_entropy_torch(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made in the forward pass, while a chunk's logits exist, and only scaled in the backward pass."""
+    """Gradients are made in the forward pass, while a chunk's logits exist; the backward pass scales them."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

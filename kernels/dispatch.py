@@ -1,8 +1,8 @@
 """Which implementation of an operation runs: the only place that decides.
 
 Every operation has up to three forms with one signature: `reference` (the definition, step by step), `torch`
-(fast, differentiable, any device) and `vendor` (somebody's GPU kernel, an optional package). `auto` takes the vendor's
-where it runs on the tensors at hand and the torch form elsewhere.
+(fast, differentiable, any device) and `vendor` (somebody's GPU kernel, an optional package). `auto` takes the
+vendor's where it runs on the tensors at hand and the torch form elsewhere.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _set(forms: dict[str, str]) -> None:
 def choose(op: str, tensor: Tensor, unsupported: str = "") -> str:
     """The form that computes `op` on `tensor`; `unsupported` tells what of this call the vendor lacks.
 
-    Raises RuntimeError, with the reason and the install line, where the vendor's was asked for by name and cannot run.
+    Raises RuntimeError, with the reason and the install line, where the vendor's was asked for by name and
+    cannot run.
     """
     form = _chosen[op]
     if form in ("reference", "torch"):

@@ -15,7 +15,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis: `[..., D]`, weight `[D]`, in float32, cast back to x's dtype."""
+    """`x / sqrt(mean(x^2) + eps) * weight` for x `[..., D]`, weight `[D]`; in float32, cast back to x's dtype."""
     form = {"reference": rms_norm_reference, "torch": rms_norm_torch, "vendor": rms_norm_vendor}
     return form[dispatch.choose("norm", x)](x, weight, eps)
 

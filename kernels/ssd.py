@@ -28,10 +28,11 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """Scan every sequence of the pack from its own initial state.
 
-    Shapes: x `[L, H, P]`, dt `[L, H]` raw (the step is `softplus(dt + dt_bias)`, not clamped), A `[H]` negative, B and C `[L, G, N]`
-    (head h reads group `h // (H / G)`), D and dt_bias `[H]`, initial_state `[S, H, P, N]` (None: zeros).
-    Returns y `[L, H, P]` in x's dtype and the final state `[S, H, P, N]` in float32 (float64 for float64 inputs).
-    A sequence of no tokens keeps its initial state. chunk_size changes speed and memory, not results.
+    Shapes: x `[L, H, P]`, dt `[L, H]` raw (the step is `softplus(dt + dt_bias)`, not clamped), A `[H]` negative,
+    B and C `[L, G, N]` (head h reads group `h // (H / G)`), D and dt_bias `[H]`, initial_state `[S, H, P, N]`
+    (None: zeros). Returns y `[L, H, P]` in x's dtype and the final state `[S, H, P, N]` in float32 (float64 for
+    float64 inputs). A sequence of no tokens keeps its initial state. chunk_size, the most tokens of a chunk,
+    changes speed and memory, not results.
     """
     (L, H, P), (G, N) = x.shape, B.shape[1:]
     assert bounds.num_tokens == L, (bounds, x.shape)

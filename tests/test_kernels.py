@@ -44,7 +44,7 @@ class Op:
         """Outputs, and gradients of stream, parameters and states under random weights of every output."""
         leaves = [[t.detach().clone().requires_grad_() for t in group] for group in (stream, shared, state)]
         with dispatch.use(**{self.name: form}):
-            outputs = self.call(*leaves, bounds)
+            outputs = self.call(leaves[0], leaves[1], leaves[2], bounds)
         scalar = torch.stack([(o * normal(99, *o.shape, dtype=o.dtype)).sum() for o in outputs]).sum()
         flat = [t for group in leaves for t in group]
         grads = torch.autograd.grad(scalar, flat, allow_unused=True)
@@ -204,7 +204,7 @@ def test_cross_attention(lengths: list[tuple[int, int]], causal: bool, limited: 
     def run(form: str) -> tuple[list[Tensor], list[Tensor]]:
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
         with dispatch.use(attention=form):
-            y = attention(*leaves, bounds_q, bounds_k, causal=causal, visible=visible)
+            y = attention(leaves[0], leaves[1], leaves[2], bounds_q, bounds_k, causal, visible)
         grads = torch.autograd.grad((y * normal(9, *y.shape)).sum(), leaves, allow_unused=True)
         return [y.detach()], [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads)]
 
@@ -245,7 +245,7 @@ def test_norms(groups: int) -> None:
             with dispatch.use(norm=form):
                 out = function(*leaves, *options)
             found.append([out.detach(), *torch.autograd.grad((out * normal(3, 7, 12)).sum(), leaves)])
-        assert_close(*found)
+        assert_close(found[0], found[1])
     with pytest.raises(ValueError, match="cannot be cut into 5"):
         gated_rms_norm(y, gate, weight, 5, 1e-5)
 
@@ -259,11 +259,11 @@ def test_linear_cross_entropy(chunk: int) -> None:
     for form in ("torch", "reference"):
         leaves = [t.clone().requires_grad_() for t in (hidden, weight)]
         with dispatch.use(cross_entropy=form):
-            loss, correct = linear_cross_entropy(*leaves, labels, chunk=chunk)
+            loss, correct = linear_cross_entropy(leaves[0], leaves[1], labels, chunk=chunk)
         assert correct[4]
         assert not correct[labels == -100].any()
         found.append([loss.detach(), correct.double(), *torch.autograd.grad(3 * loss, leaves)])
-    assert_close(*found)
+    assert_close(found[0], found[1])
 
 
 def test_linear_cross_entropy_without_labels() -> None:
@@ -289,7 +289,7 @@ def test_lower_precision(op: Op, dtype: torch.dtype) -> None:
     exact = (op.stream(sum(lengths), 3), op.shared, op.state(len(lengths), 7))
     rounded = [[t.to(dtype) for t in group] for group in exact]
     back = [[t.double() for t in group] for group in rounded]
-    got, wanted = op.run("torch", *rounded, bounds), op.run("torch", *back, bounds)
+    got, wanted = (op.run("torch", a, b, c, bounds) for a, b, c in (rounded, back))
     for a, b in zip(got[0] + got[1], wanted[0] + wanted[1]):
         assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max(), (op.name, a.shape)
 
