@@ -9,7 +9,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from timeviper.config import SourceConfig
 from timeviper.errors import ConfigError
+from timeviper.inputs import check_inputs, missing
 from timeviper.recipe import dump, explain, from_dict, load_recipe
 
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -249,6 +251,39 @@ def test_warnings_name_the_key_and_let_it_run(caplog: pytest.LogCaptureFixture) 
         load_recipe(STAGE2, ["optim.lrs.tower=1e-3"])
     assert "optim.lrs.tower = 0.001  [command line]" in caplog.text
     assert "tower is not in train.trainable" in caplog.text
+
+
+# ---- inputs -----------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_missing_on_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage1, stage2, _ = (load_recipe(path) for path in SHIPPED if path.parent.name == "nano9b")
+    tiny = load_recipe(STAGE2)
+    monkeypatch.chdir(tmp_path)
+    assert [problem.key for problem in missing(stage1)] == [
+        "model.tokenizer",
+        "model.towers.main.weights",
+        "model.decoder.weights",
+        "data.sources.captions.shards",
+        "data.val.captions.shards",
+    ]
+    assert "make train-stage1 SIZE=nano9b" in str(list(missing(stage2))[-1])
+    with pytest.raises(ConfigError, match="make shards") as caught:
+        check_inputs(tiny)
+    assert "make train-stage1 SIZE=tiny" in str(caught.value)
+
+
+def test_shards_are_found_in_a_folder_by_a_glob_or_far_away(tmp_path: Path) -> None:
+    (tmp_path / "a-0.tar").touch()
+    (tmp_path / "export").mkdir()
+    recipe = load_recipe(STAGE2, [f"train.init_from={tmp_path / 'export'}"])
+    for where in (str(tmp_path), f"{tmp_path}/a-*.tar", "s3://bucket/shards"):
+        recipe.data.sources = recipe.data.val = {"a": SourceConfig(where)}
+        check_inputs(recipe)
+    for where in (f"{tmp_path}/b-*.tar", str(tmp_path / "export")):
+        recipe.data.sources = {"a": SourceConfig(where)}
+        with pytest.raises(ConfigError, match="there are no shards"):
+            check_inputs(recipe)
 
 
 # ---- dump and explain -------------------------------------------------------------------------------------

@@ -41,9 +41,12 @@ Overrides = Annotated[
 @app.command(context_settings=OVERRIDES)
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Run a stage, or continue it where it stopped."""
+    from timeviper.inputs import check_inputs
     from timeviper.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])
+    if not (Path(checked.run_dir) / "export").is_dir():  # a finished stage needs nothing any more
+        check_inputs(checked)
     from timeviper.train import train as run
 
     if not run(checked, command=_again()):

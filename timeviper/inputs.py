@@ -1,0 +1,56 @@
+"""What a recipe needs on disk before it can start: all that is missing, in one message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+
+from timeviper.config import Recipe, SourceConfig
+from timeviper.errors import ConfigError, Problem
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Raises ConfigError with every file or folder that a recipe names and that is not there."""
+    if problems := list(missing(recipe)):
+        raise ConfigError(recipe.name, problems)
+
+
+def missing(recipe: Recipe) -> Iterator[Problem]:
+    """Missing inputs in the order of the recipe; remote places (s3://...) are not looked at."""
+    model, data, start = recipe.model, recipe.data, recipe.train.init_from
+    if model.tokenizer and not Path(model.tokenizer).exists():
+        message = "there is no such folder or tokenizer.json: copy the tokenizer of the checkpoint there."
+        yield Problem("model.tokenizer", model.tokenizer, message)
+    weights = {f"model.towers.{name}.weights": tower.weights for name, tower in model.towers.items() if tower}
+    for key, folder in {**weights, "model.decoder.weights": model.decoder.weights}.items():
+        if folder and not Path(folder).is_dir():
+            message = "there is no such folder: it holds config.json and .safetensors in Hugging Face layout."
+            yield Problem(key, folder, message)
+    for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
+        for name, source in sources.items():
+            if source and not _has_shards(source):
+                yield Problem(f"{group}.{name}.shards", source.shards, f"there are no shards: {_shards_hint(source)}")
+    if start and not Path(start).is_dir():
+        yield Problem("train.init_from", start, f"there is no such export: {_export_hint(start)}")
+
+
+def _has_shards(source: SourceConfig) -> bool:
+    if "://" in source.shards:
+        return True
+    path = Path(source.shards)
+    return any(path.glob("*.tar")) if path.is_dir() else any(name.endswith(".tar") for name in glob(source.shards))
+
+
+def _shards_hint(source: SourceConfig) -> str:
+    if "data/world" in source.shards:
+        return "`make shards` draws the default data."
+    return "`timeviper shards write` makes them from your data (docs/your-data.md)."
+
+
+def _export_hint(folder: str) -> str:
+    if found := re.search(r"runs/([\w.-]+)/stage(\d)_\w+/export/?$", folder):
+        size, number = found.groups()
+        return f"it appears when the stage before has finished: make train-stage{number} SIZE={size}"
+    return "it is the `export` folder in the run of a finished stage."
