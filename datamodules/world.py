@@ -33,8 +33,8 @@ from timeviper.datamodules.world_questions import (
     sentence,
     video_questions,
 )
-from timeviper.datamodules.world_render import GOP_SECONDS, draw, encode_image, encode_video
-from timeviper.datamodules.world_scene import COLOURS, Scene, draw_image, draw_video, held_out_pairs
+from timeviper.datamodules.world_render import GOP, draw, encode_image, encode_video
+from timeviper.datamodules.world_scene import COLOURS, SHAPES, Scene, draw_image, draw_video, held_out_pairs
 
 __all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_pairs", "world_text"]
 
@@ -140,7 +140,7 @@ def sample(source: WorldSource, seed: int, number: int) -> dict[str, Any]:
     else:
         media = {"mp4": encode_video(scene)}
         length = {"duration": scene.duration, "fps": scene.fps, "frames": scene.frames}
-        record["media"].append({"type": "video", "member": "mp4", **length, "keyframe_spacing": GOP_SECONDS})
+        record["media"].append({"type": "video", "member": "mp4", **length, "keyframe_spacing": GOP / scene.fps})
         record["segments"] = [{"start": e.start, "end": e.end, "text": sentence(e)} for e in scene.events]
     key = f"{source.folder.replace('/', '-')}-{source.prefix}-{number:06d}"
     return {"__key__": key, "json": record, **media}
