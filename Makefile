@@ -27,7 +27,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # Settings that make any tiny stage a matter of seconds.
-FEW := train.steps=3 train.validate_samples=8 data.workers=0
+FEW := train.steps=3 train.validate_every=0 train.validate_samples=8
 
 READY := .venv/.ready
 # Paths in recipes are relative to where a run starts, so a run in OUT starts there.
@@ -82,7 +82,7 @@ test-slow: $(READY) ## the proofs that take long
 
 smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world in build/smoke
 	rm -rf build/smoke
-	$(MAKE) OUT=build/smoke SCALE=small $(call world,build/smoke)
+	$(MAKE) OUT=build/smoke SCALE=small shards
 	@for stage in stage0_tower stage1_align stage2_instruct stage3_long; do \
 	  $(MAKE) OUT=build/smoke RECIPE=recipes/tiny/$$stage.yaml ARGS="$(FEW)" train; \
 	done
