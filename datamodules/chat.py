@@ -128,7 +128,8 @@ def encode_chat(
         writer.write(turn.before)
         if roles[i] == "assistant":
             answer = [*tokenizer.encode(text[0]), *turn.end]
-            writer.write(answer, Kind.ANSWER, supervised=supervise == "all" or i == len(roles) - 1)
+            supervised = not generate and (supervise == "all" or i == len(roles) - 1)
+            writer.write(answer, Kind.ANSWER, supervised)
         else:
             writer.write(tokenizer.encode(text[0]))
             for part in text[1:]:

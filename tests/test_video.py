@@ -12,10 +12,12 @@ import struct
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.video import (
@@ -53,21 +55,18 @@ def write_clip(
     codec: str = "libx264",
     fps: int | Fraction = 10,
     size: tuple[int, int] = (64, 48),
-    options: dict[str, str] | None = None,
-    rotation: tuple = (),
+    options: dict[str, object] | None = None,
     container: dict[str, str] | None = None,
 ) -> Path:
     """A clip with a frame at each time stamp (in units of 1 / fps)."""
     stamps = list(range(stamps)) if isinstance(stamps, int) else stamps
     formats = {"mjpeg": "yuvj420p", "png": "rgb24", "gif": "rgb8"}
     with av.open(str(path), "w", options=container or {}) as out:
-        stream = out.add_stream(codec, rate=fps)
+        stream = cast(VideoStream, out.add_stream(codec, rate=fps))
         stream.width, stream.height = size
         odd = size[0] % 2 or size[1] % 2
         stream.pix_fmt = "yuv444p" if odd else formats.get(codec, "yuv420p")
         stream.options = options or {}
-        if rotation:
-            stream.set_display_rotation(*rotation)
         for number, stamp in enumerate(stamps):
             frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
             frame.pts, frame.time_base = stamp, 1 / Fraction(fps)
@@ -254,7 +253,7 @@ def test_pictures_are_upright(tmp_path: Path, rotation: tuple, corner: tuple[int
     """The bright upper left corner goes where a player shows it (rotation is counterclockwise)."""
     path = tmp_path / "turned.mp4"
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=10)
+        stream = cast(VideoStream, out.add_stream("libx264", rate=10))
         stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
         stream.set_display_rotation(*rotation)
         image = np.zeros((32, 64, 3), np.uint8)
@@ -274,7 +273,7 @@ def test_pictures_are_upright(tmp_path: Path, rotation: tuple, corner: tuple[int
 def test_image_is_one_frame_at_zero(tmp_path: Path, name: str, codec: str, form: str, in_memory: bool):
     path = tmp_path / name
     with av.open(str(path), "w", format="image2") as out:
-        stream = out.add_stream(codec, rate=1)
+        stream = cast(VideoStream, out.add_stream(codec, rate=1))
         stream.width, stream.height, stream.pix_fmt = 64, 48, form
         out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(5, 64, 48), format="rgb24").reformat(format=form)))
         out.mux(stream.encode(None))
@@ -286,7 +285,7 @@ def test_image_is_one_frame_at_zero(tmp_path: Path, name: str, codec: str, form:
 def test_colours_are_right(tmp_path: Path):
     path = tmp_path / "colour.mp4"
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=10)
+        stream = cast(VideoStream, out.add_stream("libx264", rate=10))
         stream.width, stream.height, stream.pix_fmt, stream.options = 32, 32, "yuv444p", {"qp": "1"}
         out.mux(
             stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), (200, 90, 20), np.uint8), format="rgb24"))

@@ -10,8 +10,9 @@ makes the small tokenizer that ships in `timeviper/assets`.
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -239,14 +240,17 @@ def train(vocab_size: int = 512, lines: int = 4000) -> Tokenizer:
     return tokenizer
 
 
-def _corpus(texts: list[str]) -> Iterator[str]:
-    """The data's lines, the words of roles and of the time sentence, and some everyday English, so that
+def _corpus(texts: list[str]) -> list[str]:
+    """Words, each as often as any other, so that the vocabulary does not change with how often the data asks
+    something; those of the data and of the prompt come before everyday English, which is there so that
     questions in other words do not fall into single bytes."""
-    for text in texts:
-        yield text
-        yield "user\n" + text
-        yield "assistant\nThe video lasts 1.5 seconds, shown in 8 frames.\n"
-    yield from [_ENGLISH] * 200
+    ours = _words([*texts, "user", "assistant", "The video lasts 1.5 seconds, shown in 8 frames."])
+    return ours * 3 + _words([_ENGLISH])
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    """All words, with the space before them if there is one, sorted."""
+    return sorted({word for text in texts for word in re.findall(r" ?[^\W\d]+", text)})
 
 
 if __name__ == "__main__":
