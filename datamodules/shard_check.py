@@ -16,11 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
-from av.error import FFmpegError
-
+from timeviper.datamodules.decode import Video, VideoError
 from timeviper.datamodules.shard_index import SampleRecord, index_path, read_index
-from timeviper.datamodules.shard_probe import probe_media
 from timeviper.datamodules.shard_schema import SchemaError, media_type, parse_record
 from timeviper.datamodules.shard_tar import (
     Member,
@@ -146,42 +143,30 @@ class _Sample:
         return bad
 
     def _medium(self, medium: dict[str, Any]) -> list[Problem]:
+        """Is the first and the last frame there, and is the medium as long as the json says?"""
         member = self.members[medium["member"]]
-        where = f"{member.field}: "
         try:
-            decoded = decode_ends(self.tar, member)
-            if medium["type"] == "image":
-                return [] if decoded else [self.problem("media", where + "no picture could be decoded")]
-            probe = probe_media(self.tar, member.offset, member.size)
-        except ValueError as error:
-            return [self.problem("media", where + str(error))]
-        if decoded < min(2, probe.frames):
-            return [self.problem("media", where + "its first or last frame cannot be decoded")]
-        claimed = medium.get("duration") or probe.duration
+            with SliceFile(self.tar, member.offset, member.size) as file, Video(file) as video:
+                line = video.timeline
+                ends = sorted({line.start, line.end - 1})
+                decoded = sum(serves for _, _, serves in video.frames_at(ends))
+                seconds, cut = (line.end - line.start) * video.tick, line.promised > line.end
+        except VideoError as error:
+            return [self.problem("media", f"{member.field}: {error.reason}")]
+        if decoded < len(ends) or cut:
+            return [self.problem("media", f"{member.field}: its first or last frame cannot be decoded")]
+        return [] if medium["type"] == "image" else self._length(medium, seconds, line.count)
+
+    def _length(self, medium: dict[str, Any], seconds: float, frames: int) -> list[Problem]:
+        claimed = medium.get("duration") or seconds
         # A frame more or less is a matter of counting; beyond that the texts' times do not fit the frames.
-        if abs(claimed - probe.duration) > max(0.02 * probe.duration, 1.5 / probe.fps):
-            return [self.problem("duration", f"{where}lasts {probe.duration:.2f} s, the json says {claimed:.2f} s")]
-        if medium.get("frames") not in (None, probe.frames):
-            return [self.problem("duration", f"{where}has {probe.frames} frames, the json says {medium['frames']}")]
+        if abs(claimed - seconds) > max(0.02 * seconds, 1.5 * seconds / frames):
+            detail = f"{medium['member']}: lasts {seconds:.2f} s, the json says {claimed:.2f} s"
+            return [self.problem("duration", detail)]
+        if medium.get("frames") not in (None, frames):
+            detail = f"{medium['member']}: has {frames} frames, the json says {medium['frames']}"
+            return [self.problem("duration", detail)]
         return []
-
-
-def decode_ends(tar: Path, member: Member) -> int:
-    """How many of the first and the last frame can be decoded: 0, 1 or 2. ValueError if it does not open."""
-    with SliceFile(tar, member.offset, member.size) as file:
-        try:
-            with av.open(file, "r") as container:
-                if not container.streams.video:
-                    raise ValueError("has no video stream")
-                stream = container.streams.video[0]
-                first = next(container.decode(stream), None)
-                if first is None or first.pts is None or stream.duration is None:
-                    return int(first is not None)
-                container.seek(stream.duration + (stream.start_time or 0), stream=stream)
-                last = [f.pts for f in container.decode(stream)]
-                return 1 + int(bool(last) and last[-1] is not None and (last[-1] > first.pts))
-        except FFmpegError as error:
-            raise ValueError(f"cannot be decoded ({error})") from error
 
 
 def main(argv: list[str] | None = None) -> int:

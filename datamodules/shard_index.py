@@ -14,17 +14,18 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.shard_probe import probe_media
 from timeviper.datamodules.shard_schema import SchemaError, media_type, parse_record
 from timeviper.datamodules.shard_tar import (
     Member,
     ShardError,
     Slice,
+    SliceFile,
     group,
     read_member,
     scan_tar,
     slice_crc32,
 )
+from timeviper.datamodules.video import probe_video
 
 VERSION = 1
 SUFFIX = ".idx.json"
@@ -112,10 +113,17 @@ def _measured(path: Path, key: str, medium: dict[str, Any], member: Member) -> d
     if medium["type"] == "image" or all(medium.get(name) for name in ("duration", "fps", "frames")):
         return medium
     try:
-        probe = probe_media(path, member.offset, member.size)
+        with SliceFile(path, member.offset, member.size) as file:
+            info = probe_video(file)
     except ValueError as error:
-        raise ShardError(path, f"{member.field}: {error}", key, "media") from error
-    return {**asdict(probe), **{k: v for k, v in medium.items() if v is not None}}
+        raise ShardError(path, str(error), key, "media") from error
+    found = {
+        "duration": info.duration,
+        "fps": info.fps,
+        "frames": info.frames,
+        "keyframe_spacing": info.keyframe_seconds,
+    }
+    return found | {name: value for name, value in medium.items() if value is not None}
 
 
 def _sizes(conversation: dict[str, Any]) -> Conversation:

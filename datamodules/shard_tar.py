@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
 CHUNK = 1 << 20
@@ -46,14 +46,19 @@ class Member:
     size: int
 
 
-class SliceFile(io.RawIOBase):
+class SliceFile(io.RawIOBase, BinaryIO):
     """Bytes `[offset, offset + size)` of a file as a file of their own: PyAV opens a member in place."""
 
     def __init__(self, path: str | Path, offset: int, size: int) -> None:
         super().__init__()
-        self.name = f"{path}[{offset}:{offset + size}]"
+        self._name = f"{path}[{offset}:{offset + size}]"
         self._offset, self._size, self._at = offset, size, 0
+        self._fd = -1  # closing must work if opening fails
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def name(self) -> str:
+        return self._name
 
     def readable(self) -> bool:
         return True
@@ -67,7 +72,7 @@ class SliceFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise OSError(f"seek to {base + offset} in {self.name}: before the start")
+            raise OSError(f"seek to {base + offset} in {self._name}: before the start")
         self._at = base + offset
         return self._at
 
@@ -80,7 +85,7 @@ class SliceFile(io.RawIOBase):
         return got
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._fd >= 0:
             os.close(self._fd)
         super().close()
 
