@@ -1,15 +1,11 @@
 """The doctor of shards: everything that training would stumble over, found beforehand.
 
-    python -m timeviper.datamodules.shard_check FOLDER [--json FILE]
-
-prints every problem with shard and sample, and exits with 1 if there are any.
+`timeviper shards check` prints every problem with shard and sample, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -167,25 +163,3 @@ class _Sample:
             detail = f"{medium['member']}: has {frames} frames, the json says {medium['frames']}"
             return [self.problem("duration", detail)]
         return []
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="shard_check", description="Check shards before training on them.")
-    parser.add_argument("folder")
-    parser.add_argument("--json", metavar="FILE", help="write the report to FILE as well")
-    args = parser.parse_args(argv)
-    try:
-        report = check_shards(args.folder)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for p in report.problems:
-        print(f"{p.shard}  {p.key or '-'}  {p.kind}: {p.detail}")
-    print(f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems")
-    if args.json:
-        Path(args.json).write_text(report.to_json() + "\n")
-    return 1 if report.problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

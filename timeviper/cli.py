@@ -180,11 +180,14 @@ def shards_index(
 @shards.command("check")
 def shards_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here, too.")] = None,
 ) -> None:
     """Read every sample and name the bad ones; exit code 1 if there are any."""
     from timeviper.datamodules.shards import check_shards
 
     report = check_shards(folder)
+    if json_file:
+        json_file.write_text(report.to_json() + "\n")
     for problem in report.problems:
         print(f"{problem.shard}  {problem.key or '-'}  {problem.kind}: {problem.detail}")
     print(f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems")
