@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -200,13 +201,17 @@ def _progress(text: str) -> None:
 
 
 def _again() -> str:
-    """The command line that repeats this one."""
+    """What continues this run: its command line, unless a launcher wrote it."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return "the same command"
     program = "timeviper" if shutil.which("timeviper") == sys.argv[0] else os.path.relpath(sys.argv[0])
     return shlex.join([program, *sys.argv[1:]])
 
 
 def main() -> None:
     """Entry point: an error that a person can mend is one message and an exit code, without a traceback."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun's: what all ranks would say, the first one says
+        logging.getLogger("timeviper").setLevel(logging.ERROR)
     debug = "--debug" in sys.argv
     sys.argv = [arg for arg in sys.argv if arg != "--debug"]
     try:
