@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -13,7 +12,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.decode import MAX_PIXELS, Video, VideoError
+from timeviper.datamodules.container import MAX_PIXELS, Container, Source, VideoError
+from timeviper.datamodules.decode import FrameReader
+from timeviper.datamodules.timeline import Timeline, read_timeline
 
 __all__ = [
     "Frames",
@@ -53,13 +54,12 @@ class Frames:
 class VideoInfo:
     """What the shard index notes of a video."""
 
-    kind: str
-    """video or image"""
+    kind: Literal["video", "image"]
     duration: float
     frames: int
     fps: float
     keyframe_seconds: float
-    """Mean seconds between frames that decoding can start at."""
+    """Longest time without a frame that decoding can start at."""
     width: int
     height: int
 
@@ -76,25 +76,23 @@ def sample_times(duration: float, frames: FramesConfig, available: int | None = 
     return (np.arange(n) + 0.5) * duration / n
 
 
-def probe_video(source: str | Path | IO[bytes]) -> VideoInfo:
+def probe_video(source: Source) -> VideoInfo:
     """Length and frame count as `read_video` finds them, without decoding. Raises `VideoError`."""
-    with Video(source) as video:
-        duration, count = _length(video)
-        context = video.stream.codec_context
+    with Container(source) as container:
+        timeline = read_timeline(container)
+        duration, count = _length(container, timeline)
         return VideoInfo(
-            kind="image" if video.is_image else "video",
+            kind=_kind(container),
             duration=duration,
             frames=count,
             fps=count / duration if duration else 0.0,
-            keyframe_seconds=duration / max(len(video.timeline.keys), 1),
-            width=context.width,
-            height=context.height,
+            keyframe_seconds=timeline.key_gap * container.tick,
+            width=container.context.width,
+            height=container.context.height,
         )
 
 
-def read_video(
-    source: str | Path | IO[bytes], size: int, frames: FramesConfig, duration: float | None = None
-) -> Frames:
+def read_video(source: Source, size: int, frames: FramesConfig, duration: float | None = None) -> Frames:
     """Decode the frames that `frames` asks for, resized to `size` pixels square.
 
     At each of `sample_times` it takes the frame that a player shows then: the last one whose time stamp
@@ -107,7 +105,7 @@ def read_video(
 
 
 def iter_video(
-    source: str | Path | IO[bytes],
+    source: Source,
     size: int,
     frames: FramesConfig,
     duration: float | None = None,
@@ -117,25 +115,26 @@ def iter_video(
 
     The last piece carries `missing`; the error about too many losses comes in its place.
     """
-    with Video(source) as video:
-        length, count = _length(video)
+    with Container(source) as container:
+        timeline = read_timeline(container)
+        reader = FrameReader(container, timeline)
+        length, count = _length(container, timeline)
         fps = count / length if length else 0.0
-        length = length if duration is None or video.is_image else duration
-        offsets = sample_times(length, frames, count if video.holds(length) else None)
-        start, wanted = video.timeline.start, len(offsets)
+        length = length if duration is None or container.is_image else duration
+        offsets = sample_times(length, frames, count if reader.holds(length) else None)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
-        targets = [start + int(offset / video.tick + 1e-6) for offset in offsets]
-        scaler = VideoReformatter()
+        targets = [timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
+        wanted, scaler = len(targets), VideoReformatter()
 
         def piece(taken: int) -> Frames:
             room = min(chunk or wanted, wanted - taken)
             pixels = np.empty((room, 3, size, size), np.uint8)
-            return Frames(pixels, np.empty(room), length, count, fps, "image" if video.is_image else "video")
+            return Frames(pixels, np.empty(room), length, count, fps, _kind(container))
 
         taken, filled, current = 0, 0, piece(0)
-        for frame, stamp, serves in video.frames_at(targets):
+        for frame, stamp, serves in reader.read(targets):
             picture = _picture(frame, size, scaler)
-            seconds = 0.0 if video.is_image else video.seconds(stamp)
+            seconds = 0.0 if container.is_image else container.seconds(stamp)
             for _ in range(serves):
                 if filled == len(current.times):
                     yield current
@@ -144,24 +143,26 @@ def iter_video(
                 filled, taken = filled + 1, taken + 1
         missing = wanted - taken
         if 2 * missing > wanted:
-            raise VideoError(video.where, _losses(video, taken, wanted))
+            raise VideoError(container.where, _losses(container, taken, wanted))
         yield replace(current, pixels=current.pixels[:filled], times=current.times[:filled], missing=missing)
 
 
-def _length(video: Video) -> tuple[float, int]:
-    """Seconds and frames of a whole video."""
-    if video.is_image:
+def _kind(container: Container) -> Literal["video", "image"]:
+    return "image" if container.is_image else "video"
+
+
+def _length(container: Container, timeline: Timeline) -> tuple[float, int]:
+    """Seconds and frames of the whole."""
+    if container.is_image:
         return 0.0, 1
-    timeline = video.timeline
-    return (timeline.promised - timeline.start) * video.tick, timeline.count
+    return (timeline.promised - timeline.start) * container.tick, timeline.count
 
 
-def _losses(video: Video, taken: int, wanted: int) -> str:
-    if taken:
-        return f"only {taken} of {wanted} frames can be decoded: the file is cut or damaged"
-    if not video.stream.codec_context.width:
+def _losses(container: Container, taken: int, wanted: int) -> str:
+    if not taken and not container.context.width:
         return f"cannot be decoded: a damaged header, or more than the limit of {MAX_PIXELS:,} pixels"
-    return f"none of {wanted} frames can be decoded: the file is cut or damaged"
+    found, codec = f"only {taken}" if taken else "none", container.context.name
+    return f"{found} of {wanted} frames can be decoded ({codec}): the file is cut or damaged, or beyond this decoder"
 
 
 def _picture(frame: VideoFrame, size: int, scaler: VideoReformatter) -> NDArray[np.uint8]:

@@ -1,0 +1,138 @@
+"""An open video or image file: its video stream, its packets, and one kind of error for all that can be wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+Source = str | Path | IO[bytes]
+
+MAX_PIXELS = 2**27  # a larger frame (about 16,000 x 8,000) is refused: one alone takes 400 MB as RGB
+LIMITS = {"max_pixels": str(MAX_PIXELS)}  # obeyed too while a picture is opened to learn its size
+
+
+class VideoError(ValueError):
+    """A video that cannot be used: where it is, and why."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return VideoError, (self.where, self.reason)  # loader processes send it to the trainer
+
+
+class Container:
+    """A file opened for reading its first video stream; a context manager.
+
+    Raises `VideoError` for what is missing, empty, foreign, without video or absurdly large.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.where = str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+        self._open()
+
+    def _open(self) -> None:
+        """(Re)open at the first packet, with one decoder thread: the loader's processes are the parallelism."""
+        self.file = _open_file(self.source, self.where)
+        try:
+            self.stream = _video_stream(self.file, self.where)
+        except BaseException:
+            self.file.close()
+            raise
+        self.context = self.stream.codec_context
+        self.context.thread_type, self.context.thread_count = "NONE", 1
+        self.context.options = LIMITS
+        self.format = self.file.format.name
+        self.tick = float(self.stream.time_base or 1)
+        """Seconds of one unit of the stream's time stamps."""
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    @property
+    def is_image(self) -> bool:
+        return self.format == "image2" or self.format.endswith("_pipe")
+
+    def seconds(self, stamp: int) -> float:
+        """A time stamp of the stream on the container's clock."""
+        base = self.stream.time_base
+        return stamp * base.numerator / base.denominator if base else float(stamp)
+
+    def packets(self, every_stream: bool = False) -> Iterator[Packet]:
+        """Packets from here on. Damage to the container ends them, as the end of the file does."""
+        packets = self.file.demux() if every_stream else self.file.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (FFmpegError, StopIteration):
+                return
+            if packet.size:
+                yield packet
+
+    def seek(self, stamp: int) -> bool:
+        """Move to a keyframe near a time stamp, before it where the container can; whether it could."""
+        try:
+            self.file.seek(stamp, stream=self.stream)
+        except FFmpegError:
+            return False
+        return True
+
+    def rewind(self, stamp: int) -> None:
+        """Move to the first packet, whose time stamp this is."""
+        if not self.seek(stamp):
+            self.file.close()
+            self._open()
+
+
+def _open_file(source: Source, where: str) -> InputContainer:
+    target: str | IO[bytes]
+    if isinstance(source, str | Path):
+        if os.path.isfile(source) and not os.path.getsize(source):
+            raise VideoError(where, "is empty (0 bytes)")
+        target = f"file:{source}" if os.path.exists(source) else str(source)  # a colon in a name is no protocol
+    else:
+        if not source.seek(0, os.SEEK_END):
+            raise VideoError(where, "is empty (0 bytes)")
+        source.seek(0)
+        target = source
+    try:
+        return av.open(target, "r", options=LIMITS, metadata_errors="replace")
+    except FileNotFoundError as error:
+        raise VideoError(where, "no such file") from error
+    except PermissionError as error:
+        raise VideoError(where, "no permission to read it") from error
+    except (FFmpegError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or error
+        raise VideoError(where, f"cannot be read as a video or image ({detail})") from error
+
+
+def _video_stream(file: InputContainer, where: str) -> VideoStream:
+    """The first video stream that is not the cover picture of a sound file."""
+    streams = [s for s in file.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({stream.type for stream in file.streams})
+        raise VideoError(where, f"has no video stream (only: {', '.join(kinds) or 'nothing'})")
+    context = streams[0].codec_context
+    if context is None:
+        raise VideoError(where, "its codec is unknown to this build of FFmpeg")
+    if context.width * context.height > MAX_PIXELS:
+        size = f"{context.width} x {context.height}"
+        raise VideoError(where, f"frames of {size} pixels are larger than the limit of {MAX_PIXELS:,} pixels")
+    return streams[0]
