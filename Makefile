@@ -26,7 +26,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Settings that make any tiny stage a matter of seconds.
+# Settings that make any tiny stage a matter of seconds, and stage 3 go through all of its phases.
+PHASES := train.phases.middle.start=1 train.phases.long.start=2
 FEW := train.steps=3 train.validate_every=0 train.validate_samples=8
 
 READY := .venv/.ready
@@ -83,9 +84,10 @@ test-slow: $(READY) ## the proofs that take long
 smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world in build/smoke
 	rm -rf build/smoke
 	$(MAKE) OUT=build/smoke SCALE=small shards
-	@for stage in stage0_tower stage1_align stage2_instruct stage3_long; do \
-	  $(MAKE) OUT=build/smoke RECIPE=recipes/tiny/$$stage.yaml ARGS="$(FEW)" train; \
-	done
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage0_tower.yaml ARGS="$(FEW)" train
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage1_align.yaml ARGS="$(FEW)" train
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage2_instruct.yaml ARGS="$(FEW)" train
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage3_long.yaml ARGS="$(FEW) $(PHASES)" train
 	$(MAKE) OUT=build/smoke RUN=runs/tiny/stage2_instruct ARGS="eval.samples=16 eval.max_new_tokens=8" eval
 	tar -xOf build/smoke/data/world/val/videos/shard-00000.tar val-videos-shard-000000.mp4 > build/smoke/example.mp4
 	$(MAKE) OUT=build/smoke VIDEO=build/smoke/example.mp4 Q="What colour is the circle?" ask

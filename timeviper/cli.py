@@ -181,7 +181,7 @@ def shards_index(
 @shards.command("check")
 def shards_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report here, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")] = None,
 ) -> None:
     """Read every sample and name the bad ones; exit code 1 if there are any."""
     from timeviper.datamodules.shards import check_shards
