@@ -4,7 +4,7 @@
 
 writes OUT/train/<source> and OUT/val/<source> for the sources images, clips, videos and long. What happens is in
 `world_scene.py`, how it looks in `world_render.py`, what is said about it in `world_questions.py`.
-Held-out data have other seeds, and half of their samples show a colour-shape pair that training never shows.
+Held-out data have other seeds, and half of their samples show an object that training never shows in this size, colour and shape.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from timeviper.datamodules.world_questions import (
     video_questions,
 )
 from timeviper.datamodules.world_render import GOP, draw, encode_image, encode_video
-from timeviper.datamodules.world_scene import COLOURS, SHAPES, Scene, draw_image, draw_video, held_out_pairs
+from timeviper.datamodules.world_scene import COLOURS, SHAPES, Scene, draw_image, draw_video, held_out_looks
 
-__all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_pairs", "world_text"]
+__all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 
 VERSION = 1  # of what the same seed draws
 SCALES = {"small": 0.02, "default": 1.0}  # named amounts: a smoke test, a training
