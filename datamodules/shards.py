@@ -98,6 +98,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardIndex:
         write_index(index)
     except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, ShardError):  # not of a file that is gone
+            raise ShardError(path, error.detail, error.key, error.kind) from error
         if isinstance(error, OSError):
             raise OSError(
                 f"cannot write shard {path}: {error}; nothing of it was kept, run again to continue"
