@@ -176,10 +176,18 @@ def _picture(frame: VideoFrame, size: int, scaler: VideoReformatter) -> NDArray[
         np.frombuffer(memoryview(plane), np.uint8).reshape(size, plane.line_size)[:, :size] for plane in planar.planes
     )
     picture = np.stack((red, green, blue))
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return _upright(picture, frame)
+
+
+def _upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """Turn and mirror a square picture as the file says that it is to be shown."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV trips over kinds of side data that it does not know, such as EXIF
+        return np.rot90(picture, round(frame.rotation / 90), axes=(1, 2))
     if matrix is None:
         return picture
-    # Row vectors: (x, y) is shown at (a x + c y, b x + d y), here always a quarter turn or a mirror.
+    # Row vectors: (x, y) is shown at (a x + c y, b x + d y), here always quarter turns and mirrors.
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]
     if abs(b) > abs(a):
         picture, a, d = picture.transpose(0, 2, 1), c, b

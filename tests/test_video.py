@@ -282,6 +282,23 @@ def test_image_is_one_frame_at_zero(tmp_path: Path, name: str, codec: str, form:
     assert numbers(read) == [5]
 
 
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (1, 1)), (6, (0, 1)), (8, (1, 0))])
+def test_photos_are_upright(tmp_path: Path, orientation: int, corner: tuple[int, int]):
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:16, :32] = 255
+    with av.open(str(tmp_path / "photo.jpg"), "w", format="image2") as out:
+        stream = cast(VideoStream, out.add_stream("mjpeg", rate=1))
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuvj420p"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    jpeg = (tmp_path / "photo.jpg").read_bytes()
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x112, 3, 1, orientation, 0)
+    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    pixels = read_video(io.BytesIO(jpeg), 32, FramesConfig()).pixels[0].mean(axis=0)
+    quarters = pixels.reshape(2, 16, 2, 16)[:, 4:12, :, 4:12].mean(axis=(1, 3))
+    assert np.argwhere(quarters > 200).tolist() == [list(corner)]
+
+
 def test_colours_are_right(tmp_path: Path):
     path = tmp_path / "colour.mp4"
     with av.open(str(path), "w") as out:
