@@ -57,7 +57,7 @@ class Attention(nn.Module):
         return logits.flatten(1)
 
     def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> AttentionState:
-        keys, values = torch.empty(2, rows, self.kv_heads, self.head_dim, device=device, dtype=dtype)
+        keys, values = torch.zeros(2, rows, self.kv_heads, self.head_dim, device=device, dtype=dtype)
         return AttentionState(keys, values)
 
 

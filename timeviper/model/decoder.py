@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         With a `state`, x continues the sequences that it holds, and it is updated in place.
         Raises ValueError for a sequence longer than the context, or vision tokens after a filled state.
         """
-        self._check_lengths(bounds, state)
+        self.check_lengths(bounds, state)
         if kind is not None and vision_counts is None:
             vision = Bounds(bounds.lengths, kind.device).seq_idx[kind == Kind.VISION]
             vision_counts = torch.bincount(vision, minlength=bounds.num_sequences).tolist()
@@ -239,17 +239,17 @@ class Decoder(nn.Module):
         else:
             query = last_prompt_token(stream.kind, stream.bounds)
             span = self.with_rope(Span.fresh(stream.bounds))
-            logits = self.rank(segment, stream.x, span, query)
+            rope = None if span.rope is None else (span.rope[0][query], span.rope[1][query])
+            logits = self.rank(segment, stream.x, span, Ranker(stream.x[query], rope))
             scores = attention_scores(logits, query, stream.bounds)
             mask = select_ranked(scores[stream.places(vision=True)], stream.vision, kept)
         return shorten(stream, mask, kept, self.transfer_of(segment), self.transv_cfg)
 
     @torch.no_grad()
-    def rank(self, segment: Segment, x: Tensor, span: Span, query: Tensor) -> Tensor:
-        """Attention logits `[L, H]` of the tokens at `query [S]`, in the block that the segment begins with."""
-        rope = None if span.rope is None else (span.rope[0][query], span.rope[1][query])
-        x = x.detach()
-        return self.blocks[segment.blocks.start](x, span, ranker=Ranker(x[query], rope))
+    def rank(self, segment: Segment, x: Tensor, span: Span, ranker: Ranker) -> Tensor:
+        """Attention logits `[L, H]` of the tokens, in the block that the segment begins with."""
+        ranker = Ranker(ranker.x.detach(), ranker.rope)
+        return self.blocks[segment.blocks.start](x.detach(), span, ranker=ranker)
 
     def logits(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """Text only: ids `[L]` and boundaries int `[S+1]` (None: one sequence) -> float logits `[L, V]`."""
@@ -266,7 +266,8 @@ class Decoder(nn.Module):
         logits = hidden @ self.head_weight.T
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _check_lengths(self, bounds: Bounds, state: DecoderState | None) -> None:
+    def check_lengths(self, bounds: Bounds, state: DecoderState | None) -> None:
+        """ValueError if the new tokens make a sequence longer than the context."""
         seen = state.seen if state else [0] * bounds.num_sequences
         longest = max((a + b for a, b in zip(seen, bounds.lengths)), default=0)
         if longest > self.cfg.max_tokens:

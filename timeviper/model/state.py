@@ -40,10 +40,12 @@ class AttentionState:
 
     def append(self, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Store the new tokens' keys and values; returns all that the queries of `span` may look at."""
-        if span.slots is None:  # the first tokens, and no room asked for: the cache is these very keys
+        if span.slots is None:  # no room was asked for: the cache is these very keys
             self.keys, self.values = k.detach(), v.detach()
             return k, v
         self.keys, self.values = _put(self.keys, k, span.slots, span), _put(self.values, v, span.slots, span)
+        if span.past is None:  # the first tokens: nothing else to look at
+            return k, v
         return self.keys[: span.keys.num_tokens], self.values[: span.keys.num_tokens]
 
 
@@ -100,8 +102,11 @@ class SegmentState:
             old = _rows(before, self.room)
             self.room = [r if n <= r else max(int(n * GROWTH), n + SPARE) for n, r in zip(total, self.room)]
             grown = (sum(self.room), old, _rows(before, self.room))
+        slots = _rows(bounds, self.room)
+        if not any(past):
+            return Span(bounds, bounds, slots=slots, grown=grown)
         seen = torch.tensor(past).to(device, non_blocking=True)
-        slots = _rows(bounds, self.room) + seen[bounds.seq_idx]
+        slots = slots + seen[bounds.seq_idx]
         if len(total) == 1 or total == self.room:  # no unused rows between the keys
             return Span(bounds, Bounds(total, device), None, seen, slots, grown)
         span = Span(bounds, Bounds(self.room, device), None, seen, slots, grown)
@@ -126,9 +131,10 @@ class SegmentState:
 
 
 def _put(cache: Tensor, new: Tensor, slots: Tensor, span: Span) -> Tensor:
+    # Unused rows are zero: a masked key weighs nothing, but nothing times NaN is NaN.
     if span.grown is not None:
         rows, old_rows, new_rows = span.grown
-        cache = cache.new_empty(rows, *cache.shape[1:]).index_copy_(0, new_rows, cache[old_rows])
+        cache = cache.new_zeros(rows, *cache.shape[1:]).index_copy_(0, new_rows, cache[old_rows])
     return cache.index_copy_(0, slots, new.detach())
 
 

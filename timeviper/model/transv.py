@@ -101,7 +101,8 @@ class Transfer(nn.Module):
             bounds_source = Bounds([memory.count], source.device)
         q = self.q_proj(self.norm(text)).unflatten(-1, (-1, self.head_dim))
         out = attention(q, k, v, bounds_text, bounds_source, visible=visible)
-        if not any(n and m for n, m in zip(bounds_text.lengths, bounds_source.lengths)):
+        receivers = any(n and m for n, m in zip(bounds_text.lengths, bounds_source.lengths))
+        if torch.is_grad_enabled() and not receivers:
             # Nobody receives here, perhaps on another rank: every parameter still gets its (zero)
             # gradient, since sharded ranks reduce the same parameters together.
             out = out + 0 * (k.sum() + v.sum())
