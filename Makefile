@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 
 # Settings that make any tiny stage a matter of seconds, and stage 3 go through all of its phases.
 PHASES := train.phases.middle.start=1 train.phases.long.start=2
-FEW := train.steps=3 train.validate_every=0 train.validate_samples=8
+FEW := train.steps=3 train.validate_every=0 train.validate_samples=4 data.tokens_per_pack=2048
 
 READY := .venv/.ready
 # Paths in recipes are relative to where a run starts, so a run in OUT starts there.
