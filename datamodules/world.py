@@ -4,7 +4,8 @@
 
 writes OUT/train/<source> and OUT/val/<source> for the sources images, clips, videos and long. What happens is in
 `world_scene.py`, how it looks in `world_render.py`, what is said about it in `world_questions.py`.
-Held-out data have other seeds, and half of their samples show an object that training never shows in this size, colour and shape.
+Held-out data have other seeds, and half of their samples show an object that training never shows in this size,
+colour and shape.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def _balanced_video(
     else:
         types, objects = ("caption", "colour", "shape", "count"), 1 + turn // 2 % 4
     answers = {"colour": list(COLOURS), "shape": SHAPES, "direction": DIRECTIONS}
-    if objects == 1:  # a single object that must be held out, or must not, cannot have any colour and any shape
-        answers = {} if held_out else {"colour": list(COLOURS)}
+    if objects == 1 and held_out:  # a single object of this kind has not any colour with any shape
+        answers = {"colour": list(COLOURS)}
     wanted = {kind: row[turn // 2 % len(row)] for kind, row in answers.items() if kind in types}
     while True:
         scene = draw_video(rng, _seconds(rng, source, 0.5), 4.0, objects, held_out)
