@@ -216,7 +216,7 @@ def main() -> None:
     sys.argv = [arg for arg in sys.argv if arg != "--debug"]
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -86,6 +87,7 @@ def train(recipe: Recipe, *, command: str = "the same command") -> bool:
     run.mkdir(parents=True, exist_ok=True)
     dump(recipe, run / CONFIG)
 
+    quiet_lightning()
     pl.seed_everything(recipe.seed, verbose=False)
     types = sorted({c.type for s in data.val_sources.values() for c in s.conversations()})
     module = ViperModule(recipe, types)
@@ -96,8 +98,17 @@ def train(recipe: Recipe, *, command: str = "the same command") -> bool:
     trainer = build_trainer(recipe, run, tokenizer, checkpoints, start)
     if checkpoint and trainer.is_global_zero:
         print(f"{recipe.name}: continuing from {checkpoint.name}")
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return not checkpoints.stopped
+
+
+def quiet_lightning() -> None:
+    """Lightning's own start-up lines say nothing that ours do not; its warnings on loaders are about choices
+    that are meant (see `datamodule.make_loader`)."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in ("Consider setting", "You have overridden", "`isinstance(treespec", "The '.*dataloader'"):
+        warnings.filterwarnings("ignore", f".*{message}")
 
 
 def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: Checkpoints, start: int) -> pl.Trainer:
