@@ -1,11 +1,15 @@
 """Causal depthwise convolution over a packed stream, with state.
 
-One idea serves every form but the reference: lay the K-1 inputs that precede a sequence (its initial state, or
-zeros) in front of its tokens. In that extended stream no window of a real token reaches into another sequence,
-whatever its length.
+Only the first K-1 tokens of a sequence have a window that reaches out of it. So the stream is convolved as if it
+were one sequence, and those few tokens are computed from their own windows: the initial state, or zeros, and
+what the sequence has so far.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +17,8 @@ from torch import Tensor
 
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds
+
+BLOCK = 1 << 17  # elements that are convolved at a time on a CPU: 512 KiB of float32, to stay in the cache
 
 
 def causal_conv1d(
@@ -28,26 +34,27 @@ def causal_conv1d(
     Shapes: x `[L, C]`, weight `[C, K]`, bias `[C]`, initial_state `[S, C, K-1]` (the inputs before each
     sequence, oldest first; None: zeros). Returns y `[L, C]` and the final state `[S, C, K-1]`, both in x's dtype.
     """
-    L, C = x.shape
-    K = weight.shape[1]
+    (L, C), K = x.shape, weight.shape[1]
     assert bounds.num_tokens == L, (bounds, x.shape)
     assert weight.shape[0] == C, (weight.shape, x.shape)
-    assert initial_state is None or initial_state.shape == (bounds.num_sequences, C, K - 1), (
-        f"conv state {tuple(initial_state.shape)} is not {(bounds.num_sequences, C, K - 1)}"
-    )
-    unsupported = "" if K in (2, 3, 4) and C % 8 == 0 else f"causal_conv1d has no kernel for width {K}, {C} channels"
+    if initial_state is None:
+        initial_state = x.new_zeros(bounds.num_sequences, C, K - 1)
+    expected = (bounds.num_sequences, C, K - 1)
+    assert initial_state.shape == expected, f"conv state {tuple(initial_state.shape)} is not {expected}"
+    unsupported = ""
+    if K not in (2, 3, 4) or C % 8:
+        unsupported = f"causal_conv1d has no kernel for width {K} and {C} channels"
     form = {"reference": conv1d_reference, "torch": conv1d_torch, "vendor": conv1d_vendor}
     chosen = form[dispatch.choose("conv1d", x, unsupported)]
-    return chosen(x, weight, bias, bounds, initial_state, silu)
+    return chosen(x, weight, bias, bounds, initial_state.to(x.dtype), silu)
 
 
 def conv1d_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, initial_state: Tensor | None, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, state: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """The definition, token by token."""
-    (C, K), outputs, finals = weight.shape, [], []
-    for s, tokens in enumerate(x.split(bounds.lengths)):
-        window = x.new_zeros(C, K - 1) if initial_state is None else initial_state[s].to(x.dtype)
+    outputs, finals = [], []
+    for window, tokens in zip(state, x.split(bounds.lengths)):
         for token in tokens:
             window = torch.cat([window, token[:, None]], dim=1)
             y = (window * weight).sum(1) + (0 if bias is None else bias)
@@ -58,46 +65,159 @@ def conv1d_reference(
 
 
 def conv1d_torch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, initial_state: Tensor | None, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, state: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """K shifted multiply-adds over the extended stream."""
-    K = weight.shape[1]
-    extended, place, final = _extend(x, bounds, initial_state, K)
-    n = extended.shape[0] - K + 1
-    taps = weight.T  # [K, C]
-    y = extended[:n] * taps[0] if bias is None else torch.addcmul(bias, extended[:n], taps[0])
-    for k in range(1, K):
-        y = torch.addcmul(y, extended[k : k + n], taps[k])
-    y = y if place is None else y.index_select(0, place - (K - 1))
-    return (F.silu(y) if silu else y), final
+    """Shifted multiply-adds over the stream, block by block in the cache."""
+    edges = _Edges.of(bounds, weight.shape[1])
+    if edges.first.shape[0] == x.shape[0]:  # decode, and packs of very short sequences
+        return edges.compute(x[edges.near], weight, bias, state, silu)
+    return _Convolve.apply(x, weight, bias, state, edges, silu)  # pyright: ignore[reportReturnType]
 
 
 def conv1d_vendor(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, initial_state: Tensor | None, silu: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, state: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """causal_conv1d over the extended stream: it takes boundaries or initial states, but not both."""
-    K = weight.shape[1]
+    """causal_conv1d keeps sequences apart, but not with initial states: edges as in the torch form."""
     fused = dispatch.vendor_function("conv1d")
-    extended, place, final = _extend(x, bounds, initial_state, K)
-    y = fused(extended.T[None], weight, bias, activation="silu" if silu else None)[0].T
-    return (y[K - 1 :] if place is None else y.index_select(0, place)), final
+    edges = _Edges.of(bounds, weight.shape[1])
+    first, final = edges.compute(x[edges.near], weight, bias, state, silu)
+    seq_idx = bounds.seq_idx.int()[None]
+    y = fused(x.T[None], weight, bias, seq_idx=seq_idx, activation="silu" if silu else None)[0].T
+    return y.index_copy(0, edges.first, first), final
 
 
-def _extend(x: Tensor, bounds: Bounds, initial_state: Tensor | None, K: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The stream with K-1 inputs before each sequence; where each token went (None: one sequence, shifted by
-    K-1); and the final states `[S, C, K-1]`, which are the last K-1 rows of each extended sequence."""
-    S, (L, C), pre = bounds.num_sequences, x.shape, K - 1
-    if initial_state is None:
-        heads = x.new_zeros(S * pre, C)
-    else:
-        heads = initial_state.to(x.dtype).transpose(1, 2).reshape(S * pre, C)
-    if S == 1:
-        extended = torch.cat([heads, x])
-        return extended, None, extended[L:].T[None]
-    place = torch.arange(L, device=x.device) + (bounds.seq_idx + 1) * pre
-    starts = bounds.cu_seqlens.long() + torch.arange(S + 1, device=x.device) * pre  # of extended sequences
-    lead = torch.arange(pre, device=x.device)
-    fronts = (starts[:-1, None] + lead).flatten()
-    extended = torch.cat([heads, x]).index_select(0, torch.cat([fronts, place]).argsort())
-    tails = starts[1:, None] - pre + lead
-    return extended, place, extended[tails.flatten()].view(S, pre, C).transpose(1, 2)
+@dataclass(frozen=True)
+class _Edges:
+    """Where sequences begin and end: E first tokens (at most K-1 of each sequence) and their K-1 last inputs."""
+
+    first: Tensor  # [E] the first tokens, as rows of the stream
+    inner: Tensor  # [L, 1] bool: not a first token
+    near: Tensor  # [E + E] rows of the stream: the first tokens, and at most K-1 last tokens of each sequence
+    windows: Tensor  # [E, K] inputs of the first tokens, as rows of the states (S * (K-1)) and then of `near`
+    tails: Tensor  # [S, K-1] last inputs of the sequences, likewise
+
+    @classmethod
+    def of(cls, bounds: Bounds, K: int) -> _Edges:
+        edges = bounds.cache.get(("conv1d", K))
+        if edges is None:
+            edges = bounds.cache["conv1d", K] = cls._build(bounds, K)
+        return edges
+
+    @classmethod
+    def _build(cls, bounds: Bounds, K: int) -> _Edges:
+        pre = K - 1
+        few = [min(n, pre) for n in bounds.lengths]
+        states, E = bounds.num_sequences * pre, sum(few)
+        first, last, windows, tails = [], [], [], []
+        for s, count in enumerate(few):
+            state = list(range(s * pre, (s + 1) * pre))
+            known = state + list(range(states + len(first), states + len(first) + count))
+            windows += [known[p : p + K] for p in range(count)]
+            tails.append((state + list(range(states + E + len(last), states + E + len(last) + count)))[count:])
+            first += range(bounds.offsets[s], bounds.offsets[s] + count)
+            last += range(bounds.offsets[s + 1] - count, bounds.offsets[s + 1])
+
+        def index(rows: list[Any]) -> Tensor:
+            return torch.tensor(rows, dtype=torch.int64, device=bounds.device)
+
+        inner = torch.ones(bounds.num_tokens, 1, dtype=torch.bool, device=bounds.device)
+        inner[index(first)] = False
+        return cls(index(first), inner, index(first + last), index(windows).view(E, K), index(tails))
+
+    def compute(
+        self, near: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of the first tokens `[E, C]` and final states `[S, C, K-1]`, from the rows `near` of x."""
+        known = torch.cat([state.transpose(1, 2).flatten(0, 1), near])
+        taps, wide_bias = _taps(near, weight, bias)
+        y = (known[self.windows] * taps).sum(1) + wide_bias
+        return (F.silu(y) if silu else y).to(near.dtype), known[self.tails].transpose(1, 2)
+
+
+class _Convolve(torch.autograd.Function):
+    """The stream as one sequence that starts from nothing, then its edges put right.
+
+    The backward pass computes the convolution again instead of keeping what SiLU was applied to.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, weight, bias, state, edges, silu = inputs
+        taps, wide_bias = _taps(x, weight, bias)
+        y = x.new_empty(x.shape)
+        for rows, window in _blocks(x, taps):
+            out = _convolve(window, taps, wide_bias)
+            y[rows] = F.silu(out, inplace=True) if silu else out
+        first, final = edges.compute(x[edges.near], weight, bias, state, silu)
+        y.index_copy_(0, edges.first, first)
+        ctx.edges, ctx.silu = edges, silu
+        ctx.save_for_backward(x, weight, bias, state)
+        return y, final
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        edges: _Edges = ctx.edges
+        x, weight, bias, state = ctx.saved_tensors
+        dy, d_final = grads
+        dx, d_taps, d_bias = _convolve_backward(x, weight, bias, dy, edges.inner, ctx.silu)
+        with torch.enable_grad():  # the edges are few: autograd does them
+            leaves = [t.detach().requires_grad_() for t in (x[edges.near], weight, state)]
+            offset = None if bias is None else bias.detach().requires_grad_()
+            outputs = edges.compute(leaves[0], leaves[1], offset, leaves[2], ctx.silu)
+            leaves += [] if offset is None else [offset]
+            few = torch.autograd.grad(outputs, leaves, (dy[edges.first], d_final))
+        dx.index_add_(0, edges.near, few[0])
+        d_weight = (d_taps.T + few[1]).to(weight.dtype)
+        return dx, d_weight, None if bias is None else (d_bias + few[3]).to(bias.dtype), few[2], None, None
+
+
+def _convolve_backward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor, inner: Tensor, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, taps and bias through the rows `inner`."""
+    taps, wide_bias = _taps(x, weight, bias)
+    K = taps.shape[0]
+    dx, d_taps, d_bias = x.new_empty(x.shape), torch.zeros_like(taps), torch.zeros_like(wide_bias)
+    carry = taps.new_zeros(K - 1, x.shape[1])  # of inputs that windows of the next block reach back to
+    for rows, window in _blocks(x, taps):
+        g = dy[rows] * inner[rows].to(taps.dtype)
+        if silu:
+            g = torch.ops.aten.silu_backward(g, _convolve(window, taps, wide_bias))
+        d_bias += g.sum(0)
+        n = g.shape[0]
+        d_window = torch.zeros_like(window)
+        d_window[: K - 1] = carry
+        for k in range(K):
+            d_window[k : k + n].addcmul_(g, taps[k])
+            d_taps[k] += (g * window[k : k + n]).sum(0)
+        before = rows.start - (K - 1)  # the input that d_window starts with
+        dx[max(before, 0) : before + n] = d_window[max(-before, 0) : n]
+        carry = d_window[n:]
+    dx[x.shape[0] - (K - 1) :] = carry
+    return dx, d_taps, d_bias
+
+
+def _taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight as `[K, C]` and bias `[C]` in the dtype of accumulation."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    taps = weight.T.to(wide).contiguous()
+    return taps, torch.zeros_like(taps[0]) if bias is None else bias.to(wide)
+
+
+def _blocks(x: Tensor, taps: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the output and the `[rows + K - 1, C]` inputs that they see, zeros before the first."""
+    (L, C), pre = x.shape, taps.shape[0] - 1
+    step = max(pre + 1, BLOCK // C) if x.device.type == "cpu" else L
+    for start in range(0, L, step):
+        rows = slice(start, min(start + step, L))
+        window = x[max(start - pre, 0) : rows.stop].to(taps.dtype)
+        yield rows, window if start else F.pad(window, (0, 0, pre, 0))
+
+
+def _convolve(window: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
+    """`[rows + K - 1, C]` to `[rows, C]`, before the activation."""
+    n = window.shape[0] - taps.shape[0] + 1
+    y = torch.addcmul(bias, window[:n], taps[0])
+    for k in range(1, taps.shape[0]):
+        y.addcmul_(window[k : k + n], taps[k])
+    return y
