@@ -153,13 +153,27 @@ def estimate_tokens(
 
     A single frame is taken for an image, several for one video; one question and one answer are assumed.
     """
-    tokens = _frame_of_turns(tokenizer, chat.system) + text_bytes / tokenizer.bytes_per_token
-    if num_frames > 1 and chat.time == "sentence":
-        tokens += len(tokenizer.encode(time_sentence(num_frames, num_frames)))
-    if num_frames > 1 and chat.time == "frames":
-        groups = -(-num_frames // chat.frames_per_time)
-        tokens += groups * len(tokenizer.encode(time_text(num_frames / 2)))  # as if at a frame a second
+    tokens = _template_tokens(tokenizer, chat.system) + text_bytes / tokenizer.bytes_per_token
+    if num_frames > 1:
+        tokens += _time_tokens(tokenizer, chat.time, chat.frames_per_time, num_frames)
     return round(tokens) + num_frames * tokens_per_frame
+
+
+@lru_cache(maxsize=16)
+def _template_tokens(tokenizer: Tokenizer, system: str) -> int:
+    """Tokens of a question and an answer without any text, and of the system message."""
+    turns = _template(tokenizer, ("system",) * bool(system) + ("user", "assistant"))
+    return sum(len(turn.before) + len(turn.end) for turn in turns) + len(tokenizer.encode(system))
+
+
+@lru_cache(maxsize=4096)
+def _time_tokens(tokenizer: Tokenizer, time: str, frames_per_time: int, num_frames: int) -> int:
+    """Tokens that tell the time of a video, as if it had a frame a second."""
+    if time == "sentence":
+        return len(tokenizer.encode(time_sentence(num_frames, num_frames)))
+    if time == "frames":
+        return -(-num_frames // frames_per_time) * len(tokenizer.encode(time_text(num_frames / 2)))
+    return 0
 
 
 @dataclass(frozen=True)
@@ -195,14 +209,6 @@ def _template(tokenizer: Tokenizer, roles: tuple[str, ...]) -> list[_Turn]:
             end, pieces[i + 1] = after[: stop + 1], after[stop + 1 :]
         turns.append(_Turn(tuple(pieces[i]), tuple(end)))
     return turns
-
-
-@lru_cache(maxsize=16)
-def _frame_of_turns(tokenizer: Tokenizer, system: str) -> int:
-    """Tokens of a question and an answer without any text, and of the system message."""
-    roles = ("system",) * bool(system) + ("user", "assistant")
-    turns = _template(tokenizer, roles)
-    return sum(len(turn.before) + len(turn.end) for turn in turns) + len(tokenizer.encode(system))
 
 
 def _check_roles(roles: tuple[str, ...], generate: bool) -> None:
