@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 
 # Settings that make any tiny stage a matter of seconds, and stage 3 go through all of its phases.
 PHASES := train.phases.middle.start=1 train.phases.long.start=2
-FEW := train.steps=3 train.validate_every=0 train.validate_samples=4 data.tokens_per_pack=2048
+FEW := train.steps=3 train.validate_every=0 train.validate_samples=4 data.tokens_per_pack=2048 data.workers=0
 
 READY := .venv/.ready
 # Paths in recipes are relative to where a run starts, so a run in OUT starts there.
@@ -86,9 +86,9 @@ smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world i
 	$(MAKE) OUT=build/smoke SCALE=small shards
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage0_tower.yaml ARGS="$(FEW)" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage1_align.yaml ARGS="$(FEW)" train
-	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage2_instruct.yaml ARGS="$(FEW)" train
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage2_instruct.yaml ARGS="$(FEW) data.workers=1" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage3_long.yaml ARGS="$(FEW) $(PHASES)" train
-	$(MAKE) OUT=build/smoke RUN=runs/tiny/stage2_instruct ARGS="eval.samples=16 eval.max_new_tokens=8" eval
+	$(MAKE) OUT=build/smoke RUN=runs/tiny/stage2_instruct ARGS="eval.samples=16 eval.max_new_tokens=8 data.workers=0" eval
 	tar -xOf build/smoke/data/world/val/videos/shard-00000.tar val-videos-shard-000000.mp4 > build/smoke/example.mp4
 	$(MAKE) OUT=build/smoke VIDEO=build/smoke/example.mp4 Q="What colour is the circle?" ask
 
