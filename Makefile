@@ -49,7 +49,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval ask shards doctor explain preview clean
+        eval ask shards doctor explain preview bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -150,6 +150,9 @@ explain: $(READY) ## every setting of RECIPE with its value, origin and meaning
 
 preview: $(READY) ## what each rank will read in the first steps of RECIPE
 	@$(IN_OUT)$(TIMEVIPER) preview $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) $(ARGS)
+
+bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
+	.venv/bin/python -m timeviper.kernels.bench $(ARGS)
 
 clean: ## remove caches and build files; data/ and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

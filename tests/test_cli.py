@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from timeviper import cli as module
 
-VERBS = ("train", "eval", "ask", "explain", "doctor", "preview", "shards")
+VERBS = ("train", "eval", "ask", "explain", "doctor", "preview", "import", "export", "shards")
 STAGE2 = "recipes/tiny/stage2_instruct.yaml"
 
 
@@ -45,6 +45,8 @@ def test_help_names_every_verb(run) -> None:
         ("ask", ["QUESTION", "--run", "--video", "--json"]),
         ("explain", ["RECIPE", "KEY=VALUE"]),
         ("preview", ["RECIPE", "--steps", "--ranks"]),
+        ("import", ["HF_DIR", "OUT"]),
+        ("export", ["RUN", "OUT"]),
         ("shards world", ["OUT", "--scale", "--workers", "--seed"]),
         ("shards write", ["SOURCE", "OUT", "--samples-per-shard"]),
         ("shards index", ["FOLDER"]),

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from timeviper.cli import app
+
 LINKED = ("kernels", "datamodules", "callbacks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = ("mamba_ssm", "causal_conv1d", "flash_attn", "peft")
@@ -180,6 +182,26 @@ def test_several_processes_run_under_torchrun() -> None:
 def test_own_data_become_one_more_source() -> None:
     assert "shards write clips.jsonl" in make("shards", "DATA=clips.jsonl")
     assert f"data.sources.mine.shards={ROOT}/data/mine" in make("train-stage2", "DATA=data/mine", "SIZE=nano9b")
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "recipes/README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_commands_in_documents_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    commands = re.findall(r"^\s*(?:\$ )?make ([a-z][a-z0-9-]*)|`make ([a-z][a-z0-9-]*)", text, re.MULTILINE)
+    assert {a or b for a, b in commands} - set(targets()) == set()
+    verbs = {command.name for command in app.registered_commands} | {
+        "shards",
+        "preview",
+        "explain",
+        "doctor",
+        "train",
+        "ask",
+    }
+    assert set(re.findall(r"(?:^|`)\s*timeviper ([a-z]+)", text, re.MULTILINE)) - verbs == set()
+    for name in re.findall(r"recipes/\w+/\w+\.yaml", text):
+        assert (ROOT / name).is_file(), f"{page} names {name}"
 
 
 def test_ci_runs_tests_checks_and_smoke() -> None:

@@ -134,6 +134,31 @@ def preview(
     show_plan(load_recipe(recipe, overrides or []), steps, ranks)
 
 
+@app.command("import")
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A local checkpoint: config.json and .safetensors.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, for model.decoder.weights.")],
+) -> None:
+    """Bring a language model's weights (Nemotron-H, Llama, Qwen2) into this project's names."""
+    from timeviper.hub import import_hf
+
+    decoder = import_hf(source, out)
+    print(f"{decoder.family}, {len(decoder.layout)} blocks, width {decoder.width}: {out}")
+
+
+@app.command("export")
+def export_weights(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, its export, or imported weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder in Hugging Face layout.")],
+) -> None:
+    """Write the language model of a run for other programs; towers, projectors and TransV stay behind."""
+    from timeviper.hub import export_hf
+
+    folder = run / "export" if (run / "export").is_dir() else run
+    decoder = export_hf(folder, out)
+    print(f"{decoder.family}, {len(decoder.layout)} blocks, width {decoder.width}: {out}")
+
+
 @shards.command("world")
 def shards_world(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")] = Path("data/world"),
