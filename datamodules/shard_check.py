@@ -60,44 +60,43 @@ def check_shards(folder: str | Path) -> Report:
         raise ValueError(f"no shards: {folder} has no .tar in it")
     report, first_of, seconds = Report(shards=len(tars)), {}, []
     for tar in tars:
-        for sample in _samples(tar, report.problems):
+        name = str(tar.relative_to(folder))
+        for sample in _samples(tar, name, report.problems):
             report.samples += 1
             begun = time.process_time()
             report.problems += sample.problems()
             seconds.append(time.process_time() - begun)
             for crc in sample.fingerprints():
-                first = first_of.setdefault(crc, f"{tar.name}/{sample.key}")
-                if first != f"{tar.name}/{sample.key}":
+                first = first_of.setdefault(crc, f"{name}/{sample.key}")
+                if first != f"{name}/{sample.key}":
                     report.problems.append(sample.problem("duplicate", f"the same medium as {first}"))
     if seconds:
         report.forecast = {"mean_s": sum(seconds) / len(seconds), "max_s": max(seconds)}
     return report
 
 
-def _samples(tar: Path, problems: list[Problem]) -> Iterator[_Sample]:
+def _samples(tar: Path, name: str, problems: list[Problem]) -> Iterator[_Sample]:
     """Whole samples of one shard; what is not whole goes to `problems`."""
     index: dict[str, SampleRecord] = {}
     try:
         index = {s.key: s for s in read_index(tar).samples}
     except ValueError as error:
-        problems.append(Problem(tar.name, "", "index", str(error)))
+        problems.append(Problem(name, "", "index", str(error)))
     try:
         members = scan_tar(tar)
     except ShardError as error:
-        problems.append(Problem(tar.name, error.key, error.kind, error.detail))
+        problems.append(Problem(name, error.key, error.kind, error.detail))
         return
     keys = set()
     for found in group(tar, members):
         if isinstance(found, ShardError):
-            problems.append(Problem(tar.name, found.key, found.kind, found.detail))
+            problems.append(Problem(name, found.key, found.kind, found.detail))
             continue
         keys.add(found[0])
-        yield _Sample(tar, *found, index.get(found[0]))
+        yield _Sample(tar, name, *found, index.get(found[0]))
     if index and keys != set(index):
         odd = ", ".join(sorted(keys ^ set(index))[:5])
-        problems.append(
-            Problem(tar.name, "", "index", f"{index_path(tar).name} and the tar differ in the samples {odd}")
-        )
+        problems.append(Problem(name, "", "index", f"{index_path(tar).name} and the tar differ in the samples {odd}"))
 
 
 @dataclass
@@ -105,12 +104,13 @@ class _Sample:
     """One sample under examination."""
 
     tar: Path
+    name: str  # of the tar, below the folder that is checked
     key: str
     members: dict[str, Member]
     index: SampleRecord | None
 
     def problem(self, kind: str, detail: str) -> Problem:
-        return Problem(self.tar.name, self.key, kind, detail)
+        return Problem(self.name, self.key, kind, detail)
 
     def problems(self) -> list[Problem]:
         found = self._checksums()

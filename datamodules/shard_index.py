@@ -14,7 +14,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.shard_schema import SchemaError, media_type, parse_record
+from timeviper.datamodules.shard_schema import SchemaError, parse_record
 from timeviper.datamodules.shard_tar import (
     Member,
     ShardError,
@@ -52,11 +52,6 @@ class SampleRecord:
     frames: int  # over all media
     conversations: tuple[Conversation, ...]
     keyframe_spacing: float | None = None  # seconds
-
-    @property
-    def media_member(self) -> str:
-        """Field of the first medium."""
-        return next(field for field in self.members if media_type(field))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_round_trip(tmp_path: Path) -> None:
     for sample, (shard, record) in zip(samples, records, strict=True):
         assert record.key == sample["__key__"]
         assert (record.media, record.duration, record.fps, record.frames) == ("video", 2.0, 4.0, 8)
-        assert (record.media_member, record.conversations[0].type) == ("mp4", "shape")
+        assert (set(record.members), record.conversations[0].type) == ({"json", "mp4"}, "shape")
         assert (record.conversations[0].text_bytes, record.conversations[0].answer_bytes) == (17, 6)
         assert read_member(shard.path, *record.members["mp4"]) == sample["mp4"]
         assert json.loads(read_member(shard.path, *record.members["json"])) == sample["json"]
