@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, TransVConfig
 from timeviper.datamodules.mixture import Mixture, Source, Unit
 from timeviper.datamodules.video import frame_count
@@ -155,11 +157,11 @@ class Plan:
 def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int) -> list[StepPlan]:
     """Held-out units in a fixed order, one pack a step and rank; the last steps may lack packs for some ranks.
 
-    `samples` units spread evenly over all sources (0: all).
+    `samples` units drawn from all sources, always the same ones (0: all).
     """
     units = [source[i] for source in sources.values() for i in range(len(source))]
-    if 0 < samples < len(units):
-        units = [units[i * len(units) // samples] for i in range(samples)]
+    if 0 < samples < len(units):  # drawn, because every n-th may have something in common
+        units = [units[i] for i in sorted(np.random.default_rng(0).permutation(len(units))[:samples])]
     packs: list[list[Item]] = []
     room = 0.0
     for unit in units:

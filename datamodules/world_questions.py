@@ -22,6 +22,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "caption_image": ("Describe the image.", "What is in the image?", "Write a caption for the image."),
     "caption": ("Describe the video.", "What happens in the video?", "Write a caption for the video."),
     "colour": ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}."),
+    "size": ("What size is the {}?", "Which size does the {} have?", "Name the size of the {}."),
     "shape": (
         "What shape is the {} object?",
         "Which shape does the {} object have?",
@@ -57,11 +58,12 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _ask(rng: Generator, kind: str, prompt: str, answer: str, about: str = "") -> dict[str, Any]:
+def _ask(
+    rng: Generator, kind: str, prompt: str, answer: str, about: str = "", mark: str = "<video>"
+) -> dict[str, Any]:
     """One conversation of a question and its answer."""
     wordings = PROMPTS[prompt]
     question = wordings[rng.integers(len(wordings))].format(about)
-    mark = "<image>" if prompt == "caption_image" else "<video>"
     messages = [{"role": "user", "content": f"{mark}\n{question}"}, {"role": "assistant", "content": answer}]
     return {"type": kind, "messages": messages}
 
@@ -82,24 +84,24 @@ def parse_span(text: str) -> tuple[float, float] | None:
 
 
 def sentence(event: Event) -> str:
-    """What one object does: "a large red circle moves left"."""
-    return f"a {event.name} {'stays' if event.motion == 'stay' else f'moves {event.motion}'}"
+    """What one object does: "a red circle moves left"."""
+    return f"a {event.pair} {'stays' if event.motion == 'stay' else f'moves {event.motion}'}"
 
 
 def image_caption(scene: Scene) -> str:
-    """ "a large red circle at the top left and a small blue ring at the bottom." """
-    parts = [f"a {e.name} at the {e.place}" for e in scene.events]
+    """ "a red circle at the top left and a blue ring at the bottom." """
+    parts = [f"a {e.pair} at the {e.place}" for e in scene.events]
     return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] + "."
 
 
 def clip_caption(scene: Scene) -> str:
-    """ "a large red circle moves left from the top right." """
+    """ "a red circle moves left from the top right." """
     (event,) = scene.events
     return f"{sentence(event)} {'at' if event.motion == 'stay' else 'from'} the {event.place}."
 
 
 def video_caption(scene: Scene) -> str:
-    """ "a large red circle moves left, then a small blue ring stays." """
+    """ "a red circle moves left, then a blue ring stays." """
     return ", then ".join(sentence(e) for e in scene.events) + "."
 
 
@@ -166,8 +168,10 @@ def video_questions(scene: Scene, rng: Generator, types: Iterable[str] = QUESTIO
 
 
 def image_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
-    """The caption."""
-    return [_ask(rng, "caption", "caption_image", image_caption(scene))]
+    """The caption, and the size of one object (which captions do not tell)."""
+    event = _any(rng, scene.events)
+    size = _ask(rng, "size", "size", event.size, event.shape, mark="<image>")
+    return [_ask(rng, "caption", "caption_image", image_caption(scene), mark="<image>"), size]
 
 
 def clip_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:

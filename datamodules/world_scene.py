@@ -28,9 +28,8 @@ MOTIONS = ("left", "right", "up", "down", "stay")
 ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
 
-# Two looks a shape that training never shows. Both sizes of a pair are never held out: a decoder learns that
-# words which never follow each other never do, so a colour that a shape never has would be a trap for its
-# language, not a test of its eyes.
+# Two looks a shape that training never shows. Captions do not tell the size: words that never follow each
+# other in training would be a trap for the decoder's language, not a test of its eyes.
 _HELD_OUT = frozenset(
     {
         ("small", "yellow", "circle"),

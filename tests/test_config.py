@@ -152,7 +152,7 @@ FOUND_ELSEWHERE = (
         ("train.trainable", ["decodr"], "Did you mean decoder?"),
         ("train.trainable", ["decoder", "decoder"], "twice"),
         ("train.trainable", [], "nothing to train"),
-        ("train.objective", "tags", "must be [tower]"),
+        ("train.objective", "tags", "cannot name transv"),
         ("train.steps", 0, "1 or more"),
         ("train.validate_every", -1, "or more"),
         ("optim.lr", 0.0, "above 0"),

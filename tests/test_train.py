@@ -19,11 +19,14 @@ SMALL = ["data.tokens_per_pack=1024", "data.packs_per_step=2", "log.every=1", "t
 
 def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "") -> list[str]:
     """A tiny recipe cut down to `steps` small steps, on the test's data and in the test's folder."""
-    kinds = {"stage0_tower": ["images"], "stage1_align": ["images", "clips"], "stage2_instruct": ["images", "clips", "videos"]}
-    val = {"stage0_tower": "images", "stage1_align": "clips", "stage2_instruct": "videos"}[stage]
+    train, val = {
+        "stage0_tower": (["images"], ["images"]),
+        "stage1_align": (["images", "clips"], ["images", "clips"]),
+        "stage2_instruct": (["images", "clips", "videos"], ["videos"]),
+    }[stage]
     made = [f"recipes/tiny/{stage}.yaml", f"out={runs / stage}", f"train.steps={steps}", "train.validate_every=0", *SMALL]
-    made += [f"data.sources.{k}.shards={world / 'train' / k}" for k in kinds[stage]]
-    made += [f"data.val.{val}.shards={world / 'val' / val}"]
+    made += [f"data.sources.{k}.shards={world / 'train' / k}" for k in train]
+    made += [f"data.val.{k}.shards={world / 'val' / k}" for k in val]
     return made + ([f"train.init_from={runs / previous / 'export'}"] if previous else [])
 
 

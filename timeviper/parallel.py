@@ -11,14 +11,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from timeviper.config import ParallelConfig
+from timeviper.model.mamba2 import Scan
+from timeviper.model.viper import TimeViper
 
 
 def sharded_units(model: nn.Module) -> list[nn.Module]:
     """Modules that are gathered one at a time: decoder blocks, transfer stages, encoder layers."""
     units: list[nn.Module] = []
-    decoder = getattr(model, "decoder", None)
-    if decoder is not None:
-        units += [*decoder.blocks, *decoder.transv.values()]
+    if isinstance(model, TimeViper):  # stage 0 has no blocks
+        units += [*model.decoder.blocks, *model.decoder.transv.values()]
     for tower in getattr(model, "towers", {}).values():
         units.append(tower)
     return units
@@ -26,14 +27,13 @@ def sharded_units(model: nn.Module) -> list[nn.Module]:
 
 def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> FSDPModule:
     """Apply the settings to a model in place. World size 1 takes the same path."""
-    decoder = getattr(model, "decoder", None)
-    if decoder is not None:
-        for i, block in enumerate(decoder.blocks):
+    if isinstance(model, TimeViper):
+        for i, block in enumerate(model.decoder.blocks):
             if cfg.activation_checkpointing:
                 block = checkpoint_wrapper(block)
             if cfg.compile:
                 block = torch.compile(block)
-            decoder.blocks[i] = block
+            model.decoder.blocks[i] = block
     if cfg.replicas > 1:
         mesh = init_device_mesh(
             mesh.device_type,
@@ -44,6 +44,11 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> FSDP
         param_dtype=None if cfg.param_dtype == "float32" else getattr(torch, cfg.param_dtype),
         reduce_dtype=torch.float32,
     )
+    if policy.param_dtype is not None:
+        # A decay near 1 has no digits in bfloat16: the recurrence's few parameters keep float32.
+        wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for scan in [module for module in model.modules() if isinstance(module, Scan)]:
+            fully_shard(scan, mesh=mesh, mp_policy=wide)
     for unit in sharded_units(model):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     return cast(FSDPModule, fully_shard(model, mesh=mesh, mp_policy=policy))

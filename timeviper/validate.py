@@ -137,8 +137,8 @@ def _train(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("train.trainable", "names a part twice.")
     if not train.trainable or (train.trainable == ["transv"] and not _transfers(recipe.model)):
         yield Finding("train.trainable", f"leaves nothing to train: name one or more of {', '.join(PARTS)}.")
-    if train.objective == "tags" and set(train.trainable) - {"tower"}:
-        yield Finding("train.trainable", "must be [tower] with train.objective = tags, which trains the tower alone.")
+    if train.objective == "tags" and "transv" in train.trainable:
+        yield Finding("train.trainable", "cannot name transv with train.objective = tags, which has no blocks.")
     yield from at_least_one("train", train, "steps checkpoint_every keep_checkpoints validate_samples")
     if train.validate_every < 0:
         yield Finding("train.validate_every", "must be 0 (at the end only) or more.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.layers import INIT_STD, Linear
+from timeviper.model.layers import Linear
 from timeviper.model.state import AttentionState, Span
 
 
@@ -16,14 +16,14 @@ class Attention(nn.Module):
     """Causal self-attention: `[L, D]` -> `[L, D]`. Nemotron-H has no positional encoding at all (the
     Mamba-2 blocks know the order); llama and qwen2 turn queries and keys by their position."""
 
-    def __init__(self, cfg: DecoderConfig, out_std: float = INIT_STD) -> None:
+    def __init__(self, cfg: DecoderConfig, out_gain: float = 1.0) -> None:
         super().__init__()
         self.head_dim, self.kv_heads = cfg.head_dim, cfg.kv_heads
         bias = cfg.family == "qwen2"
         self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
         self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
         self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
-        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, std=out_std)
+        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, gain=out_gain)
 
     def heads(self, t: Tensor) -> Tensor:
         """`[L, H * P]` -> `[L, H, P]`"""
@@ -33,10 +33,13 @@ class Attention(nn.Module):
         q, k, v = (self.heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if span.rope is not None:
             q, k = rotate(q, span.rope), rotate(k, span.rope)
+        return self.o_proj(self.attend(q, k, v, span, state).flatten(1))
+
+    @torch.compiler.disable  # its work depends on the lengths of the sequences: a graph for each pack
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, span: Span, state: AttentionState | None) -> Tensor:
         if state is not None:
             k, v = state.append(k, v, span)
-        out = attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
-        return self.o_proj(out.flatten(1))
+        return attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
 
     def rank_query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries `[S, H, P]` of the tokens `x [S, D]` that rank for their sequences."""

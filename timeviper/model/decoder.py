@@ -16,7 +16,7 @@ from timeviper.datamodules.sample import Kind
 from timeviper.errors import ConfigError, Problem
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import Attention, rotary
-from timeviper.model.layers import INIT_STD, MLP, Embedding, Linear, RMSNorm, SwiGLU
+from timeviper.model.layers import MLP, Embedding, Linear, RMSNorm, SwiGLU
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.state import AttentionState, DecoderState, MambaState, SegmentState, Span
 from timeviper.model.transv import (
@@ -70,16 +70,16 @@ class Block(nn.Module):
 
     def __init__(self, cfg: DecoderConfig, letter: str) -> None:
         super().__init__()
-        out_std = INIT_STD / math.sqrt(len(cfg.layout))  # the residual stream keeps its scale with depth
+        out_gain = 1 / math.sqrt(len(cfg.layout))  # the residual stream keeps its scale with depth
         self.letter = letter
         self.norm = RMSNorm(cfg.width, cfg.norm_eps)
         if letter == "M":
-            self.mixer = Mamba2(cfg, out_std)
+            self.mixer = Mamba2(cfg, out_gain)
         elif letter == "*":
-            self.mixer = Attention(cfg, out_std)
+            self.mixer = Attention(cfg, out_gain)
         else:
             mlp = MLP if cfg.family == "nemotron_h" else SwiGLU
-            self.mixer = mlp(cfg.width, cfg.mlp_width, out_std)
+            self.mixer = mlp(cfg.width, cfg.mlp_width, out_gain)
 
     def forward(
         self,

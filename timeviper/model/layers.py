@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from timeviper.kernels.norm import gated_rms_norm, rms_norm
 
-INIT_STD = 0.02
-
 
 class Linear(nn.Linear):
-    """A linear map with normal weights of a given deviation and zero bias."""
+    """A linear map with normal weights of deviation `gain / sqrt(width_in)` and zero bias.
 
-    def __init__(self, width_in: int, width_out: int, bias: bool = False, std: float = INIT_STD) -> None:
-        self.std = std
+    Scaled by the width, so that a small model starts with outputs of the same size as a large one: at width
+    128 the usual 0.02 makes the first hundred steps several times slower; at 4480 this is 0.015.
+    """
+
+    def __init__(self, width_in: int, width_out: int, bias: bool = False, gain: float = 1.0) -> None:
+        self.std = gain * width_in**-0.5
         super().__init__(width_in, width_out, bias)
 
     @torch.no_grad()
@@ -33,7 +35,7 @@ class Embedding(nn.Embedding):
     """Token embeddings; the ids must lie in the vocabulary."""
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
 
 class RMSNorm(nn.Module):
@@ -66,10 +68,10 @@ class GatedRMSNorm(RMSNorm):
 class MLP(nn.Module):
     """Up, squared ReLU, down; no gate (Nemotron-H)."""
 
-    def __init__(self, width: int, mlp_width: int, out_std: float) -> None:
+    def __init__(self, width: int, mlp_width: int, out_gain: float) -> None:
         super().__init__()
         self.up_proj = Linear(width, mlp_width)
-        self.down_proj = Linear(mlp_width, width, std=out_std)
+        self.down_proj = Linear(mlp_width, width, gain=out_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.relu(self.up_proj(x)).square())
@@ -78,11 +80,11 @@ class MLP(nn.Module):
 class SwiGLU(nn.Module):
     """Up gated by SiLU, then down (Llama, Qwen2)."""
 
-    def __init__(self, width: int, mlp_width: int, out_std: float) -> None:
+    def __init__(self, width: int, mlp_width: int, out_gain: float) -> None:
         super().__init__()
         self.gate_proj = Linear(width, mlp_width)
         self.up_proj = Linear(width, mlp_width)
-        self.down_proj = Linear(mlp_width, width, std=out_std)
+        self.down_proj = Linear(mlp_width, width, gain=out_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -11,7 +11,7 @@ from timeviper.config import DecoderConfig
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.conv1d import causal_conv1d
 from timeviper.kernels.ssd import ssd
-from timeviper.model.layers import INIT_STD, GatedRMSNorm, Linear
+from timeviper.model.layers import GatedRMSNorm, Linear
 from timeviper.model.state import MambaState, Span
 
 STEP_RANGE = (0.001, 0.1)  # step sizes at the start, log-uniform
@@ -33,6 +33,7 @@ class Conv1d(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
 
+    @torch.compiler.disable  # as the scan: its work depends on the lengths of the sequences
     def forward(self, x: Tensor, bounds: Bounds, state: Tensor | None) -> tuple[Tensor, Tensor]:
         return causal_conv1d(x, self.weight, self.bias, bounds, state)
 
@@ -57,18 +58,19 @@ class Scan(nn.Module):
         step = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp(min=STEP_FLOOR)
         self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
+    @torch.compiler.disable
     def forward(
         self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, bounds: Bounds, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        return ssd(x, dt, A, B, C, self.D, self.dt_bias, bounds, state, self.chunk_size)
+        return ssd(x, dt, A, B, C, self.D, self.dt_bias, bounds, state, self.chunk_size, state is not None)
 
 
 class Mamba2(nn.Module):
     """`[L, D]` -> `[L, D]`: project to gate z, inputs x, B, C and step dt; convolve x, B, C; scan; norm
     gated by z; project back."""
 
-    def __init__(self, cfg: DecoderConfig, out_std: float = INIT_STD) -> None:
+    def __init__(self, cfg: DecoderConfig, out_gain: float = 1.0) -> None:
         super().__init__()
         self.inner = cfg.ssm_heads * cfg.ssm_head_dim
         self.groups, self.state_size, self.head_dim = cfg.ssm_groups, cfg.ssm_state, cfg.ssm_head_dim
@@ -78,7 +80,7 @@ class Mamba2(nn.Module):
         self.conv = Conv1d(self.channels, cfg.conv_kernel)
         self.ssm = Scan(cfg.ssm_heads, cfg.chunk_size)
         self.norm = GatedRMSNorm(self.inner, cfg.ssm_groups, cfg.norm_eps)
-        self.out_proj = Linear(self.inner, cfg.width, std=out_std)
+        self.out_proj = Linear(self.inner, cfg.width, gain=out_gain)
 
     def forward(self, x: Tensor, span: Span, state: MambaState | None = None) -> Tensor:
         z, xBC, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], dim=-1)

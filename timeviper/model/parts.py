@@ -11,7 +11,6 @@ from timeviper.config import PARTS
 
 _PREFIXES = (
     ("towers.", "tower"),
-    ("tags.", "tower"),  # stage 0: the head that a tower learns through
     ("projectors.", "projector"),
     ("decoder.transv.", "transv"),
     ("decoder.", "decoder"),
@@ -23,9 +22,7 @@ def part_of(name: str) -> str:
     for prefix, part in _PREFIXES:
         if name.startswith(prefix):
             return part
-    raise ValueError(
-        f"parameter {name!r} belongs to no part; names start with one of {[p for p, _ in _PREFIXES]}"
-    )
+    raise ValueError(f"parameter {name!r} belongs to no part; names start with one of {[p for p, _ in _PREFIXES]}")
 
 
 class Parts(nn.Module):
@@ -42,9 +39,7 @@ class Parts(nn.Module):
             present.add(part_of(name))
             p.requires_grad_(part_of(name) in trainable)
         for part in sorted(set(trainable) - present):
-            warnings.warn(
-                f"train.trainable names {part}, but this model has none: it has no effect", stacklevel=2
-            )
+            warnings.warn(f"train.trainable names {part}, but this model has none: it has no effect", stacklevel=2)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Parts:

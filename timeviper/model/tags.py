@@ -1,10 +1,11 @@
-"""Stage 0: a tower learns to see by naming what its patches show.
+"""Stage 0: a tower learns to see, and a projector to say it in the decoder's words.
 
-Every patch feature predicts the words of the image's caption; the caption's tokens are the classes. That
-captions can serve as classification labels is SuperClass (arXiv 2411.03313); here the prediction is pooled
-from patches instead of made from a class token, so that each patch comes to name what lies on it, which
-is what token merging and the decoder then work with.
-Letters: L tokens of a pack, S sequences, F frames, N patches of a frame, C channels, M labels, V vocabulary.
+Every token of a frame, after merging and projection, is compared with the decoder's word embeddings; the words of
+the image's caption are the classes. That captions can serve as classification labels is SuperClass (arXiv
+2411.03313). Here the prediction is pooled from tokens instead of made from a class token, so that each token
+comes to name what it covers; features are merged first because merging averages, and what is only there before
+it the decoder never sees. Stands in for the image-text training of SigLIP.
+Letters: L tokens of a pack, S sequences, F frames, T tokens a frame, D decoder width, M labels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,26 +19,38 @@ from torch import Tensor, nn
 from timeviper.config import ModelConfig
 from timeviper.datamodules.sample import IGNORE, Pack
 from timeviper.kernels.bounds import Bounds
+from timeviper.model.layers import Embedding
 from timeviper.model.parts import Parts
+from timeviper.model.projector import Projector
 from timeviper.model.viper import ViperOutput
 from timeviper.model.vision import build_tower
 
 
+class Words(nn.Module):
+    """The one module of a decoder that stage 0 needs, under the name that it has there."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.embeddings = Embedding(vocab_size, width)
+
+
 class TagModel(Parts):
-    """Towers with one linear head each, which is dropped afterwards: only `towers.` is handed on."""
+    """Towers, projectors and the decoder's word embeddings, which all go on to stage 1."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         towers = {name: tower for name, tower in cfg.towers.items() if tower is not None}
         if not towers:
             raise ValueError("train.objective is tags, but model.towers is empty: there is no tower to train")
+        self.merge_to = {name: tower.tokens for name, tower in towers.items()}
         self.towers = nn.ModuleDict({name: build_tower(tower) for name, tower in towers.items()})
-        self.tags = nn.ModuleDict(
-            {name: nn.Linear(tower.width, cfg.decoder.vocab_size) for name, tower in towers.items()}
+        self.projectors = nn.ModuleDict(
+            {name: Projector(tower.width, cfg.decoder.width) for name, tower in towers.items()}
         )
+        self.decoder = Words(cfg.decoder.vocab_size, cfg.decoder.width)
 
     def reset_parameters(self) -> None:
-        for module in (*self.towers.values(), *self.tags.values()):
+        for module in (*self.towers.values(), *self.projectors.values(), self.decoder.embeddings):
             module.reset_parameters()  # type: ignore[operator]
 
     def forward(self, pack: Pack) -> ViperOutput:
@@ -60,10 +73,10 @@ class TagModel(Parts):
         return ViperOutput(loss_sum, pack.num_labels, rank < words[sequence], where)
 
     def frame_logits(self, frames: Tensor) -> Tensor:
-        """uint8 `[F, 3, H, W]` -> `[F, V]` float32: the soft maximum over the patches of all towers.
+        """uint8 `[F, 3, H, W]` -> `[F, V]` float32: the soft maximum over the merged tokens of all towers.
 
-        logsumexp minus log N: a word needs one patch that shows it, and every patch gets a gradient.
+        logsumexp minus log T: a word needs one token that shows it, and every token gets a gradient.
         """
-        patches = [self.tags[name](tower(frames)) for name, tower in self.towers.items()]
-        logits = torch.cat(patches, dim=1).float()
+        tokens = [self.projectors[name](tower(frames, self.merge_to[name])) for name, tower in self.towers.items()]
+        logits = (torch.cat(tokens, dim=1) @ self.decoder.embeddings.weight.T).float()
         return logits.logsumexp(dim=1) - math.log(logits.shape[1])

@@ -20,7 +20,7 @@ from timeviper.datamodules.sample import Kind
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import segment_softmax_mean
-from timeviper.model.layers import INIT_STD, Linear, RMSNorm
+from timeviper.model.layers import Linear, RMSNorm
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Transfer(nn.Module):
         self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
         self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
         self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
-        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, std=INIT_STD / math.sqrt(len(cfg.layout)))
+        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, gain=1 / math.sqrt(len(cfg.layout)))
         self.alpha = nn.Parameter(torch.empty(1))  # one element, not a scalar: those cannot be sharded
         self.reset_parameters()
 
