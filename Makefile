@@ -154,6 +154,14 @@ preview: $(READY) ## what each rank will read in the first steps of RECIPE
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
 	.venv/bin/python -m timeviper.kernels.bench $(ARGS)
 
+SEEDS ?= 0 1 2
+bench-seeds: $(READY) $(WORLD) | $(call export,stage1_align) ## stage 2 with several SEEDS: mean and spread, into benchmarks/
+	for seed in $(SEEDS); do \
+	  $(TIMEVIPER) train $(call recipe,stage2_instruct) seed=$$seed out=runs/$(SIZE)/seeds/$$seed $(ARGS); \
+	  $(TIMEVIPER) eval runs/$(SIZE)/seeds/$$seed; \
+	done
+	.venv/bin/python -m timeviper.spread $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
+
 clean: ## remove caches and build files; data/ and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
