@@ -120,8 +120,8 @@ def test_answers_follow_from_the_events(name: str) -> None:
             kind, (question, answer) = conversation["type"], (m["content"] for m in conversation["messages"])
             seen[kind] += 1
             if kind == "caption":
-                said = [part.split()[1:4] for part in answer.split(", then ")]
-                assert said == [[e.size, e.colour, e.shape.rstrip(".")] for e in scene.events]
+                told = [event.pair in part for event, part in zip(scene.events, answer.split(", then "), strict=True)]
+                assert all(told), answer
             else:
                 assert answer == solve(kind, question, scene.events), (question, scene.events)
     assert set(seen) == set(QUESTIONS)
@@ -219,7 +219,7 @@ def test_images_show_all_their_objects() -> None:
         for event in scene.events:
             assert nearest(frame[spot(event, 0.0, scene.pixels)]) == event.colour
         caption = drawn["json"]["conversations"][0]["messages"][1]["content"]
-        assert [caption.count(f"{e.name} at the {e.place}") for e in scene.events] == [1] * len(scene.events)
+        assert [caption.count(f"{e.pair} at the {e.place}") for e in scene.events] == [1] * len(scene.events)
 
 
 def test_any_length() -> None:
