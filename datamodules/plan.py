@@ -76,20 +76,18 @@ class CostModel:
 
 
 def phase_at(step: int, data: DataConfig, phases: dict[str, PhaseConfig | None]) -> tuple[str, FramesConfig, dict]:
-    """Name, frames and source weights that hold at a step."""
+    """Name, frames and source weights that hold at a step: the recipe's, as the latest phase changes them."""
     weights = {n: s.weight for n, s in data.sources.items() if s is not None}
-    name, frames = "", data.frames
-    for key, phase in phases.items():
-        if phase is None or phase.start > step:
-            continue
-        name = key
-        frames = replace(
-            frames,
-            max_frames=frames.max_frames if phase.max_frames is None else phase.max_frames,
-            fps=frames.fps if phase.fps is None else phase.fps,
-        )
-        weights |= phase.weights
-    return name, frames, weights
+    begun = [(name, phase) for name, phase in phases.items() if phase is not None and phase.start <= step]
+    if not begun:
+        return "", data.frames, weights
+    name, phase = begun[-1]
+    frames = replace(
+        data.frames,
+        max_frames=data.frames.max_frames if phase.max_frames is None else phase.max_frames,
+        fps=data.frames.fps if phase.fps is None else phase.fps,
+    )
+    return name, frames, weights | phase.weights
 
 
 class Plan:

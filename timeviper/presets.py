@@ -32,7 +32,7 @@ def tiny() -> ModelConfig:
         kv_heads=2,
         head_dim=32,
         ssm_heads=4,
-        ssm_head_dim=64,
+        ssm_head_dim=32,
         ssm_state=32,
         ssm_groups=2,
         conv_kernel=4,

@@ -88,6 +88,7 @@ def train(recipe: Recipe, *, command: str = "the same command") -> bool:
     dump(recipe, run / CONFIG)
 
     quiet_lightning()
+    share_cores(recipe.data.workers)
     pl.seed_everything(recipe.seed, verbose=False)
     types = sorted({c.type for s in data.val_sources.values() for c in s.conversations()})
     module = ViperModule(recipe, types)
@@ -109,6 +110,14 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in ("Consider setting", "You have overridden", r"`isinstance\(treespec", "The '.*dataloader'"):
         warnings.filterwarnings("ignore", f".*{message}")
+
+
+def share_cores(workers: int) -> None:
+    """On a CPU, leave a core to each loader process: threads that wait for a busy core make every operation
+    of a small model several times slower."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores // ranks()[0] - workers))
 
 
 def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: Checkpoints, start: int) -> pl.Trainer:
