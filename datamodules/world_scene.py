@@ -75,10 +75,6 @@ class Event:
         return f"{self.colour} {self.shape}"
 
     @property
-    def name(self) -> str:
-        return f"{self.size} {self.colour} {self.shape}"
-
-    @property
     def place(self) -> str:
         """The cell in which it begins: "top left", ..., "centre"."""
         return f"{ROWS[self.row]} {COLUMNS[self.column]}".strip() or "centre"
