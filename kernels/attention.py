@@ -7,6 +7,7 @@ the end, so that cached keys just work) and `visible` only lower that number.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -89,106 +90,103 @@ def attention_torch(
     """PyTorch's fused attention: short sequences together in padded batches, long ones alone, uncopied."""
     square = causal and visible is None and bounds_q.lengths == bounds_k.lengths
     limit = None if square else key_limit(bounds_q, bounds_k, causal, visible)
-    batches, alone = _partition(bounds_q, bounds_k)
+    plan = _Plan.of(bounds_q, bounds_k)
     parts: list[Tensor] = []
-    for members in batches:
-        parts.append(_batch(members, q, k, v, bounds_q, bounds_k, limit, scale))
-    for s in alone:
-        qs = slice(bounds_q.offsets[s], bounds_q.offsets[s + 1])
-        ks = slice(bounds_k.offsets[s], bounds_k.offsets[s + 1])
-        parts.append(_single(q[qs], k[ks], v[ks], None if limit is None else limit[qs], scale))
+    for rows_q, rows_k in plan.batches:
+        padded = (
+            t.index_select(0, r.flatten()).unflatten(0, r.shape) for t, r in ((q, rows_q), (k, rows_k), (v, rows_k))
+        )
+        parts.append(_attend(*padded, None if limit is None else limit[rows_q], scale).flatten(0, 1))
+    for s in plan.alone:
+        qs, ks = (slice(b.offsets[s], b.offsets[s + 1]) for b in (bounds_q, bounds_k))
+        parts.append(
+            _attend(q[None, qs], k[None, ks], v[None, ks], None if limit is None else limit[None, qs], scale)[0]
+        )
     if not parts:
         return q * 1
-    order = [s for members in batches for s in members] + alone
-    if order == sorted(order) and len(parts) == 1:
-        return parts[0]
-    if order == sorted(order):
-        return torch.cat(parts)
-    return torch.cat(parts).index_select(0, _restore(order, bounds_q))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y if plan.places is None else y.index_select(0, plan.places)
 
 
 def key_limit(bounds_q: Bounds, bounds_k: Bounds, causal: bool, visible: Tensor | None) -> Tensor:
     """`[Lq]` int64: how many leading keys of its own sequence each query sees (0 or less: none)."""
-    counts = torch.tensor(bounds_k.lengths, device=bounds_q.device)
+    counts = bounds_k.cu_seqlens.long().diff()
     limit = counts[bounds_q.seq_idx]
     if causal:
-        spare = counts - torch.tensor(bounds_q.lengths, device=bounds_q.device)
-        limit = spare[bounds_q.seq_idx] + bounds_q.position + 1
+        limit = limit - bounds_q.cu_seqlens.long().diff()[bounds_q.seq_idx] + bounds_q.position + 1
     return limit if visible is None else torch.minimum(limit, visible.to(limit.dtype))
 
 
-def _partition(bounds_q: Bounds, bounds_k: Bounds) -> tuple[list[list[int]], list[int]]:
-    """Sequences to pad and compute together (of like lengths, by powers of two), and those to do alone."""
-    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    alone: list[int] = []
-    for s, (n, m) in enumerate(zip(bounds_q.lengths, bounds_k.lengths)):
-        if max(n, m) > SHORT or m == 0:
-            alone.append(s)
-        elif n:
-            buckets[n.bit_length(), m.bit_length()].append(s)
-    for key in [key for key, members in buckets.items() if len(members) == 1]:
-        alone += buckets.pop(key)
-    return list(buckets.values()), sorted(s for s in alone if bounds_q.lengths[s])
+@dataclass(frozen=True)
+class _Plan:
+    """Which sequences are padded and computed together, of like lengths by powers of two, and which alone."""
+
+    batches: list[tuple[Tensor, Tensor]]
+    """Rows of q `[members, longest]` and rows of k; a pad repeats the last row of its own sequence."""
+    alone: list[int]
+    places: Tensor | None
+    """`[Lq]`: where each query is in the results laid end to end; None: there already."""
+
+    @classmethod
+    def of(cls, bounds_q: Bounds, bounds_k: Bounds) -> _Plan:
+        key = ("attention", bounds_k.lengths)
+        if key not in bounds_q.cache:
+            bounds_q.cache[key] = cls._build(bounds_q, bounds_k)
+        return bounds_q.cache[key]
+
+    @classmethod
+    def _build(cls, bounds_q: Bounds, bounds_k: Bounds) -> _Plan:
+        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        alone: list[int] = []
+        for s, (n, m) in enumerate(zip(bounds_q.lengths, bounds_k.lengths)):
+            if n and m and max(n, m) <= SHORT:
+                buckets[n.bit_length(), m.bit_length()].append(s)
+            elif n:
+                alone.append(s)
+        together = [members for members in buckets.values() if len(members) > 1]
+        alone = sorted(alone + [s for members in buckets.values() if len(members) == 1 for s in members])
+        starts, end = [0] * bounds_q.num_sequences, 0
+        for members in together:
+            longest = max(bounds_q.lengths[s] for s in members)
+            for s in members:
+                starts[s], end = end, end + longest
+        for s in alone:
+            starts[s], end = end, end + bounds_q.lengths[s]
+        batches = [(_padded_rows(members, bounds_q), _padded_rows(members, bounds_k)) for members in together]
+        if starts == list(bounds_q.offsets[:-1]):
+            return cls(batches, alone, None)
+        places = torch.tensor(starts, device=bounds_q.device)[bounds_q.seq_idx] + bounds_q.position
+        return cls(batches, alone, places)
 
 
-def _restore(order: list[int], bounds: Bounds) -> Tensor:
-    """Where each token of the stream stands when sequences are laid out in `order`."""
-    start, starts = 0, [0] * bounds.num_sequences
-    for s in order:
-        starts[s] = start
-        start += bounds.lengths[s]
-    return torch.tensor(starts, device=bounds.device)[bounds.seq_idx] + bounds.position
-
-
-def _batch(
-    members: list[int],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bounds_q: Bounds,
-    bounds_k: Bounds,
-    limit: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """The queries of `members`, in that order, through one padded call."""
-    rows_q, real = _padded_rows(members, bounds_q)
-    rows_k, _ = _padded_rows(members, bounds_k)
-    out = _single(q[rows_q], k[rows_k], v[rows_k], None if limit is None else limit[rows_q], scale)
-    return out[real]
-
-
-def _padded_rows(members: list[int], bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """`[members, longest]` stream rows and which are real; a pad repeats its own sequence's last row."""
+def _padded_rows(members: list[int], bounds: Bounds) -> Tensor:
+    """`[members, longest]` rows of the stream; a pad repeats its own sequence's last row."""
     counts = torch.tensor([bounds.lengths[s] for s in members], device=bounds.device)[:, None]
     starts = torch.tensor([bounds.offsets[s] for s in members], device=bounds.device)[:, None]
     place = torch.arange(max(bounds.lengths[s] for s in members), device=bounds.device)
-    return starts + torch.minimum(place, counts - 1), place < counts
+    return starts + torch.minimum(place, counts - 1)
 
 
-def _single(q: Tensor, k: Tensor, v: Tensor, limit: Tensor | None, scale: float) -> Tensor:
-    """Attention of `[..., n, H, P]` over `[..., m, Hkv, P]`; limit `[..., n]`, None: causal with n = m."""
-    n, m = q.shape[-3], k.shape[-3]
+def _attend(q: Tensor, k: Tensor, v: Tensor, limit: Tensor | None, scale: float) -> Tensor:
+    """Attention of `[b, n, H, P]` over `[b, m, Hkv, P]`; limit `[b, n]`, None: causal with n = m."""
+    n, m = q.shape[1], k.shape[1]
     if m == 0:
         return q * 0
-    batched = q.dim() == 4
-    if not batched:
-        q, k, v, limit = q[None], k[None], v[None], None if limit is None else limit[None]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     gqa = q.shape[1] != k.shape[1]
     if limit is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-    else:
-        keys = torch.arange(m, device=q.device)
-        step = max(1, MASK_BUDGET // (q.shape[0] * m))
-        parts = []
-        for rows in (slice(i, i + step) for i in range(0, n, step)):
-            seen = limit[:, rows, None]
-            mask = (keys < seen.clamp_min(1))[:, None]  # a query without keys looks at key 0 ...
-            part = F.scaled_dot_product_attention(q[:, :, rows], k, v, mask, scale=scale, enable_gqa=gqa)
-            parts.append(part.masked_fill((seen <= 0)[:, None], 0))  # ... and then forgets it
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    out = out.transpose(1, 2)
-    return out if batched else out[0]
+        return out.transpose(1, 2)
+    keys = torch.arange(m, device=q.device)
+    step = max(1, MASK_BUDGET // (q.shape[0] * m))
+    parts = []
+    for rows in (slice(i, i + step) for i in range(0, n, step)):
+        seen = limit[:, None, rows, None]
+        mask = keys < seen.clamp_min(1)  # a query without keys looks at key 0 ...
+        part = F.scaled_dot_product_attention(q[:, :, rows], k, v, mask, scale=scale, enable_gqa=gqa)
+        parts.append(part.masked_fill(seen <= 0, 0))  # ... and then forgets it
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    return out.transpose(1, 2)
 
 
 def attention_vendor(

@@ -38,7 +38,8 @@ def linear_cross_entropy_reference(
 def linear_cross_entropy_torch(
     hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    loss, correct = _LinearCrossEntropy.apply(hidden, weight, labels, chunk)  # pyright: ignore[reportGeneralTypeIssues]
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in (hidden, weight)]  # inside, grad mode is off
+    loss, correct = _LinearCrossEntropy.apply(hidden, weight, labels, chunk, *wanted)  # pyright: ignore[reportGeneralTypeIssues]
     return loss, correct
 
 
@@ -46,9 +47,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass, while a chunk's logits exist; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        hidden, weight, labels, chunk, need_hidden, need_weight = inputs
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         loss = hidden.new_zeros((), dtype=wide)
@@ -82,4 +83,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden = d_hidden * scale.to(d_hidden.dtype)
         if d_weight is not None:
             d_weight = (d_weight * scale).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None
+        return d_hidden, d_weight, None, None, None, None

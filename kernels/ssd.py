@@ -5,6 +5,8 @@ h[t] = exp(A dt[t]) h[t-1] + dt[t] x[t] B[t]^T,   y[t] = h[t] C[t] + D x[t],   f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,7 @@ def ssd(
     bounds: Bounds,
     initial_state: Tensor | None = None,
     chunk_size: int = 128,
+    need_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Scan every sequence of the pack from its own initial state.
 
@@ -32,7 +35,8 @@ def ssd(
     B and C `[L, G, N]` (head h reads group `h // (H / G)`), D and dt_bias `[H]`, initial_state `[S, H, P, N]`
     (None: zeros). Returns y `[L, H, P]` in x's dtype and the final state `[S, H, P, N]` in float32 (float64 for
     float64 inputs). A sequence of no tokens keeps its initial state. chunk_size, the most tokens of a chunk,
-    changes speed and memory, not results.
+    changes speed and memory, not results. need_state=False says that the final state is not looked at: training
+    on packs, where the vendor's kernels could only give it one sequence at a time; it may then be anything.
     """
     (L, H, P), (G, N) = x.shape, B.shape[1:]
     assert bounds.num_tokens == L, (bounds, x.shape)
@@ -40,8 +44,10 @@ def ssd(
     assert initial_state is None or initial_state.shape == (bounds.num_sequences, H, P, N), (
         f"ssm state {tuple(initial_state.shape)} is not {(bounds.num_sequences, H, P, N)}"
     )
-    form = {"reference": ssd_reference, "torch": ssd_torch, "vendor": ssd_vendor}
-    chosen = form[dispatch.choose("ssd", x)]
+    form = dispatch.choose("ssd", x)
+    if form == "vendor":
+        return ssd_vendor(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size, need_state)
+    chosen = ssd_reference if form == "reference" else ssd_torch
     return chosen(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
 
 
@@ -133,34 +139,35 @@ def ssd_vendor(
     bounds: Bounds,
     initial_state: Tensor | None,
     chunk_size: int,
+    need_state: bool,
 ) -> tuple[Tensor, Tensor]:
     """mamba_ssm's Triton kernels.
 
-    One call with `seq_idx` serves a pack that starts from nothing and needs no gradient. The kernels take an
-    initial state of one sequence only, and do not differentiate the states of several: then one call a sequence.
+    One call with `seq_idx` serves a pack that starts from nothing, and gives its final states, but only without
+    gradients. An initial state, or a final one with gradients, it has for a single sequence: one call each.
+    Decode is the torch form's plain update.
     """
+    if bounds.max_length <= 1:
+        return ssd_torch(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
     fused = dispatch.vendor_function("ssd")
-    args = (A.float(), D.float(), dt_bias.float())
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, dt, B, C, *args))
-    if initial_state is None and not grad and min(bounds.lengths, default=0) > 0:
-        y, _, final = fused(
-            *(x[None], dt[None], args[0], B[None], C[None], chunk_size),
-            **dict(D=args[1], dt_bias=args[2], dt_softplus=True, seq_idx=bounds.seq_idx.int()[None]),
-            **dict(cu_seqlens=bounds.cu_seqlens, return_final_states=True, return_varlen_states=True),
-        )
+    options: dict[str, Any] = {"D": D.float(), "dt_bias": dt_bias.float(), "dt_softplus": True}
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, dt, A, B, C, D, dt_bias))
+    if initial_state is None and (not need_state or not training) and 0 not in bounds.lengths:
+        options["seq_idx"] = bounds.seq_idx.int()[None]
+        if not need_state:
+            y = fused(x[None], dt[None], A.float(), B[None], C[None], chunk_size, **options)
+            return y[0], _zero_state(x, B, bounds)[:0]
+        options |= {"cu_seqlens": bounds.cu_seqlens, "return_varlen_states": True}
+        y, final = fused(x[None], dt[None], A.float(), B[None], C[None], chunk_size, **options)
         return y[0], final.float()
-    state = _zero_state(x, B, bounds) if initial_state is None else initial_state
+    state = _zero_state(x, B, bounds) if initial_state is None else initial_state.float()
     outputs, finals = [], []
     for s in range(bounds.num_sequences):
-        if bounds.lengths[s] == 0:
-            finals.append(state[s].float())
-            continue
-        t = slice(bounds.offsets[s], bounds.offsets[s + 1])
-        y, final = fused(
-            *(x[None, t], dt[None, t], args[0], B[None, t], C[None, t], chunk_size),
-            **dict(D=args[1], dt_bias=args[2], dt_softplus=True, initial_states=state[s : s + 1]),
-            **dict(return_final_states=True),
-        )
-        outputs.append(y[0])
-        finals.append(final[0].float())
-    return (torch.cat(outputs) if outputs else x * 1), torch.stack(finals)
+        rows, before = slice(bounds.offsets[s], bounds.offsets[s + 1]), state[s : s + 1]
+        if bounds.lengths[s]:
+            options |= {"initial_states": before, "return_final_states": True}
+            x_s, dt_s, B_s, C_s = (t[None, rows] for t in (x, dt, B, C))
+            y, before = fused(x_s, dt_s, A.float(), B_s, C_s, chunk_size, **options)
+            outputs.append(y[0])
+        finals.append(before.float())
+    return torch.cat(outputs), torch.cat(finals)

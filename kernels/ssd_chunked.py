@@ -54,17 +54,18 @@ def chunked_scan(
     plan = bounds.cache.get(("ssd", chunk_size))
     if plan is None:
         plan = bounds.cache["ssd", chunk_size] = Plan.of(bounds, chunk_size)
-    return _ChunkedScan.apply(x, step, log_decay, B, C, D, state, plan)  # pyright: ignore[reportReturnType]
+    tensors = (x, step, log_decay, B, C, D, state)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)  # inside, grad mode is always off
+    return _ChunkedScan.apply(*tensors, plan, keep)  # pyright: ignore[reportReturnType]
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """x `[L, H, P]`, step and log_decay `[L, H]`, B and C `[L, G, N]`, D `[H]`, state `[S, H, P, N]`, plan."""
+    """x `[L, H, P]`, step and log_decay `[L, H]`, B and C `[L, G, N]`, D `[H]`, state `[S, H, P, N]`."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        x, step, log_decay, B, C, D, state, plan = inputs
+        x, step, log_decay, B, C, D, state, plan, keep = inputs
         scan = _Scan(plan, x, step, log_decay, B, C, D, state)
-        keep = any(ctx.needs_input_grad)
         carry = state.clone() if plan.ranked is None else state[plan.ranked]
         before = state.new_empty(plan.chunks if keep else 0, *state.shape[1:])
         y = state.new_empty(scan.x.shape)
@@ -93,7 +94,7 @@ class _ChunkedScan(torch.autograd.Function):
         d_decay = out.s.flip(-1).cumsum(-1).flip(-1)  # s is a running sum
         per_token = [t.transpose(1, 2).flatten(0, 1)[: scan.x.shape[0]] for t in (out.step, d_decay)]
         rows = [plan.restore(t) for t in (out.x, *per_token, out.B, out.C)]
-        return *rows, out.D, carry, None
+        return *rows, out.D, carry, None, None
 
 
 @dataclass(frozen=True)

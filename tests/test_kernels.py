@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from timeviper.config import KernelConfig
 from timeviper.kernels import dispatch
@@ -275,6 +276,16 @@ def test_linear_cross_entropy_without_labels() -> None:
     loss, correct = linear_cross_entropy(hidden[:0], weight, torch.empty(0, dtype=torch.long))
     assert loss == 0
     assert correct.shape == (0,)
+
+
+def test_validation_computes_no_gradients() -> None:
+    """Nor does a frozen head: only the products that somebody asked for."""
+    hidden, weight, labels = normal(0, 11, 6), normal(1, 20, 6).requires_grad_(), torch.arange(11)
+    product = 2 * 11 * 6 * 20
+    for grad, leaf, products in ((False, hidden, 1), (True, hidden, 2), (True, hidden.clone().requires_grad_(), 3)):
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            linear_cross_entropy(leaf, weight, labels)
+        assert counter.get_total_flops() == products * product
 
 
 # Largest difference from float64, relative to the largest value, of outputs and of gradients.
