@@ -70,9 +70,7 @@ def load_weights(cfg: TowerConfig) -> dict[str, Tensor]:
     if found.num_hidden_layers != cfg.layers:
         wrong.append(f"num_hidden_layers is {found.num_hidden_layers}, not {cfg.layers}")
     if wrong:
-        raise ValueError(
-            f"weights: {folder} is not the encoder that the config describes: {'; '.join(wrong)}"
-        )
+        raise ValueError(f"weights: {folder} is not the encoder that the config describes: {'; '.join(wrong)}")
     found.num_hidden_layers = blocks_needed(cfg)
     found.vision_use_head = False
     options: dict[str, Any] = dict(dtype=torch.float32, local_files_only=True, use_safetensors=True)

@@ -82,9 +82,7 @@ class TimeViper(Parts):
         where = torch.nonzero_static(pack.kind == Kind.VISION, size=pack.num_vision).squeeze(1)
         return x.index_copy(0, where, vision.to(x.dtype))
 
-    def forward(
-        self, pack: Pack, state: DecoderState | None = None, last_logits: bool = False
-    ) -> ViperOutput:
+    def forward(self, pack: Pack, state: DecoderState | None = None, last_logits: bool = False) -> ViperOutput:
         """Loss at the labels of a pack, and on request the logits that follow each sequence."""
         x = self.embed(pack)
         counts = [n * self.tokens_per_frame for n in pack.frame_counts]
@@ -96,6 +94,5 @@ class TimeViper(Parts):
         )
         logits = None
         if last_logits:
-            last = out.hidden[out.bounds.cu_seqlens[1:].long() - 1]
-            logits = (last @ self.decoder.head_weight.T.to(last.dtype)).float()
+            logits = self.decoder.project(out.hidden[out.bounds.cu_seqlens[1:].long() - 1])
         return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits)

@@ -67,9 +67,7 @@ class Tower(nn.Module):
                 nn.init.normal_(p, std=math.prod(p.shape[1:]) ** -0.5)
 
 
-def to_pixels(
-    frames: Tensor, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]
-) -> Tensor:
+def to_pixels(frames: Tensor, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
     """uint8 `[F, 3, H, W]` -> float32 `[F, 3, size, size]`, normalised.
 
     Frames of another size are squashed to the square, bicubic with antialiasing, and rounded to whole
@@ -125,9 +123,7 @@ class ViT(Tower):
             stem += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(1, c_out), nn.GELU()]
         self.stem = nn.Sequential(*stem, nn.Conv2d(widths[-1], cfg.width, 1))
         self.positions = nn.Parameter(torch.empty(self.num_patches, cfg.width))
-        self.blocks = nn.ModuleList(
-            Block(cfg.width, cfg.heads, cfg.mlp_width) for _ in range(blocks_needed(cfg))
-        )
+        self.blocks = nn.ModuleList(Block(cfg.width, cfg.heads, cfg.mlp_width) for _ in range(blocks_needed(cfg)))
         self.reset_parameters()
 
     def features(self, pixels: Tensor) -> Tensor:

@@ -1,0 +1,244 @@
+"""The model as a whole: splice, packs, frozen parts, text only, and the tag objective of stage 0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from model_helpers import GUIDED, HYBRID, PUBLISHED, kinds
+
+from timeviper.config import ModelConfig, TowerConfig, TransVConfig
+from timeviper.datamodules.sample import IGNORE, Kind, Pack
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.tags import TagModel
+from timeviper.model.viper import TimeViper, part_of
+
+TOWER = TowerConfig(
+    family="vit", image_size=16, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, feature_layer=-1, tokens=4
+)
+T = TOWER.tokens
+
+
+def config(stages=PUBLISHED, **towers: TowerConfig) -> ModelConfig:
+    return ModelConfig(
+        preset="", towers=dict(towers or {"main": TOWER}), decoder=HYBRID, transv=TransVConfig(stages=dict(stages))
+    )
+
+
+def make_model(cfg: ModelConfig | None = None, kind: type = TimeViper):
+    """In float64, with gains, biases and gates away from where they start."""
+    torch.manual_seed(0)
+    model = kind(cfg or config()).double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.add_(torch.randn_like(p) * 0.3 if not name.endswith("A_log") else torch.rand_like(p))
+    return model
+
+
+def sample(pattern: str, num_frames: int, seed: int = 0) -> Pack:
+    """One sequence, such as `"2c8v3i2a"`; every answer token is supervised."""
+    g = torch.Generator().manual_seed(seed)
+    kind = kinds(pattern)
+    ids = torch.randint(1, HYBRID.vocab_size, kind.shape, generator=g).masked_fill(kind == Kind.VISION, 0)
+    labels = torch.full_like(ids, IGNORE)
+    answer = torch.nonzero(kind == Kind.ANSWER).squeeze(1)
+    labels[answer - 1] = ids[answer]
+    return Pack(
+        ids=ids,
+        labels=labels,
+        kind=kind,
+        lengths=[len(ids)],
+        frames=torch.randint(0, 256, (num_frames, 3, 16, 16), dtype=torch.uint8, generator=g),
+        frame_times=torch.arange(num_frames, dtype=torch.float64),
+        frame_counts=[num_frames],
+        keys=[f"{pattern}#{seed}"],
+    )
+
+
+def samples() -> list[Pack]:
+    """Videos, an image, text only, and two media in one prompt."""
+    return [
+        sample("2c12v3i4a", 3, 1),
+        sample("3c2a", 0, 2),
+        sample("1c4v2i1a", 1, 3),
+        sample("2c8v2i4v3i5a", 3, 4),
+    ]
+
+
+def test_vision_tokens_stand_where_the_pack_says() -> None:
+    model = make_model()
+    pack = Pack.join(samples())
+    x = model.embed(pack)
+    vision = model.encode(pack.frames)
+    assert vision.shape == (pack.num_frames, model.tokens_per_frame, HYBRID.width)
+    placed = iter(vision.flatten(0, 1))
+    for token, kind, got in zip(pack.ids, pack.kind, x):
+        expected = next(placed) if kind == Kind.VISION else model.decoder.embeddings.weight[token]
+        torch.testing.assert_close(got, expected)
+    assert next(placed, None) is None
+
+
+def test_wrong_number_of_vision_positions() -> None:
+    pack = replace(sample("2c8v3i2a", 2), frames=torch.zeros(3, 3, 16, 16, dtype=torch.uint8), frame_counts=[3])
+    with pytest.raises(ValueError, match="8 vision positions, but 3 frames of 4 tokens make 12"):
+        make_model()(pack)
+
+
+@pytest.mark.parametrize("stages", [{}, GUIDED, PUBLISHED], ids=["off", "guided", "published"])
+def test_a_pack_equals_its_sequences(stages) -> None:
+    """Losses, logits and every gradient of a pack of k sequences are those of k single runs."""
+    model = make_model(config(stages))
+    parts, joined = samples(), Pack.join(samples())
+    together = model(joined, last_logits=True)
+    together.loss_sum.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    alone = [model(p, last_logits=True) for p in parts]
+    torch.stack([o.loss_sum for o in alone]).sum().backward()
+    torch.testing.assert_close(together.loss_sum, torch.stack([o.loss_sum for o in alone]).sum())
+    torch.testing.assert_close(together.logits, torch.cat([o.logits for o in alone]))
+    assert torch.equal(together.correct, torch.cat([o.correct for o in alone]))
+    assert together.num_labels == sum(o.num_labels for o in alone) == len(together.correct) == 12
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, msg=lambda m, name=name: f"{name}: {m}")
+        assert gradients[name].abs().sum() > 0, f"{name} receives no gradient"
+
+
+def test_labels_and_where_they_stood() -> None:
+    """Against logits of all positions: the labels, although TransV has shortened the stream."""
+    model = make_model()
+    pack = Pack.join(samples())
+    out = model(pack)
+    assert torch.equal(out.label_index, torch.nonzero(pack.labels != IGNORE).squeeze(1))
+    assert out.decoder.hidden.shape[0] < len(pack.ids)
+    place = {int(i): n for n, i in enumerate(out.decoder.index)}
+    logits = model.decoder.project(out.decoder.hidden)[[place[int(i)] for i in out.label_index]]
+    labels = pack.labels[out.label_index]
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(out.loss_sum, expected, check_dtype=False)
+    assert torch.equal(out.correct, logits.argmax(1) == labels)
+
+
+def test_last_logits_are_of_the_last_token() -> None:
+    model = make_model()
+    logits = model(Pack.join(samples()), last_logits=True).logits
+    assert logits.shape == (4, HYBRID.vocab_size)
+    text = samples()[1]
+    torch.testing.assert_close(logits[1], model.decoder.logits(text.ids)[-1])
+
+
+@pytest.mark.parametrize("kind", [TimeViper, TagModel])
+@pytest.mark.parametrize("pack", [sample("3c2a", 0), Pack.blank(16)], ids=["text", "blank"])
+def test_without_frames_every_parameter_still_takes_part(kind: type, pack: Pack) -> None:
+    """A rank whose pack has no frames must join the other ranks in reducing each gradient."""
+    model = make_model(kind=kind)
+    model(pack).loss_sum.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_two_towers_lie_side_by_side() -> None:
+    second = replace(TOWER, width=24, tokens=2, patch_size=8)
+    model = make_model(config(main=TOWER, other=second))
+    assert model.tokens_per_frame == 6
+    frames = sample("1c12v1i1a", 2).frames
+    both = model.encode(frames)
+    for name, piece in zip(("main", "other"), both.split([4, 2], dim=1)):
+        torch.testing.assert_close(piece, model.projectors[name](model.towers[name](frames, piece.shape[1])))
+    assert model(sample("1c12v2i2a", 2)).num_labels == 2
+
+
+def test_frozen_parts_stay_as_they_are() -> None:
+    model = make_model()
+    model.freeze(["projector", "transv"])
+    model.train()
+    assert model.training
+    assert model.projectors.training
+    assert not model.towers.training
+    assert not any(block.training for block in model.decoder.blocks)
+    assert all(stage.training for stage in model.decoder.transv.values())
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(Pack.join(samples())).loss_sum.backward()
+    optimizer.step()
+    changed = {part_of(n) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"projector", "transv"}
+    assert all(p.grad is None for n, p in model.named_parameters() if part_of(n) in ("tower", "decoder"))
+
+
+def test_freeze_names_what_does_not_exist() -> None:
+    model = make_model(config({}))
+    with pytest.raises(ValueError, match="no part of the model; allowed: tower, projector, decoder, transv"):
+        model.freeze(["encoder"])
+    with pytest.warns(UserWarning, match="transv, but this model has none"):
+        model.freeze(["projector", "transv"])
+    with pytest.raises(ValueError, match="belongs to no part"):
+        part_of("language_model.weight")
+
+
+@pytest.mark.parametrize("kind", [TimeViper, TagModel])
+def test_meta_then_reset_equals_direct(kind: type) -> None:
+    with torch.device("meta"):
+        late = kind(config())
+    late.to_empty(device="cpu")
+    for p in late.parameters():
+        p.data.fill_(float("nan"))
+    torch.manual_seed(5)
+    late.reset_parameters()
+    direct = kind(config())
+    torch.manual_seed(5)
+    direct.reset_parameters()
+    for name, p in direct.named_parameters():
+        assert torch.equal(p, late.get_parameter(name)), name
+
+
+def test_tags_against_a_loop() -> None:
+    """Of each sequence: every frame's soft maximum over tokens, the mean over frames, the words in any order."""
+    model = make_model(kind=TagModel)
+    packs = [p for p in samples() if p.num_frames]
+    pack = Pack.join(packs)
+    out = model(pack)
+    total, correct = torch.zeros((), dtype=torch.float64), []
+    for one in packs:
+        tokens = model.projectors["main"](model.towers["main"](one.frames, T)) @ model.decoder.embeddings.weight.T
+        says = (tokens.exp().mean(dim=1).log()).mean(dim=0).log_softmax(0)
+        labels = one.labels[one.labels != IGNORE]
+        total -= says[labels].sum()
+        correct += [int((says > says[w]).sum()) < len(labels) for w in labels]
+    torch.testing.assert_close(out.loss_sum, total, check_dtype=False)
+    assert out.correct.tolist() == correct
+    assert torch.equal(out.label_index, torch.nonzero(pack.labels != IGNORE).squeeze(1))
+    sequence = Bounds(pack.lengths).seq_idx[out.label_index]
+    assert torch.bincount(sequence).tolist() == [p.num_labels for p in packs]
+
+
+def test_a_tower_learns_colours_from_words() -> None:
+    """Three words for red, green and blue squares on grey: known within sixty steps."""
+    torch.manual_seed(0)
+    model = TagModel(config())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    g = torch.Generator().manual_seed(0)
+    right = torch.zeros(())
+    for _ in range(60):
+        colour = torch.randint(3, (16,), generator=g)
+        corner = torch.randint(10, (16, 2), generator=g)
+        frames = torch.full((16, 3, 16, 16), 60, dtype=torch.uint8)
+        for frame, c, (y, x) in zip(frames, colour, corner):
+            frame[int(c), y : y + 6, x : x + 6] = 220
+        labels = torch.stack([torch.full((16,), IGNORE), 7 + colour, torch.full((16,), IGNORE)], dim=1)
+        pack = Pack(
+            ids=torch.ones(48, dtype=torch.int64),
+            labels=labels.flatten(),
+            kind=torch.tensor([2, 2, 3], dtype=torch.uint8).repeat(16),
+            lengths=[3] * 16,
+            frames=frames,
+            frame_times=torch.zeros(16, dtype=torch.float64),
+            frame_counts=[1] * 16,
+        )
+        out = model(pack)
+        (out.loss_sum / out.num_labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        right = out.correct.float().mean()
+    assert right >= 0.9
