@@ -93,10 +93,8 @@ def attention_torch(
     plan = _Plan.of(bounds_q, bounds_k)
     parts: list[Tensor] = []
     for rows_q, rows_k in plan.batches:
-        padded = (
-            t.index_select(0, r.flatten()).unflatten(0, r.shape) for t, r in ((q, rows_q), (k, rows_k), (v, rows_k))
-        )
-        parts.append(_attend(*padded, None if limit is None else limit[rows_q], scale).flatten(0, 1))
+        q_, k_, v_ = _take(q, rows_q), _take(k, rows_k), _take(v, rows_k)
+        parts.append(_attend(q_, k_, v_, None if limit is None else limit[rows_q], scale).flatten(0, 1))
     for s in plan.alone:
         qs, ks = (slice(b.offsets[s], b.offsets[s + 1]) for b in (bounds_q, bounds_k))
         parts.append(
@@ -153,7 +151,7 @@ class _Plan:
         for s in alone:
             starts[s], end = end, end + bounds_q.lengths[s]
         batches = [(_padded_rows(members, bounds_q), _padded_rows(members, bounds_k)) for members in together]
-        if starts == list(bounds_q.offsets[:-1]):
+        if (*starts, end) == bounds_q.offsets:
             return cls(batches, alone, None)
         places = torch.tensor(starts, device=bounds_q.device)[bounds_q.seq_idx] + bounds_q.position
         return cls(batches, alone, places)
@@ -165,6 +163,11 @@ def _padded_rows(members: list[int], bounds: Bounds) -> Tensor:
     starts = torch.tensor([bounds.offsets[s] for s in members], device=bounds.device)[:, None]
     place = torch.arange(max(bounds.lengths[s] for s in members), device=bounds.device)
     return starts + torch.minimum(place, counts - 1)
+
+
+def _take(t: Tensor, rows: Tensor) -> Tensor:
+    """`t[rows]`, whose gradient is a sum by rows and so much cheaper."""
+    return t.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, limit: Tensor | None, scale: float) -> Tensor:
