@@ -131,7 +131,7 @@ FOUND_ELSEWHERE = (
         ("model.decoder.ssm_groups", 3, "divide ssm_heads"),
         ("model.decoder.vocab_size", 0, "1 or more"),
         ("model.decoder.norm_eps", 0.0, "above 0"),
-        ("model.decoder.max_tokens", 50, "max_tokens = 50"),
+        ("model.decoder.max_tokens", 8, "max_tokens = 8"),
         ("model.transv.stages.early.keep", 0.0, "above 0"),
         ("model.transv.stages.early.keep", 1.5, "at most 1"),
         ("model.transv.stages.late.keep", 0.6, "never rises"),
