@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def whole_encoder(cfg: TowerConfig):
     """The uncut encoder of transformers, all weights away from zero."""
     import transformers as hf
 
-    shared = dict(hidden_size=cfg.width, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads)
+    shared: dict[str, Any] = dict(hidden_size=cfg.width, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads)
     shared |= dict(image_size=cfg.image_size, patch_size=cfg.patch_size)
     torch.manual_seed(0)
     if cfg.family == "siglip":
