@@ -67,8 +67,6 @@ def make_decoder(
                 p.uniform_(-3, 0)
             elif p.ndim == 1:
                 p.add_(torch.randn_like(p) * 0.3)
-            else:
-                p.mul_(8.0)
     return decoder
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from timeviper.config import ModelConfig, Recipe
 from timeviper.errors import ConfigError, Problem
+from timeviper.hub import load_weights
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
 from timeviper.recipe import dump, load_recipe
@@ -28,9 +29,11 @@ WEIGHTS, CONFIG, LINEAGE = "model.safetensors", "config.yaml", "lineage.json"
 
 
 def build_model(recipe: Recipe) -> TimeViper | TagModel:
-    """The model of a stage: random under the recipe's seed, then the weights of the previous stage."""
+    """The model of a stage: random under the recipe's seed, then pretrained weights, then the previous stage's."""
     torch.manual_seed(recipe.seed)
     model = TimeViper(recipe.model) if recipe.train.objective == "answer" else TagModel(recipe.model)
+    if recipe.model.decoder.weights and isinstance(model, TimeViper):
+        load_weights(model.decoder, recipe.model.decoder.weights)
     if recipe.train.init_from:
         load_previous_stage(model, recipe)
     model.freeze(recipe.train.trainable)
