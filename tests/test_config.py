@@ -168,6 +168,7 @@ FOUND_ELSEWHERE = (
         ("parallel.replicas", 0, "1 or more"),
         ("eval.batch", 0, "1 or more"),
         ("log.every", 0, "1 or more"),
+        ("callbacks", {"ema": {}}, "no optional callback"),
         ("train.phases.late", config.PhaseConfig(start=100_000), "a step of the stage"),
         ("train.phases.late", config.PhaseConfig(max_frames=0), "min_frames"),
         ("train.phases.late", config.PhaseConfig(fps=0.0), "above 0"),

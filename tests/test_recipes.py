@@ -195,6 +195,9 @@ def test_all_problems_are_raised_together_with_their_origin(write) -> None:
         ("data.sources.a b.weight=2", "data.sources.a b", "letters, digits"),
         ("model.preset=tinny", "model.preset", "Did you mean tiny?"),
         ("model.preset=null", "model.preset", "unknown size"),
+        ("model.preset=[tiny]", "model.preset", "unknown size"),
+        ("optim.lr.x=1", "optim.lr", "must be a number"),
+        ("seed=???", "seed", "missing"),
         ("--optim.lr=3", "--optim.lr=3", "write optim.lr=3"),
         ("optim.lr", "optim.lr", "write optim.lr=VALUE"),
         ("seed=${nowhere}", "seed", "nowhere"),
@@ -227,6 +230,9 @@ def test_files_that_are_no_recipes(write, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="tiny"):
         load_recipe("recipes/tiny")
     assert "not valid YAML" in next(iter(problems(write("a.yaml", "optim: {lr: [1}\n")).values()))
+    assert "optim: {lr: ...}" in problems(write("f.yaml", "optim.lr: 3\n"))["optim.lr"]
+    for i, text in enumerate(("null: 3\n", "\0", "[a]: 1\n", "a: *b\n", "a: &x [*x]\n", "\t- x\n", "%YAML 9")):
+        assert "not valid YAML" in problems(write(f"g{i}.yaml", text, minimal=False))["line 1"]
     assert "a mapping" in problems(write("b.yaml", "- a\n- b\n", minimal=False))["the whole file"]
     assert "duplicate key" in next(iter(problems(write("c.yaml", "name: twice\n")).values()))
     assert "data.sources" in problems(write("d.yaml", "# nothing\n", minimal=False))

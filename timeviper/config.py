@@ -202,7 +202,7 @@ class PhaseConfig:
 @dataclass
 class TrainConfig:
     objective: Literal["answer", "tags"] = "answer"
-    """answer: next-token loss on the answers; tags: tower, projector and word embeddings predict the words of image captions."""
+    """answer: next-token loss on the answers; tags: tower, projector and embeddings predict captions' words."""
     steps: int = 1000
     """Optimizer steps of the stage."""
     init_from: str = ""

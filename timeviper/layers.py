@@ -83,7 +83,7 @@ def preset_layer(layers: Sequence[Layer], problems: list[Problem]) -> Layer | No
         model = layer.data.get("model")
         if isinstance(model, dict) and "preset" in model:
             name, where = model["preset"], layer.where("model.preset")
-    if name in PRESETS:
+    if isinstance(name, str) and name in PRESETS:
         return Layer(f"preset {name}", {"model": dataclasses.asdict(PRESETS[name]())})
     near = get_close_matches(str(name), PRESETS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
@@ -104,14 +104,19 @@ def _read(path: Path) -> Layer:
         node = yaml.compose(text, yaml.SafeLoader)
         # OmegaConf's own loader: 1e-5 is a number there, and a key written twice is an error.
         data = OmegaConf.to_container(OmegaConf.create(text)) if node else {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = Problem(f"line {line}", "", f"not valid YAML: {error.problem}.", f"{path}:{line}")
-        raise ConfigError(str(path), [problem]) from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(str(path), [_not_yaml(path, error)]) from error
     if not isinstance(data, dict):
         message = "a recipe is a mapping of keys, such as `optim: {lr: 1e-5}`."
         raise ConfigError(str(path), [Problem("the whole file", data, message, f"{path}:1")])
     return Layer(str(path), {str(name): value for name, value in data.items()}, dict(_key_lines(node)))
+
+
+def _not_yaml(path: Path, error: Exception) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 if mark else 1
+    reason = getattr(error, "problem", None) or str(error).strip().splitlines()[0]
+    return Problem(f"line {line}", "", f"not valid YAML: {reason.rstrip('.')}.", f"{path}:{line}")
 
 
 def _similar(path: Path) -> str:

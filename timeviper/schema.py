@@ -99,6 +99,8 @@ def leaf_keys(section: type, prefix: str = "") -> Iterator[str]:
 def nearest(name: str, section: type, prefix: str, root: type) -> str:
     """A sentence that leads from an unknown name to the key that was meant."""
     known = list(field_types(section))
+    if "." in name:
+        return f"In a file, sections are nested: `{name.replace('.', ': {')}: ...{'}' * name.count('.')}`."
     if close := get_close_matches(name, known, n=1, cutoff=0.6):
         return f"Did you mean {prefix}{close[0]}?"
     elsewhere = [key for key in leaf_keys(root) if key.rsplit(".", 1)[-1] == name]

@@ -25,6 +25,8 @@ def problems(recipe: Recipe) -> Iterator[Finding]:
     yield from _train(recipe)
     yield from _phases(recipe)
     yield from _ranges(recipe)
+    for name in recipe.callbacks:
+        yield Finding(f"callbacks.{name}", "there is no optional callback of this name.")
 
 
 def warnings(recipe: Recipe) -> Iterator[Finding]:
