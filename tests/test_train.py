@@ -138,7 +138,7 @@ def test_another_model_is_refused_with_a_sentence(stages: Path, world: Path, tmp
     assert "model.decoder.mlp_width: 384 there, 256 here" in other.stderr
     missing = cli("train", *args, f"train.init_from={tmp_path / 'nowhere'}", check=False)
     assert missing.returncode
-    assert "not the export of a finished stage" in missing.stderr
+    assert "there is no such export" in missing.stderr
     assert not (tmp_path / "stage2_instruct").exists()
 
 
