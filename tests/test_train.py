@@ -14,17 +14,29 @@ import torch
 from conftest import ROOT, Run
 from safetensors.torch import load_file
 
-SMALL = ["data.tokens_per_pack=1024", "data.packs_per_step=2", "log.every=1", "train.validate_samples=8", "log.tensorboard=false"]
+SMALL = [
+    "data.tokens_per_pack=1024",
+    "data.packs_per_step=2",
+    "log.every=1",
+    "train.validate_samples=8",
+    "log.tensorboard=false",
+]
 
 
 def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "") -> list[str]:
     """A tiny recipe cut down to `steps` small steps, on the test's data and in the test's folder."""
     train, val = {
         "stage0_tower": (["images"], ["images"]),
-        "stage1_align": (["images", "clips"], ["images", "clips"]),
+        "stage1_align": (["images", "clips", "videos"], ["images", "clips"]),
         "stage2_instruct": (["images", "clips", "videos"], ["videos"]),
     }[stage]
-    made = [f"recipes/tiny/{stage}.yaml", f"out={runs / stage}", f"train.steps={steps}", "train.validate_every=0", *SMALL]
+    made = [
+        f"recipes/tiny/{stage}.yaml",
+        f"out={runs / stage}",
+        f"train.steps={steps}",
+        "train.validate_every=0",
+        *SMALL,
+    ]
     made += [f"data.sources.{k}.shards={world / 'train' / k}" for k in train]
     made += [f"data.val.{k}.shards={world / 'val' / k}" for k in val]
     return made + ([f"train.init_from={runs / previous / 'export'}"] if previous else [])
@@ -75,7 +87,9 @@ def test_a_finished_stage_is_not_repeated_and_other_settings_are_refused(stages:
     assert (stages / "stage1_align/export/model.safetensors").stat().st_mtime_ns == before
 
 
-def test_sigterm_then_the_same_command_ends_with_the_same_bits(stages: Path, world: Path, tmp_path: Path, cli: Run) -> None:
+def test_sigterm_then_the_same_command_ends_with_the_same_bits(
+    stages: Path, world: Path, tmp_path: Path, cli: Run
+) -> None:
     for previous in ("stage1_align",):
         (tmp_path / previous).symlink_to(stages / previous)
     whole = options(world, tmp_path, "stage2_instruct", 10, "stage1_align")
@@ -103,9 +117,15 @@ def test_sigterm_then_the_same_command_ends_with_the_same_bits(stages: Path, wor
     assert losses(tmp_path / "cut") == losses(tmp_path / "stage2_instruct")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(stages: Path, world: Path, tmp_path: Path, cli: Run) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(
+    stages: Path, world: Path, tmp_path: Path, cli: Run
+) -> None:
     (tmp_path / "stage1_align").symlink_to(stages / "stage1_align")
-    args = [*options(world, tmp_path, "stage2_instruct", 6, "stage1_align"), "train.checkpoint_every=2", "data.workers=0"]
+    args = [
+        *options(world, tmp_path, "stage2_instruct", 6, "stage1_align"),
+        "train.checkpoint_every=2",
+        "data.workers=0",
+    ]
 
     def full_disk_after_4_mb() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
