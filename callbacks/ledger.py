@@ -42,7 +42,8 @@ class Ledger(pl.Callback):
             listed = "\n".join(f"  {s.key}: {s.reason}" for s in self.skipped[-20:])
             raise ValueError(
                 f"{len(self.skipped)} of {total} samples could not be used, more than data.max_skipped="
-                f"{self.max_skipped}. Mend or remove them (timeviper shards check FOLDER), or raise the bound:\n{listed}"
+                f"{self.max_skipped}. Mend or remove them (timeviper shards check FOLDER), or raise the "
+                f"bound:\n{listed}"
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -58,9 +58,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _ask(
-    rng: Generator, kind: str, prompt: str, answer: str, about: str = "", mark: str = "<video>"
-) -> dict[str, Any]:
+def _ask(rng: Generator, kind: str, prompt: str, answer: str, about: str = "", mark: str = "<video>") -> dict[str, Any]:
     """One conversation of a question and its answer."""
     wordings = PROMPTS[prompt]
     question = wordings[rng.integers(len(wordings))].format(about)

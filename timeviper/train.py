@@ -108,7 +108,7 @@ def quiet_lightning() -> None:
     that are meant (see `datamodule.make_loader`)."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in ("Consider setting", "You have overridden", r"`isinstance\(treespec", "The '.*dataloader'"):
+    for message in ("Consider setting", "You have overridden", "`isinstance", "Found .* in eval mode"):
         warnings.filterwarnings("ignore", f".*{message}")
 
 
