@@ -15,6 +15,10 @@ from timeviper.model.mamba2 import Scan
 from timeviper.model.viper import TimeViper
 
 
+class ShardedModel(FSDPModule, nn.Module):
+    """What `fully_shard` makes of a module, for type checkers: it is both."""
+
+
 def sharded_units(model: nn.Module) -> list[nn.Module]:
     """Modules that are gathered one at a time: decoder blocks, transfer stages, encoder layers."""
     units: list[nn.Module] = []
@@ -25,14 +29,14 @@ def sharded_units(model: nn.Module) -> list[nn.Module]:
     return units
 
 
-def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> FSDPModule:
+def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> ShardedModel:
     """Apply the settings to a model in place. World size 1 takes the same path."""
     if isinstance(model, TimeViper):
         for i, block in enumerate(model.decoder.blocks):
             if cfg.activation_checkpointing:
                 block = checkpoint_wrapper(block)
             if cfg.compile:
-                block = torch.compile(block)
+                block = cast(nn.Module, torch.compile(block))
             model.decoder.blocks[i] = block
     if cfg.replicas > 1:
         mesh = init_device_mesh(
@@ -51,4 +55,4 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> FSDP
             fully_shard(scan, mesh=mesh, mp_policy=wide)
     for unit in sharded_units(model):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
-    return cast(FSDPModule, fully_shard(model, mesh=mesh, mp_policy=policy))
+    return cast(ShardedModel, fully_shard(model, mesh=mesh, mp_policy=policy))

@@ -33,7 +33,7 @@ class Attention(nn.Module):
         q, k, v = (self.heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if span.rope is not None:
             q, k = rotate(q, span.rope), rotate(k, span.rope)
-        return self.o_proj(self.attend(q, k, v, span, state).flatten(1))
+        return self.o_proj(self.attend(q, k, v, span, state).flatten(1))  # pyright: ignore[reportCallIssue]
 
     @torch.compiler.disable  # its work depends on the lengths of the sequences: a graph for each pack
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: Span, state: AttentionState | None) -> Tensor:
