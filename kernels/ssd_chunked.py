@@ -18,7 +18,6 @@ gradient of s is that of the outputs which it scales up minus that of the inputs
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +30,8 @@ from timeviper.kernels.ssd_plan import Block, Plan
 # Elements of the largest intermediate of a block. On a CPU 512 KiB of float32, so that what a block works on
 # stays in the cache (8 times as much is 1.4 times slower); elsewhere enough to fill the device.
 BLOCK_CPU, BLOCK = 1 << 17, 1 << 24
+
+Waves = Iterable[tuple[int, int, int]]
 
 
 def chunked_scan(
@@ -72,7 +73,7 @@ class _ChunkedScan(torch.autograd.Function):
         for block in scan.blocks:
             held = before[block.first : block.last] if keep else before.new_empty(block.n, *carry.shape[1:])
             scan.forward_block(block, y, carry, held)
-        y = plan.restore(y)
+        y = plan.restore(y.flatten(1, 2))
         final = carry if plan.ranked is None else torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
         ctx.plan = plan
         ctx.save_for_backward(x, step, log_decay, B, C, D, y, before)
@@ -85,32 +86,34 @@ class _ChunkedScan(torch.autograd.Function):
         dy, d_final = grads
         scan = _Scan(plan, x, step, log_decay, B, C, D, before)
         carry = d_final.clone() if plan.ranked is None else d_final[plan.ranked]
-        out = _Gradients.empty_for(scan)
-        y, dy = plan.align(y), plan.align(dy)
+        out = _Gradients(scan)
+        y, dy = (plan.align(t).unflatten(1, (scan.G, scan.R)) for t in (y, dy))
         for block in reversed(scan.blocks):
             scan.backward_block(block, y, dy, before[block.first : block.last], carry, out)
         if plan.ranked is not None:
             carry = torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
-        d_decay = out.s.flip(-1).cumsum(-1).flip(-1)  # s is a running sum
-        per_token = [t.transpose(1, 2).flatten(0, 1)[: scan.x.shape[0]] for t in (out.step, d_decay)]
-        rows = [plan.restore(t) for t in (out.x, *per_token, out.B, out.C)]
-        return *rows, out.D, carry, None, None
+        d_step, d_decay, d_D = out.small(scan)
+        per_token = (t.transpose(1, 2).flatten(0, 1)[: scan.x.shape[0]] for t in (d_step, d_decay))
+        rows = (plan.restore(t) for t in (out.x.flatten(1, 2), *per_token, out.B, out.C))
+        return *rows, d_D, carry, None, None
 
 
-@dataclass(frozen=True)
 class _Gradients:
-    x: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    step: Tensor  # [chunks, H, Q]
-    s: Tensor  # [chunks, H, Q]
+    """What the blocks' backward passes fill in."""
 
-    @classmethod
-    def empty_for(cls, scan: _Scan) -> _Gradients:
-        zeros = torch.zeros_like(scan.total)
-        x, B, C = (t.new_empty(t.shape) for t in (scan.x, scan.B, scan.C))
-        return cls(x, B, C, torch.zeros_like(scan.D), zeros, zeros.clone())
+    def __init__(self, scan: _Scan) -> None:
+        self.x, self.B, self.C = (t.new_empty(t.shape) for t in (scan.x, scan.B, scan.C))
+        chunks, H, Q = scan.total.shape
+        # Sums over P for each token and head, [chunks, H, Q]: x . d(dx), that by the state alone, dy . x, dy . y
+        self.sums = scan.total.new_zeros(4, chunks, H, Q)
+        self.states = scan.total.new_zeros(chunks, H)  # <dh', h>
+
+    def small(self, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of step and log decay `[chunks, H, Q]` and of D `[H]`."""
+        d_step, by_state, dy_x, dy_y = self.sums
+        d_s = dy_y - scan.D[:, None] * dy_x - scan.step * d_step
+        d_s[..., -1] += self.states * scan.whole[..., 0, 0] + (scan.step * by_state).sum(-1)
+        return d_step, d_s.flip(-1).cumsum(-1).flip(-1), dy_x.sum((0, 2))  # s is a running sum
 
 
 class _Scan:
@@ -130,18 +133,20 @@ class _Scan:
         D: Tensor,
         state: Tensor,
     ) -> None:
-        self.plan, self.D, self.wide = plan, D, state.dtype
-        self.x, self.B, self.C = plan.align(x), plan.align(B), plan.align(C)
-        self.H, self.P = x.shape[1:]
-        self.G, self.N = B.shape[1:]
-        self.R = self.H // self.G
+        (self.H, self.P), (self.G, self.N) = x.shape[1:], B.shape[1:]
+        self.plan, self.R, self.wide = plan, self.H // self.G, state.dtype
+        self.x = plan.align(x).unflatten(1, (self.G, self.R))
+        self.B, self.C = plan.align(B), plan.align(C)
         self.step = self.by_chunk(plan.align(step))
         self.total = self.by_chunk(plan.align(log_decay)).cumsum(-1)  # s
         last = self.total[..., -1:]
-        self.from_start, self.to_end = self.total.exp(), (last - self.total).exp()
         self.whole = last.exp()[..., None]  # [chunks, H, 1, 1]
+        self.D, self.skip = D, D.view(self.G, self.R, 1)
+        to_end = (last - self.total).exp()
+        weights = (self.step, self.step * to_end, to_end, self.total.exp())
+        self.w_step, self.w_step_to_end, self.w_to_end, self.w_from_start = map(self.by_token, weights)
         budget = BLOCK_CPU if x.device.type == "cpu" else BLOCK
-        limit = max(1, budget // (self.H * max(plan.size * plan.size, plan.size * self.P, self.P * self.N)))
+        limit = max(1, budget // (self.H * max(plan.size**2, plan.size * self.P, self.P * self.N)))
         self.blocks = plan.blocks(limit, self.x.shape[0])
 
     def by_chunk(self, t: Tensor) -> Tensor:
@@ -149,109 +154,101 @@ class _Scan:
         t = F.pad(t, (0, 0, 0, self.plan.chunks * self.plan.size - t.shape[0]))
         return t.view(self.plan.chunks, self.plan.size, -1).transpose(1, 2).contiguous()
 
-    # Views of a block: tokens `[n, q, G, R, P]`, scalars `[n, q, G, R, 1]`, batches of matrices for products.
+    def by_token(self, t: Tensor) -> Tensor:
+        """`[chunks, H, Q]` seen as `[chunks, Q, G, R, 1]`."""
+        return t.transpose(1, 2).unflatten(2, (self.G, self.R))[..., None]
+
+    # Of one block: tokens are [n, q, G, R, P] and scalars [n, q, G, R, 1]; products take batches of matrices.
     def tokens(self, t: Tensor, block: Block) -> Tensor:
-        return t[block.rows].reshape(block.n, -1, self.G, self.R, self.P).to(self.wide)
+        return t[block.rows].view(block.n, block.q, self.G, self.R, self.P).to(self.wide)
 
     def scalars(self, t: Tensor, block: Block) -> Tensor:
-        t = t[block.first : block.last, :, : block.q].transpose(1, 2)
-        return t.unflatten(2, (self.G, self.R))[..., None]
+        return t[block.first : block.last, : block.q]
 
-    def by_group(self, t: Tensor) -> Tensor:
-        """`[n, q, G, R, P]` to `[n * G, q, R * P]`."""
-        return t.transpose(1, 2).reshape(-1, t.shape[1], self.R * self.P)
+    def keys(self, t: Tensor, block: Block) -> Tensor:
+        """Rows of B or C as `[n * G, q, N]`."""
+        t = t[block.rows].view(block.n, block.q, self.G, self.N).transpose(1, 2)
+        return t.reshape(block.n * self.G, block.q, self.N).to(self.wide)
 
     def by_head(self, t: Tensor) -> Tensor:
         """`[n, q, G, R, P]` to `[n * H, q, P]`."""
         return t.permute(0, 2, 3, 1, 4).reshape(-1, t.shape[1], self.P)
 
-    def states(self, t: Tensor) -> Tensor:
-        """`[n, H, P, N]` to `[n * G, R * P, N]`."""
-        return t.view(-1, self.R * self.P, self.N)
-
-    def keys(self, t: Tensor, block: Block) -> Tensor:
-        """Rows of B or C as `[n * G, q, N]`."""
-        t = t[block.rows].reshape(block.n, -1, self.G, self.N).transpose(1, 2)
-        return t.reshape(block.n * self.G, -1, self.N).to(self.wide)
-
-    def from_group(self, t: Tensor, block: Block) -> Tensor:
-        return t.view(block.n, self.G, block.q, self.R, self.P).transpose(1, 2)
-
-    def from_head(self, t: Tensor, block: Block) -> Tensor:
-        return t.view(block.n, self.G, self.R, block.q, self.P).permute(0, 3, 1, 2, 4)
-
-    def decay(self, block: Block) -> Tensor:
-        """exp(s[t] - s[u]) as `[n, G, R, q, q]`; above the diagonal 1, for a masked factor to remove."""
-        s = self.total[block.first : block.last, :, : block.q]
-        decay = (s[..., :, None] - s[..., None, :]).clamp_(max=0).exp_()
-        return decay.unflatten(1, (self.G, self.R))
-
-    def weighted(self, t: Tensor, weight: Tensor) -> Tensor:
-        """`t * weight` of `[n, q, G, R, P]`, laid out for products by group: `[n * G, q, R * P]`."""
+    def by_group(self, t: Tensor, weight: Tensor) -> Tensor:
+        """`t * weight` of `[n, q, G, R, P]`, laid out as `[n * G, q, R * P]`."""
         n, q, G, R, P = t.shape
         out = t.new_empty(n, G, q, R, P)
         torch.mul(t, weight, out=out.transpose(1, 2))
         return out.view(n * G, q, R * P)
 
+    def from_head(self, t: Tensor, block: Block) -> Tensor:
+        return t.view(block.n, self.G, self.R, block.q, self.P).permute(0, 3, 1, 2, 4)
+
+    def from_group(self, t: Tensor, block: Block) -> Tensor:
+        return t.view(block.n, self.G, block.q, self.R, self.P).transpose(1, 2)
+
+    def states(self, t: Tensor) -> Tensor:
+        """`[n, H, P, N]` to `[n * G, R * P, N]`."""
+        return t.view(-1, self.R * self.P, self.N)
+
+    def decay(self, block: Block) -> Tensor:
+        """exp(s[t] - s[u]) as `[n, G, R, q, q]`; above the diagonal 1, for a masked factor to remove."""
+        s = self.total[block.first : block.last, :, : block.q]
+        decay = (s[..., None] - s[..., None, :]).clamp_(max=0).exp_()
+        return decay.view(block.n, self.G, self.R, block.q, block.q)
+
+    def masked_CB(self, B: Tensor, C: Tensor, block: Block) -> Tensor:
+        """C[t] . B[u] for u <= t, else 0, as `[n, G, 1, q, q]`."""
+        return torch.bmm(C, B.mT).tril_().view(block.n, self.G, 1, block.q, block.q)
+
     def forward_block(self, block: Block, y: Tensor, carry: Tensor, before: Tensor) -> None:
         """Write the block's outputs into y and the states before its chunks into `before`; advance `carry`."""
-        n, q = block.n, block.q
         B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
-        step = self.scalars(self.step, block)
-        fresh = torch.bmm(self.weighted(x, step * self.scalars(self.to_end, block)).mT, B)
-        self.pass_on(block, carry, fresh.view_as(before), block.waves, before)
-        CB = torch.bmm(C, B.mT).tril_().view(n, self.G, 1, q, q)
-        mixed = self.decay(block).mul_(CB).view(-1, q, q)
-        inner = self.from_head(torch.bmm(mixed, self.by_head(x * step)), block)
+        ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
+        self.pass_on(block, block.waves, carry, ending, B, before)
+        mixed = self.decay(block).mul_(self.masked_CB(B, C, block)).view(-1, block.q, block.q)
+        inner = torch.bmm(mixed, self.by_head(x * self.scalars(self.w_step, block)))
         outer = self.from_group(torch.bmm(C, self.states(before).mT), block)
-        out = y[block.rows].view_as(x)
-        torch.addcmul(inner, outer, self.scalars(self.from_start, block), out=out)
-        out.addcmul_(x, self.D.view(self.G, self.R, 1))
+        out = y[block.rows].view(x.shape)
+        torch.addcmul(self.from_head(inner, block), outer, self.scalars(self.w_from_start, block), out=out)
+        out.addcmul_(x, self.skip)
 
-    def pass_on(
-        self, block: Block, carry: Tensor, fresh: Tensor, waves: Iterable[tuple[int, int, int]], held: Tensor
-    ) -> None:
-        """Wave by wave, write `carry` into `held`, then let it decay and take up `fresh`, both `[n, H, P, N]`."""
+    def pass_on(self, block: Block, waves: Waves, carry: Tensor, left: Tensor, right: Tensor, held: Tensor) -> None:
+        """Wave by wave, write `carry` into `held [n, H, P, N]`; then let it decay and take up left^T right."""
         for start, low, high in waves:
-            chunks, now = slice(start, start + high - low), carry[low:high]
-            held[chunks] = now
-            torch.addcmul(fresh[chunks], now, self.whole[block.first : block.last][chunks], out=now)
+            stop, now = start + high - low, carry[low:high]
+            held[start:stop] = now
+            now.mul_(self.whole[block.first + start : block.first + stop])
+            groups = slice(start * self.G, stop * self.G)
+            self.states(now).baddbmm_(left[groups].mT, right[groups])
 
     def backward_block(
         self, block: Block, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients
     ) -> None:
         """Write the block's gradients into `out`; `carry`, the gradient of the states, goes back over it."""
-        n, q = block.n, block.q
+        q, chunks = block.q, slice(block.first, block.last)
         B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
-        y, dy = self.tokens(y, block), self.tokens(dy, block)
-        step, to_end = self.scalars(self.step, block), self.scalars(self.to_end, block)
-        D = self.D.view(self.G, self.R, 1)
+        y, dy, step = self.tokens(y, block), self.tokens(dy, block), self.scalars(self.w_step, block)
+        after = torch.empty_like(before)  # gradients of the states after the chunks
+        starting = self.by_group(dy, self.scalars(self.w_from_start, block))
+        self.pass_on(block, reversed(block.waves), carry, starting, C, after)
 
-        dy_start = self.weighted(dy, self.scalars(self.from_start, block))
-        after = torch.empty_like(before)
-        fresh = torch.bmm(dy_start.mT, C).view_as(before)
-        self.pass_on(block, carry, fresh, reversed(block.waves), after)
-
-        CB = torch.bmm(C, B.mT).tril_().view(n, self.G, 1, q, q)
-        decay, dy_head = self.decay(block), self.by_head(dy)
-        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view_as(decay)
+        decay, CB, dy_head = self.decay(block), self.masked_CB(B, C, block), self.by_head(dy)
+        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view(decay.shape)
         d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)
-        dC = torch.bmm(d_CB, B).baddbmm_(dy_start, self.states(before))
-        dB = torch.bmm(d_CB.mT, C).baddbmm_(self.weighted(x, step * to_end), self.states(after))
+        ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
+        dC = torch.bmm(d_CB, B).baddbmm_(starting, self.states(before))
+        dB = torch.bmm(d_CB.mT, C).baddbmm_(ending, self.states(after))
         for grad, value in ((out.B, dB), (out.C, dC)):
-            rows = grad[block.rows].view(n, q, self.G, self.N)
-            rows.copy_(value.view(n, self.G, q, self.N).transpose(1, 2))
+            rows = grad[block.rows].view(block.n, q, self.G, self.N)
+            rows.copy_(value.view(block.n, self.G, q, self.N).transpose(1, 2))
 
-        inner = self.from_head(torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head), block)
-        outer = self.from_group(torch.bmm(B, self.states(after).mT), block).mul_(to_end)
-        d_dx = inner.add_(outer)
-        d_step = (x * d_dx).sum(-1, keepdim=True)
-        skip = (dy * x).sum(-1, keepdim=True)
-        d_s = (dy * y).sum(-1, keepdim=True) - D * skip - step * d_step
-        kept = (after * before).sum((-1, -2)) * self.whole[block.first : block.last, :, 0, 0]
-        kept += (step * outer.mul_(x).sum(-1, keepdim=True)).sum((1, 4)).flatten(1)
-        torch.addcmul(d_dx.mul_(step), dy, D, out=out.x[block.rows].view_as(x))
-        out.D.add_(skip.sum((0, 1)).flatten())
-        self.scalars(out.step, block).copy_(d_step)
-        self.scalars(out.s, block).copy_(d_s)
-        out.s[block.first : block.last, :, -1] += kept
+        outer = self.from_group(torch.bmm(B, self.states(after).mT), block)
+        outer.mul_(self.scalars(self.w_to_end, block))
+        inner = torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head)
+        d_dx = self.from_head(inner, block).add_(outer)
+        sums = out.sums[:, chunks, :, :q].transpose(2, 3).view(4, block.n, q, self.G, self.R)
+        for total, product in zip(sums, (x * d_dx, outer.mul_(x), x * dy, y * dy)):
+            torch.sum(product, -1, out=total)
+        torch.sum(after.mul_(before).flatten(2), -1, out=out.states[chunks])
+        torch.addcmul(d_dx.mul_(step), dy, self.skip, out=out.x[block.rows].view(x.shape))
