@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
 
 PREFIX = "step="
 
@@ -88,7 +89,7 @@ class Checkpoints(pl.Callback):
         trainer.strategy.barrier()
         try:
             trainer.save_checkpoint(partial)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
             kept = latest_checkpoint(self.folder)
             # Distributed saving wraps the operating system's error; its text is what the user needs.
@@ -109,6 +110,8 @@ class Checkpoints(pl.Callback):
 
 def _root(error: BaseException) -> str:
     """The innermost cause, in words."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

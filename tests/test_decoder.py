@@ -215,6 +215,7 @@ def test_weights_from_the_meta_device() -> None:
     step = torch.nn.functional.softplus(mixer.ssm.dt_bias)
     assert torch.all((step > 0.0009) & (step < 0.11))
     up, down = (decoder.blocks[1].mixer.get_submodule(name).weight for name in ("up_proj", "down_proj"))
+    assert isinstance(up, torch.Tensor) and isinstance(down, torch.Tensor)  # noqa: PT018
     spread = down.std() * down.shape[1] ** 0.5 / (up.std() * up.shape[1] ** 0.5)
     assert abs(spread - len(HYBRID.layout) ** -0.5) < 0.05
 

@@ -35,12 +35,13 @@ def source(name: str, shards: int = 3, samples: int = 7, **options) -> Source:
 COST = CostModel(tokens_per_frame=4, vision_share=0.5, estimate=lambda text, frames: 10 + text // 4)
 
 
-def plan(sources: dict[str, Source], seed: int = 0, phases: dict | None = None, **data) -> Plan:
+def plan(sources: dict[str, Source], seed: int = 0, phases: dict | None = None, packs_per_step: int = 4) -> Plan:
     config = DataConfig(
         sources={n: SourceConfig(weight=1.0) for n in sources},
         frames=FramesConfig(max_frames=8),
         shuffle_window=10,
-        **{"tokens_per_pack": 200, "packs_per_step": 4} | data,
+        tokens_per_pack=200,
+        packs_per_step=packs_per_step,
     )
     return Plan(sources, config, phases or {}, COST, seed)
 

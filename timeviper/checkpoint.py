@@ -147,7 +147,7 @@ def load_previous_stage(model: nn.Module, recipe: Recipe) -> None:
     if stray:
         raise _refused(recipe, f"The export has tensors that this model lacks: {', '.join(stray[:5])}")
     model.load_state_dict(carried, strict=False)
-    if recipe.model.transv.stages and "transv" not in parts and "decoder" in parts:
+    if isinstance(model, TimeViper) and "transv" not in parts and "decoder" in parts:
         model.decoder.init_transv_from_attention()
 
 

@@ -6,12 +6,16 @@ their number in the whole global step, so neither the cut into packs nor the num
 
 from __future__ import annotations
 
+from typing import cast
+
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from timeviper.checkpoint import build_model
 from timeviper.config import Recipe
@@ -30,7 +34,7 @@ class ViperModule(pl.LightningModule):
         self.automatic_optimization = False
         self.recipe = recipe
         self.val_loss = MeanMetric()
-        self.val_accuracy = torch.nn.ModuleDict({t: MeanMetric() for t in ["overall", *val_types]})
+        self.val_accuracy = MetricCollection({t: MeanMetric() for t in ["overall", *val_types]}, compute_groups=False)
 
     def configure_model(self) -> None:
         if hasattr(self, "model"):
@@ -47,10 +51,10 @@ class ViperModule(pl.LightningModule):
         return batch  # packs move one at a time, when their turn comes
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        optimizer = self.optimizers(use_pl_optimizer=True)
+        optimizer = cast(LightningOptimizer, self.optimizers())
         step = self.global_step
         assert batch.step == step, f"the loader delivered step {batch.step} at step {step}"
-        set_lr(optimizer.optimizer, step, self.recipe.train.steps, self.recipe.optim)
+        set_lr(cast(AdamW, optimizer.optimizer), step, self.recipe.train.steps, self.recipe.optim)
         world = self.trainer.world_size
         # Labels, summed loss and right labels of the global step; the first is needed before the backward.
         num_labels = torch.tensor(float(sum(p.num_labels for p in batch.packs)), device=self.device)
@@ -70,14 +74,16 @@ class ViperModule(pl.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self._report(loss_sum, correct, num_labels, norm, optimizer)
 
-    def _clip(self, optimizer) -> Tensor:
+    def _clip(self, optimizer: LightningOptimizer) -> Tensor:
         """Gradient norm over all parameters and shards, before it is cut."""
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = self.recipe.optim.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(params, limit)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _report(self, loss_sum: Tensor, correct: Tensor, num_labels: Tensor, norm: Tensor, optimizer) -> None:
+    def _report(
+        self, loss_sum: Tensor, correct: Tensor, num_labels: Tensor, norm: Tensor, optimizer: LightningOptimizer
+    ) -> None:
         """Leave this step's figures where the callbacks find them; log them every `log.every` steps."""
         sums = torch.stack([loss_sum, correct])
         if self.trainer.world_size > 1:
@@ -99,11 +105,10 @@ class ViperModule(pl.LightningModule):
             sequence = torch.searchsorted(ends, out.label_index.cpu(), right=True)
             wrong = torch.zeros(len(pack.lengths)).index_add_(0, sequence, (~out.correct.cpu()).float())
             for kind, right in zip(pack.types, (wrong == 0).float()):
-                self.val_accuracy["overall"].update(right)
-                if kind in self.val_accuracy:
-                    self.val_accuracy[kind].update(right)
+                for name in {"overall", kind} & set(self.val_accuracy):
+                    cast(MeanMetric, self.val_accuracy[name]).update(right)
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/loss", self.val_loss, sync_dist=True)
         for kind, metric in self.val_accuracy.items():
-            self.log(f"val/accuracy/{kind}", metric, sync_dist=True)
+            self.log(f"val/accuracy/{kind}", cast(MeanMetric, metric), sync_dist=True)
