@@ -174,7 +174,7 @@ def test_no_write_permission_is_one_message(stages: Path, world: Path, cli: Run)
 def test_a_world_that_does_not_divide_the_packs_is_refused(stages: Path, world: Path, tmp_path: Path, cut: str) -> None:
     (tmp_path / "stage1_align").symlink_to(stages / "stage1_align")
     args = [*options(world, tmp_path, "stage2_instruct", 3, "stage1_align"), cut]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
         [*torchrun, "-m", "timeviper.cli", "train", *args], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -187,7 +187,7 @@ def test_two_ranks_have_the_losses_of_one(stages: Path, world: Path, tmp_path: P
     one = options(world, tmp_path, "stage2_instruct", 5, "stage1_align")
     cli("train", *one)
     two = [a.replace(f"out={tmp_path / 'stage2_instruct'}", f"out={tmp_path / 'two'}") for a in one]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29612"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     subprocess.run([*torchrun, "-m", "timeviper.cli", "train", *two], cwd=ROOT, check=True, timeout=300)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "stage2_instruct"), rel=1e-5)
     tower = weights(stages / "stage0_tower")
