@@ -204,7 +204,9 @@ def attention_vendor(
 ) -> Tensor:
     """flash_attn: its causal mask is aligned at the end too, and rows without keys are 0."""
     assert visible is None
+    if q.shape[0] == 0 or k.shape[0] == 0:
+        return q * 0
     fused = dispatch.vendor_function("attention")
-    longest_q, longest_k = max(bounds_q.max_length, 1), max(bounds_k.max_length, 1)
+    longest_q, longest_k = bounds_q.max_length, bounds_k.max_length
     cu_q, cu_k = bounds_q.cu_seqlens, bounds_k.cu_seqlens
     return fused(q, k, v, cu_q, cu_k, longest_q, longest_k, softmax_scale=scale, causal=causal)

@@ -78,11 +78,14 @@ def conv1d_vendor(
     x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, state: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """causal_conv1d keeps sequences apart, but not with initial states: edges as in the torch form."""
-    fused = dispatch.vendor_function("conv1d")
     edges = _Edges.of(bounds, weight.shape[1])
     first, final = edges.compute(x[edges.near], weight, bias, state, silu)
-    seq_idx = bounds.seq_idx.int()[None]
-    y = fused(x.T[None], weight, bias, seq_idx=seq_idx, activation="silu" if silu else None)[0].T
+    if first.shape[0] == x.shape[0]:
+        return first, final
+    rows = x if x.stride(0) % 8 == 0 and x.stride(1) == 1 else x.contiguous()  # its kernels load 8 channels at a time
+    activation, seq_idx = "silu" if silu else None, bounds.seq_idx.int()[None]
+    fused = dispatch.vendor_function("conv1d")
+    y = fused(rows.T[None], weight, bias, seq_idx=seq_idx, activation=activation)[0].T
     return y.index_copy(0, edges.first, first), final
 
 

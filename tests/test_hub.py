@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from model_helpers import HYBRID, PLAIN, make_decoder
 from safetensors.torch import load_file, save_file
 
-from timeviper.config import DecoderConfig, TransVConfig, TransVStage
+from timeviper.config import DecoderConfig, TowerConfig, TransVConfig, TransVStage
 from timeviper.errors import ConfigError
 from timeviper.hub import export_hf, import_hf, load_decoder, load_weights, open_weights
 from timeviper.hub_config import decoder_config, hub_config, read_config
-from timeviper.hub_files import write_tensors
+from timeviper.hub_files import TensorFolder, write_tensors
 from timeviper.hub_names import hub_names, hub_shape
 from timeviper.model.decoder import Decoder
+from timeviper.model.vision import build_tower
 
 UNUSED = {f.name: f.default for f in fields(DecoderConfig) if f.name.startswith(("ssm_", "chunk_"))}
 FAMILIES = {
@@ -207,3 +208,56 @@ def test_groups_that_do_not_divide_heads(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="ssm_groups"):
         open_weights(tmp_path)
+
+
+# ---- vision encoders --------------------------------------------------------------------------------------
+
+
+def write_tower(folder: Path, kind: str) -> TowerConfig:
+    """A random encoder of transformers on disk; SigLIP with its text half, as published."""
+    import transformers
+
+    shared: dict[str, Any] = dict(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
+    )
+    torch.manual_seed(0)
+    if kind == "siglip":
+        text = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=30, intermediate_size=40)
+        config = transformers.SiglipConfig(text_config=text, vision_config=shared | dict(intermediate_size=40))
+        transformers.SiglipModel(config).save_pretrained(folder)
+        return TowerConfig("siglip", "", 28, 7, 24, 3, 2, 40, 0, -2, 4)
+    if kind == "dinov2":
+        config = transformers.Dinov2Config(**shared, mlp_ratio=2)
+        transformers.Dinov2Model(config).save_pretrained(folder)
+        return TowerConfig("dinov2", "", 28, 7, 24, 3, 2, 48, 0, -2, 4)
+    config = transformers.Dinov2WithRegistersConfig(**shared, mlp_ratio=2, num_register_tokens=3)
+    transformers.Dinov2WithRegistersModel(config).save_pretrained(folder)
+    return TowerConfig("dinov2", "", 28, 7, 24, 3, 2, 48, 3, -2, 4)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "dinov2", "dinov2_with_registers"])
+def test_encoders_come_in_and_go_out(kind: str, tmp_path: Path) -> None:
+    cfg = write_tower(tmp_path / "hub", kind)
+    found = import_hf(tmp_path / "hub", tmp_path / "ours")
+    assert isinstance(found, TowerConfig)
+    assert found == replace(TowerConfig(), **{k: v for k, v in asdict(cfg).items() if k not in ("tokens",)})
+    assert not any("text" in name for name in TensorFolder(tmp_path / "ours").files)
+    export_hf(tmp_path / "ours", tmp_path / "back")
+    frames = torch.randint(256, (2, 3, 28, 28), dtype=torch.uint8)
+    expected = build_tower(replace(cfg, weights=str(tmp_path / "hub")))(frames)
+    for folder in ("ours", "back"):
+        tower = build_tower(replace(cfg, weights=str(tmp_path / folder)))
+        assert torch.equal(tower(frames), expected)
+
+
+def test_encoders_with_wrong_tensors_are_refused(tmp_path: Path) -> None:
+    write_tower(tmp_path / "hub", "dinov2")
+    state = load_file(tmp_path / "hub" / "model.safetensors")
+    del state["layernorm.bias"]
+    state["layernorm.weight"] = torch.ones(25)
+    state["extra.weight"] = torch.ones(2)
+    save_file(state, tmp_path / "hub" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="does not hold the encoder") as error:
+        import_hf(tmp_path / "hub", tmp_path / "ours")
+    for line in ("missing: layernorm.bias", "unexpected: extra.weight", "another shape: layernorm.weight is [25]"):
+        assert line in str(error.value)

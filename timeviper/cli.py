@@ -137,13 +137,12 @@ def preview(
 @app.command("import")
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A local checkpoint: config.json and .safetensors.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, for model.decoder.weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, for model.decoder.weights or a tower's.")],
 ) -> None:
-    """Bring a language model's weights (Nemotron-H, Llama, Qwen2) into this project's names."""
-    from timeviper.hub import import_hf
+    """Bring weights here: of a language model (Nemotron-H, Llama, Qwen2) or an encoder (SigLIP, DINOv2)."""
+    from timeviper.hub import describe, import_hf
 
-    decoder = import_hf(source, out)
-    print(f"{decoder.family}, {len(decoder.layout)} blocks, width {decoder.width}: {out}")
+    print(f"{describe(import_hf(source, out))}: {out}")
 
 
 @app.command("export")
@@ -152,11 +151,10 @@ def export_weights(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder in Hugging Face layout.")],
 ) -> None:
     """Write the language model of a run for other programs; towers, projectors and TransV stay behind."""
-    from timeviper.hub import export_hf
+    from timeviper.hub import describe, export_hf
 
     folder = run / "export" if (run / "export").is_dir() else run
-    decoder = export_hf(folder, out)
-    print(f"{decoder.family}, {len(decoder.layout)} blocks, width {decoder.width}: {out}")
+    print(f"{describe(export_hf(folder, out))}: {out}")
 
 
 @shards.command("world")

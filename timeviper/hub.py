@@ -1,4 +1,4 @@
-"""Decoder weights from and to local Hugging Face folders.
+"""Weights from and to local Hugging Face folders: decoders here, vision encoders in `hub_towers`.
 
 `import_hf` writes a folder with our names (decoder.json, safetensors, tokenizer), `export_hf` the way back,
 from such a folder or from the export of a training stage. `load_decoder` reads all three.
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timeviper.config import DecoderConfig, TransVConfig
+from timeviper import hub_towers
+from timeviper.config import DecoderConfig, TowerConfig, TransVConfig
 from timeviper.hub_config import decoder_config, hub_config, read_config
 from timeviper.hub_files import SHARD_BYTES, TensorFolder, write_tensors
 from timeviper.hub_names import hub_names, hub_shape, match
@@ -172,8 +173,14 @@ def load_weights(decoder: Decoder, path: str | Path) -> None:
     decoder.init_transv_from_attention()
 
 
-def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) -> DecoderConfig:
-    """A Hugging Face folder to one of ours, for `model.decoder.weights`; dtypes as stored."""
+def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) -> DecoderConfig | TowerConfig:
+    """A Hugging Face folder to one for `model.decoder.weights` or `model.towers.<name>.weights`; dtypes as stored.
+
+    A decoder is copied tensor by tensor in bounded memory. Raises ValueError with all that does not fit.
+    """
+    raw = read_config(Path(src)) if not (Path(src) / SETTINGS).is_file() else {}
+    if raw.get("model_type") in hub_towers.MODEL_TYPES:
+        return hub_towers.copy_tower(raw, Path(src), _new_folder(src, dst))
     weights = open_weights(src)
     dst = _new_folder(src, dst)
     write_tensors(dst, weights.tensors(), shard_bytes)
@@ -184,11 +191,13 @@ def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     return weights.cfg
 
 
-def export_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) -> DecoderConfig:
-    """The decoder of an imported folder, or of a stage's export, in Hugging Face layout.
+def export_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) -> DecoderConfig | TowerConfig:
+    """An imported folder, or the decoder of a stage's export, in Hugging Face layout.
 
-    Towers, projectors and transfers have no place there and stay behind.
+    Of a stage's export, towers, projectors and transfers have no place there and stay behind.
     """
+    if (Path(src) / "config.json").is_file():  # an encoder, which has that layout already
+        return import_hf(src, dst, shard_bytes)
     weights = open_weights(src)
     dst = _new_folder(src, dst)
     names = hub_names(weights.cfg)
@@ -205,6 +214,13 @@ def export_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     (dst / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     _copy_companions(Path(src), dst)
     return weights.cfg
+
+
+def describe(cfg: DecoderConfig | TowerConfig) -> str:
+    """One line about what was imported or exported."""
+    if isinstance(cfg, TowerConfig):
+        return f"{cfg.family} encoder, {cfg.layers} layers, width {cfg.width}, {cfg.image_size} pixels"
+    return f"{cfg.family} decoder, {len(cfg.layout)} blocks, width {cfg.width}"
 
 
 def _new_folder(src: str | Path, dst: str | Path) -> Path:
