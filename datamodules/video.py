@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -124,7 +125,7 @@ def iter_video(
         offsets = sample_times(length, frames, count if reader.holds(length) else None)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
         targets = [timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
-        wanted, scaler = len(targets), VideoReformatter()
+        wanted = len(targets)
 
         def piece(taken: int) -> Frames:
             room = min(chunk or wanted, wanted - taken)
@@ -133,7 +134,7 @@ def iter_video(
 
         taken, filled, current = 0, 0, piece(0)
         for frame, stamp, serves in reader.read(targets):
-            picture = _picture(frame, size, scaler)
+            picture = _picture(frame, size)
             seconds = 0.0 if container.is_image else container.seconds(stamp)
             for _ in range(serves):
                 if filled == len(current.times):
@@ -165,12 +166,32 @@ def _losses(container: Container, taken: int, wanted: int) -> str:
     return f"{found} of {wanted} frames can be decoded ({codec}): the file is cut or damaged, or beyond this decoder"
 
 
-def _picture(frame: VideoFrame, size: int, scaler: VideoReformatter) -> NDArray[np.uint8]:
+class _Scalers(threading.local):
+    """One scaler a format and size: its tables cost more than a small frame. A thread has its own."""
+
+    LIMIT = 16  # a corpus of pictures may have any number of sizes
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[str, int, int, int], VideoReformatter] = {}
+
+    def get(self, frame: VideoFrame, size: int) -> VideoReformatter:
+        key = (frame.format.name, frame.width, frame.height, size)
+        if key not in self.made:
+            if len(self.made) == self.LIMIT:
+                del self.made[next(iter(self.made))]
+            self.made[key] = VideoReformatter()
+        return self.made[key]
+
+
+_SCALERS = _Scalers()
+
+
+def _picture(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
     """`[3, size, size]` RGB, upright.
 
-    Planar output saves the transposition and keeps chroma at full resolution; the scaler is shared by
-    the frames of a video because its tables cost more than a small frame.
+    Planar output saves the transposition and keeps chroma at full resolution.
     """
+    scaler = _SCALERS.get(frame, size)
     planar = scaler.reformat(frame, size, size, "gbrp", interpolation=RESIZE, threads=1)
     green, blue, red = (
         np.frombuffer(memoryview(plane), np.uint8).reshape(size, plane.line_size)[:, :size] for plane in planar.planes

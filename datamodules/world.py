@@ -27,7 +27,6 @@ from numpy.random import Generator
 
 from timeviper.datamodules.shards import index_path, write_shard
 from timeviper.datamodules.world_questions import (
-    DIRECTIONS,
     clip_questions,
     image_questions,
     needle_questions,
@@ -35,11 +34,12 @@ from timeviper.datamodules.world_questions import (
     video_questions,
 )
 from timeviper.datamodules.world_render import GOP, draw, encode_image, encode_video
-from timeviper.datamodules.world_scene import COLOURS, SHAPES, Scene, draw_image, draw_video, held_out_looks
+from timeviper.datamodules.world_scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
 
 __all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 
-VERSION = 1  # of what the same seed draws
+VERSION = 2  # of what the same seed draws
+FPS = 2.0
 SCALES = {"small": 0.02, "default": 1.0}  # named amounts: a smoke test, a training
 
 
@@ -52,8 +52,8 @@ class WorldSource:
     samples: int
     per_shard: int
     prefix: str = "shard"
-    seconds: tuple[float, float] = (0.0, 0.0)  # shortest and longest video
-    lasting: tuple[float, float] = (2.0, 4.0)  # shortest and longest event
+    seconds: tuple[int, int] = (0, 0)  # shortest and longest video
+    lasting: tuple[int, int] = (2, 4)  # shortest and longest event
 
     @property
     def name(self) -> str:
@@ -65,13 +65,13 @@ class WorldSource:
 
 
 SOURCES = (
-    WorldSource("train/images", "image", 6000, 1000),
+    WorldSource("train/images", "image", 10000, 1000),
     WorldSource("val/images", "image", 100, 100),
     WorldSource("train/clips", "clip", 3000, 500, seconds=(2, 4)),
     WorldSource("val/clips", "clip", 100, 100, seconds=(2, 4)),
-    # From 8 s on, four events fit: so the length of a video, which prompts tell, does not tell the count.
-    WorldSource("train/videos", "video", 4000, 250, seconds=(8, 12)),
-    WorldSource("val/videos", "video", 160, 80, seconds=(8, 12)),
+    # In 8 s three events have room: so the length of a video, which prompts tell, does not tell the count.
+    WorldSource("train/videos", "video", 4000, 250, seconds=(8, 10), lasting=(2, 3)),
+    WorldSource("val/videos", "video", 160, 80, seconds=(8, 10), lasting=(2, 3)),
     # A needle covers at least 3 frames at one frame a second. The prefix tells the longest duration, so that
     # a curriculum can name its part of the folder: train/long/d032-*.tar.
     WorldSource("train/long", "long", 300, 100, "d032", seconds=(24, 32), lasting=(3, 5)),
@@ -87,27 +87,25 @@ def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[d
     held_out = False if source.train else number % 2 == 0
     match source.kind:
         case "image":
-            scene = draw_image(rng, 1 + int(rng.choice(3, p=(0.5, 0.3, 0.2))), held_out)
+            scene = draw_image(rng, 1 + int(rng.choice(3, p=(0.4, 0.35, 0.25))), held_out)
             return scene, image_questions(scene, rng)
         case "clip":
-            scene = draw_video(rng, _seconds(rng, source, 0.5), 4.0, 1, held_out)
+            scene = _draw(rng, source, 1, held_out)
             # Held out, only the caption: "from 0 to the end" is too good an answer to "when" in a short clip.
             return scene, clip_questions(scene, rng)[: None if source.train else 1]
         case "video" if source.train:
-            scene = draw_video(rng, _seconds(rng, source, 0.5), 4.0, 1 + int(rng.integers(4)), held_out)
+            scene = _draw(rng, source, 1 + int(rng.integers(3)), held_out)
             return scene, video_questions(scene, rng)
         case "video":
             return _balanced_video(rng, source, number // 2, held_out)
         case _:
-            objects = 1 + int(rng.choice(3, p=(0.7, 0.2, 0.1)))
-            lasting, duration = source.lasting, _seconds(rng, source, 1.0)
-            scene = draw_video(rng, duration, 2.0, objects, held_out, lasting, step=1.0)
+            scene = _draw(rng, source, 1 + int(rng.choice(3, p=(0.7, 0.2, 0.1))), held_out)
             return scene, needle_questions(scene, rng)
 
 
-def _seconds(rng: Generator, source: WorldSource, step: float) -> float:
-    low, high = (round(s / step) for s in source.seconds)
-    return float(rng.integers(low, high + 1) * step)
+def _draw(rng: Generator, source: WorldSource, objects: int, held_out: bool) -> Scene:
+    low, high = source.seconds
+    return draw_video(rng, float(rng.integers(low, high + 1)), FPS, objects, held_out, source.lasting)
 
 
 def _balanced_video(
@@ -116,17 +114,17 @@ def _balanced_video(
     """A video for evaluation: every type is asked equally often, although one object alone has no order, and
     answers take turns as well, so that on a few dozen questions none of them is a good guess."""
     if turn % 2:
-        types, objects = ("direction", "order", "when"), 2 + turn // 2 % 3
+        types, objects = ("direction", "order", "when", "timeline"), 2 + turn // 2 % 2
     else:
-        types, objects = ("caption", "colour", "shape", "count"), 1 + turn // 2 % 4
-    answers = {"colour": list(COLOURS), "shape": SHAPES, "direction": DIRECTIONS}
+        types, objects = ("caption", "describe", "colour", "shape", "count"), 1 + turn // 2 % 3
+    ends = {"colour": list(COLOURS), "shape": SHAPES, "direction": [m.replace("stay", "stays") for m in MOTIONS]}
     if objects == 1 and held_out:  # a single object of this kind has not any colour with any shape
-        answers = {"colour": list(COLOURS)}
-    wanted = {kind: row[turn // 2 % len(row)] for kind, row in answers.items() if kind in types}
+        ends = {"colour": list(COLOURS)}
+    wanted = {kind: row[turn // 2 % len(row)] for kind, row in ends.items() if kind in types}
     while True:
-        scene = draw_video(rng, _seconds(rng, source, 0.5), 4.0, objects, held_out)
+        scene = _draw(rng, source, objects, held_out)
         conversations = video_questions(scene, rng, types)
-        given = {c["type"]: c["messages"][-1]["content"] for c in conversations}
+        given = {c["type"]: c["messages"][-1]["content"].split()[-1] for c in conversations}
         if wanted.items() <= given.items():
             return scene, conversations
 

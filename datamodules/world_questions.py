@@ -12,15 +12,16 @@ from typing import Any
 
 from numpy.random import Generator
 
-from timeviper.datamodules.world_scene import MOTIONS, Event, Scene
+from timeviper.datamodules.world_scene import Event, Scene
 
-NUMBERS = ("one", "two", "three", "four")
-DIRECTIONS = ("left", "right", "up", "down", "nowhere")
+NUMBERS = ("one", "two", "three")
 
 # Several ways to ask, drawn by seed. {} is what the question is about.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "caption_image": ("Describe the image.", "What is in the image?", "Write a caption for the image."),
     "caption": ("Describe the video.", "What happens in the video?", "Write a caption for the video."),
+    "timeline": ("What happens when?", "Tell what happens and when.", "List what happens with the times."),
+    "describe": ("Describe the {}.", "Tell about the {}.", "Write a caption for the {}."),
     "colour": ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}."),
     "size": ("What size is the {}?", "Which size does the {} have?", "Name the size of the {}."),
     "shape": (
@@ -81,9 +82,16 @@ def parse_span(text: str) -> tuple[float, float] | None:
     return (float(found[1]), float(found[2])) if found else None
 
 
+# Answers repeat what they are about, in the words that captions use: "the ring is red", as in "the ring is red and
+# moves left ...". What captions teach, answers then need not learn anew; as single words most took far longer.
+def moves(event: Event) -> str:
+    """ "moves left", or "stays"."""
+    return "stays" if event.motion == "stay" else f"moves {event.motion}"
+
+
 def sentence(event: Event) -> str:
     """What one object does: "a red circle moves left"."""
-    return f"a {event.pair} {'stays' if event.motion == 'stay' else f'moves {event.motion}'}"
+    return f"a {event.pair} {moves(event)}"
 
 
 def image_caption(scene: Scene) -> str:
@@ -103,24 +111,28 @@ def video_caption(scene: Scene) -> str:
     return ", then ".join(sentence(e) for e in scene.events) + "."
 
 
+def video_timeline(scene: Scene) -> str:
+    """ "from 1.0 to 3.0 seconds a red circle moves left, then from 4.0 to 6.0 seconds a blue ring stays." """
+    return ", then ".join(f"{span(e)} {sentence(e)}" for e in scene.events) + "."
+
+
 def _caption(scene: Scene, rng: Generator) -> dict[str, Any]:
     return _ask(rng, "caption", "caption", video_caption(scene))
 
 
 def _colour(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "colour", "colour", event.colour, event.shape)
+    return _ask(rng, "colour", "colour", f"the {event.shape} is {event.colour}", event.shape)
 
 
 def _shape(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "shape", "shape", event.shape, event.colour)
+    return _ask(rng, "shape", "shape", f"the {event.colour} object is a {event.shape}", event.colour)
 
 
 def _direction(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    way = DIRECTIONS[MOTIONS.index(event.motion)]
-    return _ask(rng, "direction", "direction", way, event.pair)
+    return _ask(rng, "direction", "direction", f"the {event.pair} {moves(event)}", event.pair)
 
 
 def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
@@ -131,25 +143,55 @@ def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
     at = int(rng.integers(len(events) - 1))
     match ("first", "last", "after", "before")[rng.integers(4)]:
         case "after":
-            return _ask(rng, "order", "after", events[at + 1].pair, events[at].pair)
+            return _ask(rng, "order", "after", f"a {events[at + 1].pair}", events[at].pair)
         case "before":
-            return _ask(rng, "order", "before", events[at].pair, events[at + 1].pair)
+            return _ask(rng, "order", "before", f"a {events[at].pair}", events[at + 1].pair)
         case end:
-            return _ask(rng, "order", end, events[0 if end == "first" else -1].pair)
+            return _ask(rng, "order", end, f"a {events[0 if end == 'first' else -1].pair}")
 
 
 def _count(scene: Scene, rng: Generator) -> dict[str, Any]:
-    return _ask(rng, "count", "count", NUMBERS[len(scene.events) - 1])
+    number = NUMBERS[len(scene.events) - 1]
+    return _ask(rng, "count", "count", f"{number} object{'s' * (number != 'one')}")
 
 
 def _when(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "when", "when", span(event), event.pair)
+    return _ask(rng, "when", "when", f"the {event.pair} is there {span(event)}", event.pair)
+
+
+def _timeline(scene: Scene, rng: Generator) -> dict[str, Any]:
+    return _ask(rng, "timeline", "timeline", video_timeline(scene))
+
+
+def _named(event: Event, by: str) -> tuple[str, str]:
+    """An object named by its "shape" or "colour", and a sentence that begins so: captions alone, which name the
+    colour first, never teach to find it by the shape."""
+    if by == "shape":
+        return event.shape, f"the {event.shape} is {event.colour} and"
+    return f"{event.colour} object", f"the {event.colour} object is a {event.shape} and"
+
+
+def _describe(scene: Scene, rng: Generator) -> dict[str, Any]:
+    """All about one object, named in one of the ways in which questions name them: each answer teaches several."""
+    at, events = int(rng.integers(len(scene.events))), scene.events
+    event = events[at]
+    ways = [_named(event, "shape"), _named(event, "colour"), (event.pair, f"the {event.pair}")]
+    if at > 0:
+        ways.append((f"object after the {events[at - 1].pair}", f"a {event.pair}"))
+        ways += [("last object", f"a {event.pair}")] * (at == len(events) - 1)
+    if at < len(events) - 1:
+        ways.append((f"object before the {events[at + 1].pair}", f"a {event.pair}"))
+        ways += [("first object", f"a {event.pair}")] * (at == 0)
+    name, begin = ways[rng.integers(len(ways))]
+    return _ask(rng, "describe", "describe", f"{begin} {moves(event)} {span(event)}.", name)
 
 
 Question = Callable[[Scene, Generator], dict[str, Any] | None]
 QUESTIONS: dict[str, Question] = {
     "caption": _caption,
+    "timeline": _timeline,
+    "describe": _describe,
     "colour": _colour,
     "shape": _shape,
     "direction": _direction,
@@ -166,27 +208,37 @@ def video_questions(scene: Scene, rng: Generator, types: Iterable[str] = QUESTIO
 
 
 def image_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
-    """The caption, and the size of one object (which captions do not tell)."""
-    event = _any(rng, scene.events)
-    size = _ask(rng, "size", "size", event.size, event.shape, mark="<image>")
-    return [_ask(rng, "caption", "caption_image", image_caption(scene), mark="<image>"), size]
+    """The caption, the caption of one object, and the size of one (which captions do not tell)."""
+    event, other = _any(rng, scene.events), _any(rng, scene.events)
+    name, begin = _named(event, ("shape", "colour")[rng.integers(2)])
+    return [
+        _ask(rng, "caption", "caption_image", image_caption(scene), mark="<image>"),
+        _ask(rng, "describe", "describe", f"{begin} at the {event.place}.", name, mark="<image>"),
+        _ask(rng, "size", "size", f"the {other.shape} is {other.size}", other.shape, mark="<image>"),
+    ]
 
 
 def clip_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
     """The caption, and when the one object is there: easy, but a first lesson in telling the time."""
     caption = _ask(rng, "caption", "caption", clip_caption(scene))
-    return [caption, _ask(rng, "when", "when_any", span(scene.events[0]))]
+    return [
+        caption,
+        _timeline(scene, rng),
+        _ask(rng, "when", "when_any", f"the object is there {span(scene.events[0])}"),
+    ]
 
 
 def needle_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
     """About the few objects of a long video: which, what it looks like, when."""
     events = scene.events
     if len(events) == 1:
-        which = _ask(rng, "needle", "needle", events[0].pair)
-        look = ("colour", "shape")[rng.integers(2)]
-        detail = _ask(rng, "needle", f"needle_{look}", getattr(events[0], look))
+        which = _ask(rng, "needle", "needle", f"a {events[0].pair}")
+        if rng.integers(2):
+            detail = _ask(rng, "needle", "needle_colour", f"the object is {events[0].colour}")
+        else:
+            detail = _ask(rng, "needle", "needle_shape", f"the object is a {events[0].shape}")
     else:
         end = ("first", "last")[rng.integers(2)]
-        which = _ask(rng, "needle", end, events[0 if end == "first" else -1].pair)
+        which = _ask(rng, "needle", end, f"a {events[0 if end == 'first' else -1].pair}")
         detail = {**(_colour, _shape)[rng.integers(2)](scene, rng), "type": "needle"}
     return [which, detail, _when(scene, rng)]

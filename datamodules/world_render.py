@@ -21,7 +21,7 @@ from timeviper.datamodules.world_scene import COLOURS, SIZES, Event, Scene
 
 CHUNK = 64  # frames drawn at once: 3 MB of float32 at 64 pixels
 NOISE = 3.0  # standard deviation, of 255
-GOP = 8  # frames from keyframe to keyframe: as many at most are decoded for one that is wanted
+GOP = 4  # frames from keyframe to keyframe: as many at most are decoded for one that is wanted
 
 
 def draw(scene: Scene) -> Iterator[NDArray[np.uint8]]:
@@ -91,7 +91,7 @@ def encode_video(scene: Scene) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(scene.fps).limit_denominator(1001)
-        options = {"preset": "ultrafast", "crf": "34", "bf": "0", "g": str(GOP)}
+        options = {"preset": "ultrafast", "crf": "32", "bf": "0", "g": str(GOP)}
         stream = container.add_stream("libx264", rate=rate, options={**options, "threads": "1"})
         stream.width = stream.height = scene.pixels
         stream.pix_fmt = "yuv420p"

@@ -23,7 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-SIZES: dict[str, float] = {"small": 9 / 64, "large": 13.5 / 64}  # radius as a share of the frame's side
+SIZES: dict[str, float] = {"small": 11 / 64, "large": 14.5 / 64}  # radius as a share of the frame's side
 MOTIONS = ("left", "right", "up", "down", "stay")
 ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
@@ -46,7 +46,9 @@ _HELD_OUT = frozenset(
 )
 
 CELL = 0.235  # distance of the centres of two of the nine cells: a large object just fits at the border
-JITTER = 0.03  # of a centre, either way
+# Of a centre, either way. What stands still can be almost anywhere in its cell, as moving objects come by everywhere:
+# a tower that only ever saw the middles of cells takes shapes between them for others (0.55 right, against 1.00).
+JITTER, JITTER_ALONG = 0.09, 0.03
 TRAVEL = (0.38, 0.46)  # how far a moving object gets, as a share of the frame
 
 
@@ -114,27 +116,29 @@ def draw_looks(rng: Generator, count: int, held_out: bool | None) -> list[tuple[
             return looks
 
 
-def draw_times(
-    rng: Generator, duration: float, count: int, shortest: float, longest: float, step: float
-) -> list[tuple[float, float]]:
-    """`count` stretches of time in order, apart from each other, on multiples of `step` seconds."""
-    total = round(duration / step)
-    low, high = round(shortest / step), min(round(longest / step), total // count)
+def draw_times(rng: Generator, duration: float, count: int, shortest: int, longest: int) -> list[tuple[float, float]]:
+    """`count` stretches of whole seconds, in order: one frame a second sees exactly where they begin and end."""
+    total = int(duration)
+    low, high = shortest, min(longest, total // count)
     if low > high:
         raise ValueError(f"{count} events of at least {shortest} s do not fit into {duration} s")
     lengths = rng.integers(low, high + 1, count)
     # The time left over falls into the gaps around the events, every division of it alike.
     gaps = np.sort(rng.integers(0, total - lengths.sum() + 1, count))
     starts = gaps + np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return [(float(s * step), float((s + n) * step)) for s, n in zip(starts, lengths)]
+    return [(float(s), float(s + n)) for s, n in zip(starts, lengths)]
 
 
-def draw_path(rng: Generator, motion: str, row: int, column: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """First and last centre of an object that begins in a cell."""
-    x, y = (0.5 + CELL * (cell - 1) + rng.uniform(-JITTER, JITTER) for cell in (column, row))
-    far = rng.uniform(*TRAVEL)
-    dx, dy = {"left": (-far, 0.0), "right": (far, 0.0), "up": (0.0, -far), "down": (0.0, far)}.get(motion, (0.0, 0.0))
-    return (float(x), float(y)), (float(x + dx), float(y + dy))
+def draw_path(
+    rng: Generator, motion: str, row: int, column: int, radius: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """First and last centre of an object that begins in a cell; all of it stays in the frame."""
+    dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(motion, (0, 0))
+    far, middle = rng.uniform(*TRAVEL), np.array([0.5 + CELL * (column - 1), 0.5 + CELL * (row - 1)])
+    jitter = np.where([dx, dy], JITTER_ALONG, JITTER)
+    begin = np.clip(middle + rng.uniform(-jitter, jitter), radius, 1 - radius)
+    finish = np.clip(begin + far * np.array([dx, dy]), radius, 1 - radius)
+    return (float(begin[0]), float(begin[1])), (float(finish[0]), float(finish[1]))
 
 
 def draw_event(rng: Generator, look: tuple[str, str, str], start: float, end: float) -> Event:
@@ -143,7 +147,7 @@ def draw_event(rng: Generator, look: tuple[str, str, str], start: float, end: fl
     row, column = int(rng.integers(3)), int(rng.integers(3))
     row = {"up": 2, "down": 0}.get(motion, row)
     column = {"left": 2, "right": 0}.get(motion, column)
-    return Event(start, end, *look, motion, row, column, *draw_path(rng, motion, row, column))
+    return Event(start, end, *look, motion, row, column, *draw_path(rng, motion, row, column, SIZES[look[0]]))
 
 
 def draw_video(
@@ -152,13 +156,12 @@ def draw_video(
     fps: float,
     count: int,
     held_out: bool | None,
-    lasting: tuple[float, float] = (2.0, 4.0),
-    step: float = 0.5,
+    lasting: tuple[int, int] = (2, 4),
     pixels: int = 64,
 ) -> Scene:
     """A video of `duration` seconds with `count` events that last between `lasting` seconds."""
     looks = draw_looks(rng, count, held_out)
-    times = draw_times(rng, duration, count, *lasting, step)
+    times = draw_times(rng, duration, count, *lasting)
     events = tuple(draw_event(rng, look, *when) for look, when in zip(looks, times))
     return Scene(duration, fps, events, int(rng.integers(2**31)), pixels)
 
@@ -168,8 +171,9 @@ def draw_image(rng: Generator, count: int, held_out: bool | None, pixels: int = 
     looks = draw_looks(rng, count, held_out)
     while True:
         cells = sorted(int(c) for c in rng.permutation(9)[:count])
-        paths = [draw_path(rng, "stay", *divmod(cell, 3)) for cell in cells]
-        if _apart([p[0] for p in paths], [SIZES[size] for size, _, _ in looks]):
+        radii = [SIZES[size] for size, _, _ in looks]
+        paths = [draw_path(rng, "stay", *divmod(cell, 3), radius) for cell, radius in zip(cells, radii)]
+        if _apart([p[0] for p in paths], radii):
             break
     events = tuple(
         Event(0.0, 1.0, *look, "stay", *divmod(cell, 3), *path) for look, cell, path in zip(looks, cells, paths)

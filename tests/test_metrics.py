@@ -37,3 +37,15 @@ def test_score_and_chance_by_type() -> None:
     # Each red guesses right with 1 of 2 others, blue with none; the two intervals overlap by half.
     assert chance(answers)["accuracy"]["colour"] == pytest.approx((0.5 + 0.5 + 0) / 3)
     assert chance(answers)["miou"] == pytest.approx(0.5)
+
+
+def test_chance_knows_what_a_question_tells() -> None:
+    answers = [
+        Answered("1", "colour", "", "the ring is red", "What colour is the ring?"),
+        Answered("2", "colour", "", "the cross is red", "Name the colour of the cross."),
+        Answered("3", "order", "", "a red ring", "What follows the blue cross?"),
+        Answered("4", "order", "", "a blue cross", "What comes before the red ring?"),
+    ]
+    accuracy = chance(answers)["accuracy"]
+    assert accuracy["colour"] == 1.0
+    assert accuracy["order"] == 0.0

@@ -167,6 +167,12 @@ def test_frozen_parts_stay_as_they_are() -> None:
     assert all(p.grad is None for n, p in model.named_parameters() if part_of(n) in ("tower", "decoder"))
 
 
+def test_a_model_frozen_as_a_whole_takes_both_modes() -> None:
+    model = make_model().requires_grad_(False)
+    assert not any(module.training for module in model.eval().modules())
+    assert not any(module.training for module in model.train().modules())
+
+
 def test_freeze_names_what_does_not_exist() -> None:
     model = make_model(config({}))
     with pytest.raises(ValueError, match="no part of the model; allowed: tower, projector, decoder, transv"):

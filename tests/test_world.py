@@ -37,7 +37,9 @@ def answers(source: WorldSource, count: int) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(count):
         for conversation in describe(source, 0, number)[1]:
-            found[conversation["type"]][conversation["messages"][-1]["content"]] += 1
+            kind, answer = conversation["type"], conversation["messages"][-1]["content"]
+            told = answer.split()[-1] if kind in ("colour", "shape", "direction") else answer  # not what is repeated
+            found[kind][told] += 1
     return found
 
 
@@ -90,24 +92,24 @@ def solve(kind: str, question: str, events: tuple[Event, ...]) -> str:
     words = question.rstrip("?.").split()
     named = [e for e in events if e.colour in words or e.shape in words]
     if kind == "count":
-        return NUMBERS[len(events) - 1]
+        return NUMBERS[len(events) - 1] + (" object" if len(events) == 1 else " objects")
     if kind == "order":
         ranks = {"first": 0, "last": -1}
         for word, rank in ranks.items():
             if word in words:
-                return sorted(events, key=lambda e: e.start)[rank].pair
+                return "a " + sorted(events, key=lambda e: e.start)[rank].pair
         (about,) = named
         if "after" in words:
-            return min((e for e in events if e.start >= about.end), key=lambda e: e.start).pair
-        return max((e for e in events if e.end <= about.start), key=lambda e: e.end).pair
+            return "a " + min((e for e in events if e.start >= about.end), key=lambda e: e.start).pair
+        return "a " + max((e for e in events if e.end <= about.start), key=lambda e: e.end).pair
     (about,) = named
     (x0, y0), (x1, y1) = about.begin, about.finish
     ways = {"left": x1 < x0, "right": x1 > x0, "up": y1 < y0, "down": y1 > y0}
     return {
-        "colour": about.colour,
-        "shape": about.shape,
-        "direction": next((way for way, goes in ways.items() if goes), "nowhere"),
-        "when": f"from {about.start:.1f} to {about.end:.1f} seconds",
+        "colour": f"the {about.shape} is {about.colour}",
+        "shape": f"the {about.colour} object is a {about.shape}",
+        "direction": f"the {about.pair} " + next((f"moves {way}" for way, goes in ways.items() if goes), "stays"),
+        "when": f"the {about.pair} is there from {about.start:.1f} to {about.end:.1f} seconds",
     }[kind]
 
 
@@ -120,8 +122,20 @@ def test_answers_follow_from_the_events(name: str) -> None:
             kind, (question, answer) = conversation["type"], (m["content"] for m in conversation["messages"])
             seen[kind] += 1
             if kind == "caption":
-                told = [event.pair in part for event, part in zip(scene.events, answer.split(", then "), strict=True)]
+                told = [e.pair in part for e, part in zip(scene.events, answer.split(", then "), strict=True)]
                 assert all(told), answer
+            elif kind == "timeline":
+                spans = [parse_span(part) for part in answer.split(", then ")]
+                assert spans == [(e.start, e.end) for e in scene.events]
+                assert all(event.pair in answer for event in scene.events)
+            elif kind == "describe":
+                (event,) = [e for e in scene.events if {e.colour, e.shape} <= set(answer.split())]
+                assert parse_span(answer) == (event.start, event.end)
+                named = {event.colour, event.shape} & set(question.rstrip(".").split())
+                if "after" in question or "before" in question:
+                    assert f"a {event.pair}" == solve("order", question, scene.events)
+                else:
+                    assert named or event is scene.events[0 if "first" in question else -1]
             else:
                 assert answer == solve(kind, question, scene.events), (question, scene.events)
     assert set(seen) == set(QUESTIONS)
@@ -132,8 +146,8 @@ def test_needle_questions() -> None:
         scene, conversations = describe(NAMED["val/long/d512"], 0, number)
         assert [c["type"] for c in conversations] == ["needle", "needle", "when"]
         named = [c["messages"][1]["content"] for c in conversations]
-        assert named[0] in {e.pair for e in (scene.events[0], scene.events[-1])}
-        assert any(named[1] in (e.colour, e.shape) for e in scene.events)
+        assert named[0] in {f"a {e.pair}" for e in (scene.events[0], scene.events[-1])}
+        assert any(named[1].split()[-1] in (e.colour, e.shape) for e in scene.events)
         assert parse_span(named[2]) in {(e.start, e.end) for e in scene.events}
         # Sampled once a second, at the middle of each second, a needle is seen at least three times.
         seconds = np.arange(512) + 0.5
@@ -147,7 +161,7 @@ def test_answers_are_balanced() -> None:
         assert majority(counts["colour"]) < slack / 6
         assert majority(counts["shape"]) < slack / 5
         assert majority(counts["direction"]) < slack / 5
-        assert majority(counts["count"]) < slack / 4
+        assert majority(counts["count"]) < slack / 3
         assert majority(counts["order"]) < 0.15
     assert {kind: counts.total() for kind, counts in held_out.items()} == dict.fromkeys(QUESTIONS, 80)
     assert majority(answers(NAMED["val/long/d512"], 60)["needle"]) < 0.15
@@ -155,7 +169,7 @@ def test_answers_are_balanced() -> None:
 
 def test_the_length_of_a_video_does_not_tell_the_count() -> None:
     scenes = [describe(VIDEOS, 0, number)[0] for number in range(1500)]
-    mean = [np.mean([s.duration for s in scenes if len(s.events) == n]) for n in range(1, 5)]
+    mean = [np.mean([s.duration for s in scenes if len(s.events) == n]) for n in range(1, 4)]
     assert max(mean) - min(mean) < 0.3
 
 
@@ -205,7 +219,7 @@ def test_shapes_differ_where_it_counts() -> None:
         s: Scene(0, 1, (Event(0, 1, "small", "white", s, "stay", 1, 1, (0.5, 0.5), (0.5, 0.5)),), 0) for s in SHAPES
     }
     masks = {s: next(draw(scene))[0].mean(-1) > 128 for s, scene in scenes.items()}
-    area = np.pi * (9 / 64 * side) ** 2
+    area = np.pi * (SIZES["small"] * side) ** 2
     for a in SHAPES:
         assert 0.25 * area < masks[a].sum() < 1.1 * area
         assert all((masks[a] != masks[b]).sum() > 0.15 * area for b in SHAPES if a != b)
@@ -225,7 +239,7 @@ def test_images_show_all_their_objects() -> None:
 def test_any_length() -> None:
     one = draw_video(np.random.default_rng(0), 2.0, 0.5, 1, False)
     assert decode(encode_video(one))[0].shape == (1, 64, 64, 3)
-    hour = draw_video(np.random.default_rng(0), 3600.0, 30.0, 3, False, (3.0, 6.0), 1.0)
+    hour = draw_video(np.random.default_rng(0), 3600.0, 30.0, 3, False, (3, 6))
     assert hour.frames == 108_000
     assert next(draw(hour)).shape == (64, 64, 64, 3)  # drawn piece by piece: memory does not grow with length
     large = draw_video(np.random.default_rng(0), 2.0, 4.0, 1, False, pixels=128)

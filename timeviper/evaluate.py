@@ -21,7 +21,7 @@ from timeviper.config import Recipe
 from timeviper.datamodules.datamodule import PlanSampler, cost_model, load_sources, make_loader, pack_format
 from timeviper.datamodules.plan import held_out
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.sample import Pack
+from timeviper.datamodules.sample import Kind, Pack
 from timeviper.generate import generate_pack
 from timeviper.kernels import dispatch
 from timeviper.metrics import Answered, chance, score
@@ -82,7 +82,9 @@ class Evaluation:
             stop_ids=self.tokenizer.stop_ids,
         )
         texts = [self.tokenizer.decode(ids.tolist()) for ids in written]
-        return [Answered(*row) for row in zip(pack.keys, pack.types, texts, pack.answers)]
+        prompts = zip(pack.ids.split(pack.lengths), pack.kind.split(pack.lengths))
+        asked = [self.tokenizer.decode(ids[kind != Kind.VISION].tolist()) for ids, kind in prompts]
+        return [Answered(*row) for row in zip(pack.keys, pack.types, texts, pack.answers, asked)]
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> dict:

@@ -39,6 +39,7 @@ class Answered:
     type: str
     written: str
     right: str
+    question: str = ""
 
 
 def is_right(type: str, written: str, right: str) -> bool:
@@ -62,14 +63,28 @@ def score(answers: list[Answered]) -> dict:
     return _table(scores, [interval_iou(a.written, a.right) for a in answers if a.type == WHEN])
 
 
+def _without_repeats(answers: list[Answered]) -> list[str]:
+    """Right answers of one type without the words that all of them share or that their own question holds."""
+    if answers[0].type == WHEN:
+        return [a.right for a in answers]
+    shared = set.intersection(*(set(_words(a.right)) for a in answers)) if len(answers) > 1 else set()
+    left = [[w for w in _words(a.right) if w not in shared.union(_words(a.question))] for a in answers]
+    return [" ".join(words) for words in left]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
 def chance(answers: list[Answered]) -> dict:
     """The same scores for answers that are right for another question of the same type, drawn at random.
 
-    The exact expectation over all pairs, not a sample of them.
+    The exact expectation over all pairs, not a sample of them. What an answer repeats of its question counts
+    as known: in "the ring is red" only "red" is guessed.
     """
-    by_type: dict[str, list[str]] = defaultdict(list)
-    for a in answers:
-        by_type[a.type].append(a.right)
+    by_type: dict[str, list[str]] = {
+        kind: _without_repeats([a for a in answers if a.type == kind]) for kind in {a.type for a in answers}
+    }
     scores: dict[str, list[float]] = {}
     ious: list[float] = []
     for type, rights in by_type.items():

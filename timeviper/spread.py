@@ -1,6 +1,6 @@
 """Mean and spread of one recipe's held-out table over several runs, as a Markdown file.
 
-python -m timeviper.spread runs/tiny/seeds/0 runs/tiny/seeds/1 ... --out benchmarks/NAME.md
+python -m timeviper.spread runs/tiny/stage2_instruct runs/tiny/seeds/1 ... --out benchmarks/NAME.md
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 ASSETS = Path(__file__).parent / "assets"
 MARK = "\ue000"  # stands for a message's content while a template is rendered; a private-use character
@@ -211,14 +211,18 @@ _ENGLISH = (
 )
 
 
-def train(vocab_size: int = 512, lines: int = 4000) -> Tokenizer:
+def train(vocab_size: int = 640, lines: int = 4000) -> Tokenizer:
     """Byte-level BPE on the text of the default data: single digits, every text round-trips."""
     from timeviper.datamodules.world import world_text  # it imports the video libraries
 
     texts = list(islice(world_text(seed=0), lines))
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            # "12.5s" is 1 2 .5s: digits one by one, what follows the point in one piece; words with their space.
+            pre_tokenizers.Split(Regex(r"\.\d+s?|\d| ?\p{L}+| ?[^\s\p{L}\d.]+|\s+|\."), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -244,8 +248,9 @@ def _corpus(texts: list[str]) -> list[str]:
     """Words, each as often as any other, so that the vocabulary does not change with how often the data asks
     something; those of the data and of the prompt come before everyday English, which is there so that
     questions in other words do not fall into single bytes."""
+    tenths = [f".{digit}{unit}" for digit in range(10) for unit in ("", "s")]
     ours = _words([*texts, "user", "assistant", "The video lasts 1.5 seconds, shown in 8 frames."])
-    return ours * 3 + _words([_ENGLISH])
+    return [*tenths, *ours] * 3 + _words([_ENGLISH])
 
 
 def _words(texts: Sequence[str]) -> list[str]:

@@ -47,5 +47,6 @@ class Parts(nn.Module):
         for module in self.modules():
             params = list(module.parameters())
             if params and not any(p.requires_grad for p in params):
-                module.eval()
+                for inner in module.modules():  # not eval(): this module may be the whole model
+                    inner.training = False
         return self

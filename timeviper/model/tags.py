@@ -25,6 +25,10 @@ from timeviper.model.projector import Projector
 from timeviper.model.viper import ViperOutput
 from timeviper.model.vision import build_tower
 
+# Scales the logits, so that tokens need not grow large to be sure of a word. Large ones would bury what the
+# decoder's blocks add to them: with 4 they come out at a quarter of the size, near that of the embeddings.
+SHARPNESS = 4.0
+
 
 class Words(nn.Module):
     """The one module of a decoder that stage 0 needs, under the name that it has there."""
@@ -78,5 +82,5 @@ class TagModel(Parts):
         logsumexp minus log T: a word needs one token that shows it, and every token gets a gradient.
         """
         tokens = [self.projectors[name](tower(frames, self.merge_to[name])) for name, tower in self.towers.items()]
-        logits = (torch.cat(tokens, dim=1) @ self.decoder.embeddings.weight.T).float()
+        logits = SHARPNESS * (torch.cat(tokens, dim=1) @ self.decoder.embeddings.weight.T).float()
         return logits.logsumexp(dim=1) - math.log(logits.shape[1])
