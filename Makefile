@@ -85,7 +85,7 @@ smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world i
 	rm -rf build/smoke
 	$(MAKE) OUT=build/smoke SCALE=small shards
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage0_tower.yaml ARGS="$(FEW)" train
-	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage1_align.yaml ARGS="$(FEW)" train
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage1_align.yaml ARGS="$(FEW) train.phases.videos.start=1" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage2_instruct.yaml ARGS="$(FEW) data.workers=1" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage3_long.yaml ARGS="$(FEW) $(PHASES)" train
 	$(MAKE) OUT=build/smoke RUN=runs/tiny/stage2_instruct ARGS="eval.samples=16 eval.max_new_tokens=8 data.workers=0" eval

@@ -314,7 +314,7 @@ def test_shipped_tokenizer_is_what_the_command_makes(tmp_path: Path):
 
 
 def test_small_tokenizer():
-    assert SMALL.vocab_size == 640
+    assert 512 < SMALL.vocab_size <= 640
     assert [text_of(SMALL, [i]) for i in SMALL.stop_ids] == ["<|endoftext|>", "<|im_end|>"]
     assert len(SMALL.encode("2048")) == 4, "digits are single tokens"
     words = {word for line in islice(world_text(seed=3), 1000) for word in line.rstrip("?.").split() if word.isalpha()}

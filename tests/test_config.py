@@ -176,7 +176,7 @@ FOUND_ELSEWHERE = (
         ("train.phases.late", config.PhaseConfig(weights={"videos": -1}), "0 or more"),
         (
             "train.phases.late",
-            config.PhaseConfig(weights={"videos": 0, "clips": 0, "images": 0}),
+            config.PhaseConfig(weights={"videos": 0, "questions": 0, "clips": 0, "images": 0}),
             "pauses every source",
         ),
     ],
@@ -233,7 +233,6 @@ def test_the_share_of_tokens_is_the_one_that_packs_are_filled_by() -> None:
         ("train.trainable", ["projector", "decoder"], "optim.lrs.transv: has no effect"),
         ("model.transv.stages", {}, "transv has no parameters"),
         ("model.transv.stages.early.keep", 1.0, "does nothing"),
-        ("chat.frames_per_time", 4, "has no effect with chat.time = sentence"),
         ("train.validate_every", 10_000, "at the end only"),
         ("data.val", {}, "nothing to evaluate"),
     ],
@@ -242,3 +241,9 @@ def test_settings_without_effect_warn(key: str, value: object, says: str) -> Non
     recipe = copy.deepcopy(STAGE2)
     setter(key, value)(recipe)
     assert any(says in f"{finding.key}: {finding.message}" for finding in validate.warnings(recipe))
+
+
+def test_a_group_size_without_times_warns() -> None:
+    recipe = copy.deepcopy(STAGE2)
+    recipe.chat.time, recipe.chat.frames_per_time = "sentence", 4
+    assert any("has no effect with chat.time = sentence" in finding.message for finding in validate.warnings(recipe))

@@ -27,8 +27,8 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
     """A tiny recipe cut down to `steps` small steps, on the test's data and in the test's folder."""
     train, val = {
         "stage0_tower": (["images"], ["images"]),
-        "stage1_align": (["images", "clips", "videos"], ["images", "clips"]),
-        "stage2_instruct": (["images", "clips", "videos"], ["videos"]),
+        "stage1_align": (["images", "clips", "videos"], ["images", "clips", "videos"]),
+        "stage2_instruct": (["images", "clips", "videos", "questions"], ["videos"]),
     }[stage]
     made = [
         f"recipes/tiny/{stage}.yaml",
@@ -37,7 +37,8 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
         "train.validate_every=0",
         *SMALL,
     ]
-    made += [f"data.sources.{k}.shards={world / 'train' / k}" for k in train]
+    made += ["train.phases.videos.start=1"] * (stage == "stage1_align")
+    made += [f"data.sources.{k}.shards={world / 'train' / k.replace('questions', 'videos')}" for k in train]
     made += [f"data.val.{k}.shards={world / 'val' / k}" for k in val]
     return made + ([f"train.init_from={runs / previous / 'export'}"] if previous else [])
 

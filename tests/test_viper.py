@@ -11,7 +11,7 @@ from model_helpers import GUIDED, HYBRID, PUBLISHED, kinds
 from timeviper.config import ModelConfig, TowerConfig, TransVConfig
 from timeviper.datamodules.sample import IGNORE, Kind, Pack
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.tags import TagModel
+from timeviper.model.tags import SHARPNESS, TagModel
 from timeviper.model.viper import TimeViper, part_of
 
 TOWER = TowerConfig(
@@ -208,7 +208,7 @@ def test_tags_against_a_loop() -> None:
     total, correct = torch.zeros((), dtype=torch.float64), []
     for one in packs:
         tokens = model.projectors["main"](model.towers["main"](one.frames, T)) @ model.decoder.embeddings.weight.T
-        says = (tokens.exp().mean(dim=1).log()).mean(dim=0).log_softmax(0)
+        says = ((SHARPNESS * tokens).exp().mean(dim=1).log()).mean(dim=0).log_softmax(0)
         labels = one.labels[one.labels != IGNORE]
         total -= says[labels].sum()
         correct += [int((says > says[w]).sum()) < len(labels) for w in labels]
