@@ -87,7 +87,7 @@ smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world i
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage0_tower.yaml ARGS="$(FEW)" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage1_align.yaml ARGS="$(FEW) train.phases.videos.start=1" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage2_instruct.yaml ARGS="$(FEW) data.workers=1" train
-	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage3_long.yaml ARGS="$(FEW) $(PHASES)" train
+	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage3_long.yaml ARGS="$(FEW) $(PHASES) data.tokens_per_pack=5000" train
 	$(MAKE) OUT=build/smoke RUN=runs/tiny/stage2_instruct ARGS="eval.samples=16 eval.max_new_tokens=8 data.workers=0" eval
 	tar -xOf build/smoke/data/world/val/videos/shard-00000.tar val-videos-shard-000000.mp4 > build/smoke/example.mp4
 	$(MAKE) OUT=build/smoke VIDEO=build/smoke/example.mp4 Q="What colour is the circle?" ask

@@ -59,8 +59,9 @@ def main(folder: Path) -> int:
     theirs.load_state_dict(packed.state_dict())
     tokenizer: Any = AutoTokenizer.from_pretrained(where, gguf_file=file)
     theirs.save_pretrained(folder / "hf")
-    cfg = import_hf(folder / "hf", folder / "imported")
+    import_hf(folder / "hf", folder / "imported")
     decoder = load_decoder(folder / "imported")
+    cfg = decoder.cfg
     count = sum(p.numel() for p in decoder.parameters())
     print(f"imported {cfg.family}: {len(cfg.layout)} blocks, {count / 1e6:.1f} M parameters")
     prompts = []

@@ -147,6 +147,7 @@ def test_a_folder_of_media_becomes_shards_that_pass_the_check(run, world: Path, 
 
 def test_preview_shows_the_packs_of_each_rank(run, world: Path) -> None:
     data = [f"data.sources.{name}.shards={world / 'train' / name}" for name in ("images", "clips", "videos")]
+    data.append(f"data.sources.questions.shards={world / 'train' / 'videos'}")
     code, out, err = run("preview", STAGE2, *data, "data.packs_per_step=2", "--steps", "2", "--ranks", "2")
     assert code == 0, err
     assert "source videos" in out
