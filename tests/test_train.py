@@ -94,7 +94,7 @@ def test_sigterm_then_the_same_command_ends_with_the_same_bits(
 ) -> None:
     for previous in ("stage1_align",):
         (tmp_path / previous).symlink_to(stages / previous)
-    # Matrix libraries cut work between threads by where memory lies, which is another place after a restart.
+    # With several threads, products were seen to round differently after a restart (1e-7); with one they do not.
     one_thread = {"OMP_NUM_THREADS": "1"}
     whole = options(world, tmp_path, "stage2_instruct", 10, "stage1_align")
     cli("train", *whole, env=one_thread)
