@@ -45,7 +45,10 @@ def test_chance_knows_what_a_question_tells() -> None:
         Answered("2", "colour", "", "the cross is red", "Name the colour of the cross."),
         Answered("3", "order", "", "a red ring", "What follows the blue cross?"),
         Answered("4", "order", "", "a blue cross", "What comes before the red ring?"),
+        Answered("5", "choice", "", "red", "Is it red or blue?"),
+        Answered("6", "choice", "", "blue", "Is it red or blue?"),
     ]
     accuracy = chance(answers)["accuracy"]
     assert accuracy["colour"] == 1.0
     assert accuracy["order"] == 0.0
+    assert accuracy["choice"] == 0.0

@@ -64,12 +64,15 @@ def score(answers: list[Answered]) -> dict:
 
 
 def _without_repeats(answers: list[Answered]) -> list[str]:
-    """Right answers of one type without the words that all of them share or that their own question holds."""
+    """Right answers of one type without the words that all of them share or that their own question holds.
+
+    An answer of which nothing would be left ("red" to "Is it red or blue?") stays whole.
+    """
     if answers[0].type == WHEN:
         return [a.right for a in answers]
     shared = set.intersection(*(set(_words(a.right)) for a in answers)) if len(answers) > 1 else set()
     left = [[w for w in _words(a.right) if w not in shared.union(_words(a.question))] for a in answers]
-    return [" ".join(words) for words in left]
+    return [" ".join(words) or a.right for words, a in zip(left, answers)]
 
 
 def _words(text: str) -> list[str]:
@@ -82,12 +85,13 @@ def chance(answers: list[Answered]) -> dict:
     The exact expectation over all pairs, not a sample of them. What an answer repeats of its question counts
     as known: in "the ring is red" only "red" is guessed.
     """
-    by_type: dict[str, list[str]] = {
-        kind: _without_repeats([a for a in answers if a.type == kind]) for kind in {a.type for a in answers}
-    }
+    by_type: dict[str, list[Answered]] = defaultdict(list)
+    for a in answers:
+        by_type[a.type].append(a)
     scores: dict[str, list[float]] = {}
     ious: list[float] = []
-    for type, rights in by_type.items():
+    for type, alike in by_type.items():
+        rights = _without_repeats(alike)
         others = max(len(rights) - 1, 1)
         scores[type] = [
             sum(is_right(type, guess, right) for j, guess in enumerate(rights) if j != i) / others
