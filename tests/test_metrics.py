@@ -43,12 +43,13 @@ def test_chance_knows_what_a_question_tells() -> None:
     answers = [
         Answered("1", "colour", "", "the ring is red", "What colour is the ring?"),
         Answered("2", "colour", "", "the cross is red", "Name the colour of the cross."),
+        Answered("2b", "colour", "", "the square is blue", "Which colour does the square have?"),
         Answered("3", "order", "", "a red ring", "What follows the blue cross?"),
         Answered("4", "order", "", "a blue cross", "What comes before the red ring?"),
         Answered("5", "choice", "", "red", "Is it red or blue?"),
         Answered("6", "choice", "", "blue", "Is it red or blue?"),
     ]
     accuracy = chance(answers)["accuracy"]
-    assert accuracy["colour"] == 1.0
+    assert accuracy["colour"] == pytest.approx((0.5 + 0.5 + 0) / 3)
     assert accuracy["order"] == 0.0
     assert accuracy["choice"] == 0.0

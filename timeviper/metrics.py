@@ -66,13 +66,14 @@ def score(answers: list[Answered]) -> dict:
 def _without_repeats(answers: list[Answered]) -> list[str]:
     """Right answers of one type without the words that all of them share or that their own question holds.
 
-    An answer of which nothing would be left ("red" to "Is it red or blue?") stays whole.
+    Where its question holds all the others, too ("red" to "Is it red or blue?"), those stay.
     """
     if answers[0].type == WHEN:
         return [a.right for a in answers]
     shared = set.intersection(*(set(_words(a.right)) for a in answers)) if len(answers) > 1 else set()
-    left = [[w for w in _words(a.right) if w not in shared.union(_words(a.question))] for a in answers]
-    return [" ".join(words) or a.right for words, a in zip(left, answers)]
+    own = [[w for w in _words(a.right) if w not in shared] for a in answers]
+    new = [[w for w in words if w not in _words(a.question)] for words, a in zip(own, answers)]
+    return [" ".join(guessed or words) for guessed, words in zip(new, own)]
 
 
 def _words(text: str) -> list[str]:
