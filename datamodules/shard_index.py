@@ -72,12 +72,20 @@ def index_path(shard: Path) -> Path:
 
 
 def index_shard(path: Path, name: Path | None = None) -> ShardIndex:
-    """Read a whole tar and describe it. ShardError at the first thing that is not as it must be."""
-    samples = []
+    """Read a whole tar and describe it. ShardError if it is not as it must be, with all samples that are not."""
+    samples, unusable = [], []
     for found in group(path, scan_tar(path)):
         if isinstance(found, ShardError):
             raise found
-        samples.append(index_sample(path, *found))
+        try:
+            samples.append(index_sample(path, *found))
+        except ShardError as error:
+            unusable.append(error)
+    if len(unusable) == 1:
+        raise unusable[0]
+    if unusable:
+        listed = "".join(f"\n  {error.key!r}: {error.detail}" for error in unusable)
+        raise ShardError(path, f"{len(unusable)} samples cannot be used:{listed}", kind=unusable[0].kind)
     if not samples:
         raise ShardError(path, "has no samples")
     return ShardIndex(name or path, path.stat().st_size, tuple(samples))
@@ -111,7 +119,8 @@ def _measured(path: Path, key: str, medium: dict[str, Any], member: Member) -> d
         with SliceFile(path, member.offset, member.size) as file:
             info = probe_video(file)
     except ValueError as error:
-        raise ShardError(path, str(error), key, "media") from error
+        detail = f"{member.key}.{member.field} {str(error).removeprefix(f'{file.name}: ')}"
+        raise ShardError(path, detail, key, "media") from error
     found = {
         "duration": info.duration,
         "fps": info.fps,

@@ -99,7 +99,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardIndex:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, ShardError):  # not of a file that is gone
-            raise ShardError(path, error.detail, error.key, error.kind) from error
+            remedy = "\nMend these files or leave them out, then run again." if error.kind == "media" else ""
+            raise ShardError(path, error.detail + remedy, error.key, error.kind) from error
         if isinstance(error, OSError):
             raise OSError(
                 f"cannot write shard {path}: {error}; nothing of it was kept, run again to continue"

@@ -38,7 +38,7 @@ from timeviper.datamodules.world_scene import COLOURS, MOTIONS, SHAPES, Scene, d
 
 __all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 
-VERSION = 2  # of what the same seed draws
+VERSION = 3  # of what the same seed draws
 FPS = 2.0
 SCALES = {"small": 0.02, "default": 1.0}  # named amounts: a smoke test, a training
 
@@ -70,7 +70,7 @@ SOURCES = (
     WorldSource("train/clips", "clip", 3000, 500, seconds=(2, 4)),
     WorldSource("val/clips", "clip", 100, 100, seconds=(2, 4)),
     # In 8 s three events have room: so the length of a video, which prompts tell, does not tell the count.
-    WorldSource("train/videos", "video", 4000, 250, seconds=(8, 10), lasting=(2, 3)),
+    WorldSource("train/videos", "video", 12000, 250, seconds=(8, 10), lasting=(2, 3)),
     WorldSource("val/videos", "video", 160, 80, seconds=(8, 10), lasting=(2, 3)),
     # A needle covers at least 3 frames at one frame a second. The prefix tells the longest duration, so that
     # a curriculum can name its part of the folder: train/long/d032-*.tar.
@@ -114,7 +114,7 @@ def _balanced_video(
     """A video for evaluation: every type is asked equally often, although one object alone has no order, and
     answers take turns as well, so that on a few dozen questions none of them is a good guess."""
     if turn % 2:
-        types, objects = ("direction", "order", "when", "timeline"), 2 + turn // 2 % 2
+        types, objects = ("direction", "order", "when", "timeline", "times"), 2 + turn // 2 % 2
     else:
         types, objects = ("caption", "describe", "colour", "shape", "count"), 1 + turn // 2 % 3
     ends = {"colour": list(COLOURS), "shape": SHAPES, "direction": [m.replace("stay", "stays") for m in MOTIONS]}

@@ -6,7 +6,6 @@ tells nothing about the answer, so that a model without eyes stays at the share 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "caption_image": ("Describe the image.", "What is in the image?", "Write a caption for the image."),
     "caption": ("Describe the video.", "What happens in the video?", "Write a caption for the video."),
     "timeline": ("What happens when?", "Tell what happens and when.", "List what happens with the times."),
+    "times": ("When is each object visible?", "Tell when each object is visible.", "List the objects with the times."),
     "describe": ("Describe the {}.", "Tell about the {}.", "Write a caption for the {}."),
     "colour": ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}."),
     "size": ("What size is the {}?", "Which size does the {} have?", "Name the size of the {}."),
@@ -59,6 +59,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 }
 
 
+Question = Callable[[Scene, Generator], dict[str, Any] | None]
+
+
 def _ask(rng: Generator, kind: str, prompt: str, answer: str, about: str = "", mark: str = "<video>") -> dict[str, Any]:
     """One conversation of a question and its answer."""
     wordings = PROMPTS[prompt]
@@ -74,12 +77,6 @@ def _any(rng: Generator, events: tuple[Event, ...]) -> Event:
 def span(event: Event) -> str:
     """When an event is visible, in the one form that answers have."""
     return f"from {event.start:.1f} to {event.end:.1f} seconds"
-
-
-def parse_span(text: str) -> tuple[float, float] | None:
-    """(start, end) of the first "from X to Y seconds" in a text, or None."""
-    found = re.search(r"from (\d+(?:\.\d+)?) to (\d+(?:\.\d+)?) seconds", text)
-    return (float(found[1]), float(found[2])) if found else None
 
 
 # Answers repeat what they are about, in the words that captions use: "the ring is red", as in "the ring is red and
@@ -157,7 +154,15 @@ def _count(scene: Scene, rng: Generator) -> dict[str, Any]:
 
 def _when(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "when", "when", f"the {event.pair} is there {span(event)}", event.pair)
+    return _ask(rng, "when", "when", f"the {event.pair} {span(event)}", event.pair)
+
+
+def _times(scene: Scene, rng: Generator) -> dict[str, Any]:
+    """When each object is there, in any order: the way from an object to its time, where a timeline goes from times
+    to objects. The name stands right before the digits."""
+    order = rng.permutation(len(scene.events))
+    told = (f"the {e.pair} {span(e)}" for e in (scene.events[i] for i in order))
+    return _ask(rng, "times", "times", ", ".join(told) + ".")
 
 
 def _timeline(scene: Scene, rng: Generator) -> dict[str, Any]:
@@ -184,13 +189,13 @@ def _describe(scene: Scene, rng: Generator) -> dict[str, Any]:
         ways.append((f"object before the {events[at + 1].pair}", f"a {event.pair}"))
         ways += [("first object", f"a {event.pair}")] * (at == 0)
     name, begin = ways[rng.integers(len(ways))]
-    return _ask(rng, "describe", "describe", f"{begin} {moves(event)} {span(event)}.", name)
+    return _ask(rng, "describe", "describe", f"{begin} {moves(event)}.", name)
 
 
-Question = Callable[[Scene, Generator], dict[str, Any] | None]
 QUESTIONS: dict[str, Question] = {
     "caption": _caption,
     "timeline": _timeline,
+    "times": _times,
     "describe": _describe,
     "colour": _colour,
     "shape": _shape,
@@ -224,7 +229,7 @@ def clip_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
     return [
         caption,
         _timeline(scene, rng),
-        _ask(rng, "when", "when_any", f"the object is there {span(scene.events[0])}"),
+        _ask(rng, "when", "when_any", f"the object {span(scene.events[0])}"),
     ]
 
 

@@ -180,6 +180,19 @@ def test_unusable_entries_of_own_data_are_all_named(run, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_media_that_cannot_be_decoded_are_all_named(run, tmp_path: Path) -> None:
+    for name, content in {"empty": b"", "text": b"not a video" * 50}.items():
+        (tmp_path / f"{name}.mp4").write_bytes(content)
+    lines = [json.dumps({"video": f"{name}.mp4", "caption": "x"}) for name in ("empty", "text")]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    code, _, err = run("shards", "write", str(tmp_path / "m.jsonl"), str(tmp_path / "out"))
+    assert code == 1
+    assert "empty.mp4 is empty (0 bytes)" in err
+    assert "text.mp4 cannot be read as a video or image" in err
+    assert "leave them out" in err
+    assert not list((tmp_path / "out").iterdir()), "nothing half done stays"
+
+
 def test_the_forms_of_own_data(tmp_path: Path) -> None:
     from timeviper.datamodules.manifest import read_manifest
 

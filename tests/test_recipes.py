@@ -292,6 +292,18 @@ def test_shards_are_found_in_a_folder_by_a_glob_or_far_away(tmp_path: Path) -> N
             check_inputs(recipe)
 
 
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("{tmp}/file/run", "{tmp}/file: Not a directory"), ("/proc/run", "/proc: "), ("{tmp}/a/b", "")],
+)
+def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path, folder: str, says: str) -> None:
+    (tmp_path / "file").touch()
+    recipe = load_recipe(STAGE2, [f"out={folder.format(tmp=tmp_path)}"])
+    (found,) = [problem.message for problem in missing(recipe) if problem.key == "out"] or [""]
+    assert says.format(tmp=tmp_path) in found
+    assert bool(found) == bool(says)
+
+
 # ---- dump and explain -------------------------------------------------------------------------------------
 
 

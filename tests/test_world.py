@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from timeviper.datamodules.shards import check_shards, index_path, load_index
 from timeviper.datamodules.world import SOURCES, WorldSource, build_world, describe, sample, world_text
-from timeviper.datamodules.world_questions import NUMBERS, QUESTIONS, parse_span
+from timeviper.datamodules.world_questions import NUMBERS, QUESTIONS
 from timeviper.datamodules.world_render import draw, encode_image, encode_video
 from timeviper.datamodules.world_scene import COLOURS, SHAPES, SIZES, Event, Scene, draw_video, held_out_looks, in_order
+from timeviper.metrics import parse_interval
 
 TRAIN = [source for source in SOURCES if source.train]
 VAL = [source for source in SOURCES if not source.train]
@@ -109,7 +110,7 @@ def solve(kind: str, question: str, events: tuple[Event, ...]) -> str:
         "colour": f"the {about.shape} is {about.colour}",
         "shape": f"the {about.colour} object is a {about.shape}",
         "direction": f"the {about.pair} " + next((f"moves {way}" for way, goes in ways.items() if goes), "stays"),
-        "when": f"the {about.pair} is there from {about.start:.1f} to {about.end:.1f} seconds",
+        "when": f"the {about.pair} from {about.start:.1f} to {about.end:.1f} seconds",
     }[kind]
 
 
@@ -125,12 +126,16 @@ def test_answers_follow_from_the_events(name: str) -> None:
                 told = [e.pair in part for e, part in zip(scene.events, answer.split(", then "), strict=True)]
                 assert all(told), answer
             elif kind == "timeline":
-                spans = [parse_span(part) for part in answer.split(", then ")]
+                spans = [parse_interval(part) for part in answer.split(", then ")]
                 assert spans == [(e.start, e.end) for e in scene.events]
                 assert all(event.pair in answer for event in scene.events)
+            elif kind == "times":
+                told = {part: e for part in answer.split(", ") for e in scene.events if e.pair in part}
+                assert len(told) == len(scene.events)
+                assert set(told.values()) == set(scene.events)
+                assert all(parse_interval(part) == (e.start, e.end) for part, e in told.items())
             elif kind == "describe":
                 (event,) = [e for e in scene.events if {e.colour, e.shape} <= set(answer.split())]
-                assert parse_span(answer) == (event.start, event.end)
                 named = {event.colour, event.shape} & set(question.rstrip(".").split())
                 if "after" in question or "before" in question:
                     assert f"a {event.pair}" == solve("order", question, scene.events)
@@ -148,7 +153,7 @@ def test_needle_questions() -> None:
         named = [c["messages"][1]["content"] for c in conversations]
         assert named[0] in {f"a {e.pair}" for e in (scene.events[0], scene.events[-1])}
         assert any(named[1].split()[-1] in (e.colour, e.shape) for e in scene.events)
-        assert parse_span(named[2]) in {(e.start, e.end) for e in scene.events}
+        assert parse_interval(named[2]) in {(e.start, e.end) for e in scene.events}
         # Sampled once a second, at the middle of each second, a needle is seen at least three times.
         seconds = np.arange(512) + 0.5
         assert all(((seconds >= e.start) & (seconds < e.end)).sum() >= 3 for e in scene.events)
@@ -174,7 +179,7 @@ def test_the_length_of_a_video_does_not_tell_the_count() -> None:
 
 
 def test_no_constant_span_is_a_good_answer() -> None:
-    spans = [parse_span(a) for a, n in answers(VIDEOS, 500)["when"].items() for _ in range(n)]
+    spans = [parse_interval(a) for a, n in answers(VIDEOS, 500)["when"].items() for _ in range(n)]
     events = np.array([s for s in spans if s])
     grid = [(a, b) for a in np.arange(0, 12, 0.5) for b in np.arange(a + 0.5, 12.5, 0.5)]
     iou = [np.mean(np.clip(np.minimum(b, events[:, 1]) - np.maximum(a, events[:, 0]), 0, None)
@@ -249,12 +254,6 @@ def test_any_length() -> None:
 def test_png_is_exact() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     assert (decode(encode_image(pixels, "png"))[0][0] == pixels).all()
-
-
-def test_parse_span() -> None:
-    assert parse_span("from 2.0 to 5.5 seconds") == (2.0, 5.5)
-    assert parse_span("It is from 12 to 14.5 seconds.") == (12.0, 14.5)
-    assert parse_span("red circle") is None
 
 
 def test_world_text_is_a_small_language() -> None:

@@ -1,4 +1,4 @@
-"""What a recipe needs on disk before it can start: all that is missing, in one message."""
+"""What a recipe needs on disk before it can start: all that is missing, in one message; and room for the run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.errors import ConfigError, Problem
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Raises ConfigError with every file or folder that a recipe names and that is not there."""
+    """Raises ConfigError with every file or folder that a recipe names and that is not there or not writable."""
     if problems := list(missing(recipe)):
         raise ConfigError(recipe.name, problems)
 
@@ -34,6 +35,18 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(f"{group}.{name}.shards", source.shards, f"there are no shards: {_shards_hint(source)}")
     if start and not Path(start).is_dir():
         yield Problem("train.init_from", start, f"there is no such export: {_export_hint(start)}")
+    if hindrance := _hindrance(Path(recipe.run_dir)):
+        yield Problem("out", recipe.run_dir, f"the run cannot be written there: {hindrance}. Name another folder.")
+
+
+def _hindrance(folder: Path) -> str:
+    """Why a folder cannot be made or written; empty if it can. Asked of the file system, by writing to it."""
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return f"{place}: {error.strerror}"
 
 
 def _has_shards(source: SourceConfig) -> bool:

@@ -211,7 +211,7 @@ _ENGLISH = (
 )
 
 
-def train(vocab_size: int = 640, lines: int = 4000) -> Tokenizer:
+def train(vocab_size: int = 1024, lines: int = 4000) -> Tokenizer:
     """Byte-level BPE on the text of the default data: single digits, every text round-trips."""
     from timeviper.datamodules.world import world_text  # it imports the video libraries
 
@@ -219,8 +219,10 @@ def train(vocab_size: int = 640, lines: int = 4000) -> Tokenizer:
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # "12.5s" is 1 2 .5s: digits one by one, what follows the point in one piece; words with their space.
-            pre_tokenizers.Split(Regex(r"\.\d+s?|\d| ?\p{L}+| ?[^\s\p{L}\d.]+|\s+|\."), "isolated"),
+            # "12.5s" is 1 2.5s: digits one by one, the last with what follows the point. So the time of a frame is
+            # one token in its first ten seconds, and a Mamba block's convolution still reaches it from the frame's
+            # third token: where it could not, tokens hardly learned when they are. Words come with their space.
+            pre_tokenizers.Split(Regex(r" ?\d(?:\.\d+s?)?| ?\p{L}+| ?[^\s\p{L}\d.]+|\s+|\."), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -248,9 +250,10 @@ def _corpus(texts: list[str]) -> list[str]:
     """Words, each as often as any other, so that the vocabulary does not change with how often the data asks
     something; those of the data and of the prompt come before everyday English, which is there so that
     questions in other words do not fall into single bytes."""
-    tenths = [f".{digit}{unit}" for digit in range(10) for unit in ("", "s")]
+    tenths = [f"{n / 10:.1f}" for n in range(100)]
+    numbers = [number for t in tenths for number in (t, f" {t}", f"{t}s")] + [f" {digit}" for digit in range(10)]
     ours = _words([*texts, "user", "assistant", "The video lasts 1.5 seconds, shown in 8 frames."])
-    return [*tenths, *ours] * 3 + _words([_ENGLISH])
+    return [*numbers, *ours] * 3 + _words([_ENGLISH])
 
 
 def _words(texts: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Stage 0: a tower learns to see, and a projector to say it in the decoder's words.
 
 Every token of a frame, after merging and projection, is compared with the decoder's word embeddings; the words of
-the image's caption are the classes. That captions can serve as classification labels is SuperClass (arXiv
+the images' captions are the classes. That captions can serve as classification labels is SuperClass (arXiv
 2411.03313). Here the prediction is pooled from tokens instead of made from a class token, so that each token
 comes to name what it covers; features are merged first because merging averages, and what is only there before
 it the decoder never sees. Stands in for the image-text training of SigLIP.
@@ -72,6 +72,11 @@ class TagModel(Parts):
         labels = pack.labels[where]
         sequence = Bounds(pack.lengths, logits.device).seq_idx[where]
         words = torch.bincount(sequence, minlength=len(pack.lengths))
+        # Only words that captions of this pack hold are classes. Otherwise the embeddings of all words that captions
+        # never use, digits among them, are pushed the same way until they are alike (cosine 0.88), and the later
+        # stages spend their time on telling them apart again.
+        unused = torch.ones(pooled.shape[1], dtype=torch.bool, device=pooled.device).index_fill(0, labels, False)
+        pooled = pooled.masked_fill(unused, -torch.inf)
         loss_sum = -pooled.log_softmax(dim=1)[sequence, labels].sum()
         rank = (pooled[sequence] > pooled[sequence, labels].unsqueeze(1)).sum(dim=1)
         return ViperOutput(loss_sum, pack.num_labels, rank < words[sequence], where)
