@@ -200,15 +200,20 @@ def test_meta_then_reset_equals_direct(kind: type) -> None:
 
 
 def test_tags_against_a_loop() -> None:
-    """Of each sequence: every frame's soft maximum over tokens, the mean over frames, the words in any order."""
+    """Of each sequence: every frame's soft maximum over tokens, the mean over frames, the words in any order; the
+    classes are the words of the pack's captions."""
     model = make_model(kind=TagModel)
     packs = [p for p in samples() if p.num_frames]
     pack = Pack.join(packs)
     out = model(pack)
     total, correct = torch.zeros((), dtype=torch.float64), []
+    words = pack.labels[pack.labels != IGNORE].unique()
+    assert len(words) < len(model.decoder.embeddings.weight), "some words are in no caption"
     for one in packs:
         tokens = model.projectors["main"](model.towers["main"](one.frames, T)) @ model.decoder.embeddings.weight.T
-        says = ((SHARPNESS * tokens).exp().mean(dim=1).log()).mean(dim=0).log_softmax(0)
+        says = ((SHARPNESS * tokens).exp().mean(dim=1).log()).mean(dim=0)
+        says = says - says[words].logsumexp(0)
+        says[[w for w in range(len(says)) if w not in words]] = -torch.inf
         labels = one.labels[one.labels != IGNORE]
         total -= says[labels].sum()
         correct += [int((says > says[w]).sum()) < len(labels) for w in labels]
@@ -217,6 +222,14 @@ def test_tags_against_a_loop() -> None:
     assert torch.equal(out.label_index, torch.nonzero(pack.labels != IGNORE).squeeze(1))
     sequence = Bounds(pack.lengths).seq_idx[out.label_index]
     assert torch.bincount(sequence).tolist() == [p.num_labels for p in packs]
+
+
+def test_words_that_no_caption_has_keep_their_embeddings() -> None:
+    model = make_model(kind=TagModel)
+    pack = Pack.join([p for p in samples() if p.num_frames])
+    model(pack).loss_sum.backward()
+    moved = model.decoder.embeddings.weight.grad.abs().sum(1) > 0
+    assert moved.nonzero().squeeze(1).tolist() == pack.labels[pack.labels != IGNORE].unique().tolist()
 
 
 def test_a_tower_learns_colours_from_words() -> None:

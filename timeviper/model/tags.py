@@ -72,9 +72,9 @@ class TagModel(Parts):
         labels = pack.labels[where]
         sequence = Bounds(pack.lengths, logits.device).seq_idx[where]
         words = torch.bincount(sequence, minlength=len(pack.lengths))
-        # Only words that captions of this pack hold are classes. Otherwise the embeddings of all words that captions
-        # never use, digits among them, are pushed the same way until they are alike (cosine 0.88), and the later
-        # stages spend their time on telling them apart again.
+        # The classes are the words of the pack's captions. With all words, those that captions never use, digits among
+        # them, are pushed the same way until their embeddings are alike, and the later stages spend their time on
+        # telling them apart. The price: as in every contrast within a batch, the loss depends on the cut into packs.
         unused = torch.ones(pooled.shape[1], dtype=torch.bool, device=pooled.device).index_fill(0, labels, False)
         pooled = pooled.masked_fill(unused, -torch.inf)
         loss_sum = -pooled.log_softmax(dim=1)[sequence, labels].sum()
