@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -49,7 +50,7 @@ def hardware() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{cpu}, {torch.get_num_threads()} threads"
+    return f"{cpu}, {os.cpu_count()} cores"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         f"# {reports[0]['recipe']}: {len(reports)} runs",
         "",
         f"Held-out answers by greedy decoding; mean ± standard deviation (lowest to highest) over {len(reports)} seeds",
-        f"of weights and data order. {hardware()}; torch {torch.__version__}; {date.today().isoformat()}.",
+        f"of data order and new weights, from the same stage before. {hardware()}; torch {torch.__version__}; {date.today().isoformat()}.",
         "",
         "Made by `make bench-seeds`.",
         "",
