@@ -61,7 +61,7 @@ class Shape:
 class Case:
     """One thing to measure."""
 
-    what: str  # scan or mixer
+    what: str  # scan, mixer, or pieces: the scan of a stream in pieces
     side: str  # ours, transformers or vendor
     L: int
     grad: bool
@@ -72,6 +72,8 @@ class Case:
         """A function that runs it once; inputs are made here and are not part of the measurement."""
         torch.manual_seed(0)
         device, dtype = torch.device(self.device), getattr(torch, self.dtype)
+        if self.what == "pieces":
+            return _in_pieces(self, shape, device, dtype)
         forward, leaves, out_shape = (_scan if self.what == "scan" else _mixer)(self, shape, device, dtype)
         weight = torch.randn(out_shape, device=device, dtype=dtype)
 
@@ -248,22 +250,20 @@ def growth(args: argparse.Namespace, shape: Shape) -> list[str]:
             case = Case("scan", "ours", L, False, args.device, args.dtype)
             taken = min(take_turns([case], shape, 2)[0])
             whole = f"{taken:.2f} | {taken / L * 1e6:.2f} | {probe(case, args.threads):.0f} |"
-        run = _in_pieces(args, shape, L // PIECE)
-        start = time.perf_counter()
-        peak = peak_memory(run, args.device)
-        taken = time.perf_counter() - start
-        rows.append(f"| {L:,} | {whole} {taken:.2f} | {taken / L * 1e6:.2f} | {peak:.0f} |")
+        case = Case("pieces", "ours", L, False, args.device, args.dtype)
+        (taken,) = take_turns([case], shape, 1)[0]
+        rows.append(f"| {L:,} | {whole} {taken:.2f} | {taken / L * 1e6:.2f} | {probe(case, args.threads):.0f} |")
         print(rows[-1], flush=True)
         L *= 4
     return rows
 
 
-def _in_pieces(args: argparse.Namespace, shape: Shape, pieces: int) -> Callable[[], None]:
-    device = torch.device(args.device)
-    x, dt, A, B, C, D, bias = scan_inputs(shape, PIECE, device, getattr(torch, args.dtype))
+def _in_pieces(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    length, pieces = min(PIECE, case.L), max(1, case.L // PIECE)
+    x, dt, A, B, C, D, bias = scan_inputs(shape, length, device, dtype)
 
     def run() -> None:
-        state, bounds = None, Bounds([PIECE], device)
+        state, bounds = None, Bounds([length], device)
         with torch.no_grad(), dispatch.use(ssd="torch"):
             for _ in range(pieces):
                 state = ssd(x, dt, A, B, C, D, bias, bounds, state)[1]
