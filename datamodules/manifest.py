@@ -99,7 +99,8 @@ def _object(text: str) -> dict[str, Any]:
 def _sample(entry: dict[str, Any], root: Path) -> dict[str, Any]:
     """One entry in the form of a shard, checked as the reader will check it."""
     entry = dict(entry)
-    paths = [(kind, root / str(name)) for kind in PLACEHOLDERS for name in _as_list(entry.pop(kind, []))]
+    written = [(kind, str(name)) for kind in PLACEHOLDERS for name in _as_list(entry.pop(kind, []))]
+    paths = [(kind, root / name) for kind, name in written]  # an absolute path stays as it is
     if not paths:
         raise SchemaError('has no media: write "video": "path" or "image": "path"')
     for kind, path in paths:
@@ -107,7 +108,7 @@ def _sample(entry: dict[str, Any], root: Path) -> dict[str, Any]:
             raise SchemaError(f"{path.name} has not the ending of a {kind}")
         if not path.is_file():
             raise SchemaError(f"there is no file {path}")
-    name = str(entry.pop("key", entry.pop("id", paths[0][1].relative_to(root).with_suffix(""))))
+    name = str(entry.pop("key", entry.pop("id", Path(written[0][1]).with_suffix("")))).lstrip("./")
     fields = [
         path.suffix[1:].lower() if len(paths) == 1 else f"{i}{path.suffix.lower()}" for i, (_, path) in enumerate(paths)
     ]

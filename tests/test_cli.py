@@ -213,3 +213,19 @@ def test_the_forms_of_own_data(tmp_path: Path) -> None:
     assert [media["member"] for media in both["json"]["media"]] == ["0.mp4", "1.mp4"]
     assert both["1.mp4"] == tmp_path / "sub/a.mp4"
     assert (image["json"]["source"], image["jpg"]) == ("mine", tmp_path / "b.JPG")
+
+
+def test_media_of_own_data_may_lie_anywhere(tmp_path: Path) -> None:
+    from timeviper.datamodules.manifest import read_manifest
+
+    for folder in ("lists", "films"):
+        (tmp_path / folder).mkdir()
+    film = tmp_path / "films" / "a.mp4"
+    film.write_bytes(b"")
+    lines = [json.dumps({"video": where, "caption": "x"}) for where in (str(film), "../films/a.mp4")]
+    (tmp_path / "lists" / "m.jsonl").write_text("\n".join(lines))
+    absolute, relative = read_manifest(tmp_path / "lists" / "m.jsonl")
+    assert absolute["mp4"] == film
+    assert relative["mp4"].resolve() == film.resolve()
+    assert relative["__key__"] == "films_a"
+    assert absolute["__key__"].endswith("films_a")
