@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -50,7 +51,7 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         found = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        parts = [f"{k.removeprefix('accuracy/')} {v:.3f}" for k, v in found.items()]
+        parts = [f"{k.removeprefix('accuracy/')} {v:.3f}" for k, v in found.items() if not math.isnan(v)]
         print(
             ("\n" if self.live else "") + f"{self.name} {trainer.global_step} held out: " + "  ".join(parts), flush=True
         )
