@@ -51,7 +51,9 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         found = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        parts = [f"{k.removeprefix('accuracy/')} {v:.3f}" for k, v in found.items() if not math.isnan(v)]
+        # An accuracy without a question is left out; a loss that is not a number is shown.
+        told = {k: v for k, v in found.items() if k == "loss" or not math.isnan(v)}
+        parts = [f"{k.removeprefix('accuracy/')} {v:.3f}" for k, v in told.items()]
         print(
             ("\n" if self.live else "") + f"{self.name} {trainer.global_step} held out: " + "  ".join(parts), flush=True
         )

@@ -108,7 +108,8 @@ def _sample(entry: dict[str, Any], root: Path) -> dict[str, Any]:
             raise SchemaError(f"{path.name} has not the ending of a {kind}")
         if not path.is_file():
             raise SchemaError(f"there is no file {path}")
-    name = str(entry.pop("key", entry.pop("id", Path(written[0][1]).with_suffix("")))).lstrip("./")
+    as_written = str(Path(written[0][1]).with_suffix("")).lstrip("./")
+    name = str(entry.pop("key", entry.pop("id", as_written)))
     fields = [
         path.suffix[1:].lower() if len(paths) == 1 else f"{i}{path.suffix.lower()}" for i, (_, path) in enumerate(paths)
     ]
