@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.datamodules.chat import estimate_tokens
+from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
 from timeviper.datamodules.reader import PackFormat, PackReader
@@ -68,10 +69,20 @@ def load_sources(configs: dict[str, SourceConfig | None]) -> dict[str, Source]:
             continue
         types = {t.strip() for t in config.types.split(",") if t.strip()}
         try:
-            sources[name] = Source(name, load_index(config.shards), types or None)
+            dataset = class_dataset(config)
+            sources[name] = Source(name, [dataset.index()] if dataset else load_index(config.shards), types or None)
         except ValueError as error:
             raise ValueError(f"data source {name!r}: {error}") from error
     return sources
+
+
+def class_dataset(config: SourceConfig) -> ClassDataset | None:
+    return ClassDataset(config.dataset, config.options) if config.dataset else None
+
+
+def class_datasets(configs: dict[str, SourceConfig | None]) -> dict[str, ClassDataset]:
+    """The sources that are Python classes, by name."""
+    return {name: made for name, config in configs.items() if config and (made := class_dataset(config))}
 
 
 def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:
@@ -114,21 +125,26 @@ class VideoDataModule(pl.LightningDataModule):
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.recipe = recipe
-        self.reader = PackReader(tokenizer, pack_format(recipe))
+        form = pack_format(recipe)
+        self.reader = PackReader(tokenizer, form, class_datasets(recipe.data.sources))
+        self.val_reader = PackReader(tokenizer, form, class_datasets(recipe.data.val))
         self.plan = build_plan(recipe, tokenizer)
+        self.plan.check(recipe.train.steps)
         self.val_sources = load_sources(recipe.data.val)
         self.cost = cost_model(recipe, tokenizer)
 
-    def _loader(self, plans: Callable[[], Iterable[StepPlan]], workers: int) -> DataLoader[StepBatch]:
+    def _loader(
+        self, reader: PackReader, plans: Callable[[], Iterable[StepPlan]], workers: int
+    ) -> DataLoader[StepBatch]:
         assert self.trainer is not None
         sampler = PlanSampler(plans, self.trainer.global_rank, self.trainer.world_size)
         pin = self.trainer.strategy.root_device.type == "cuda"
-        return make_loader(self.reader, sampler, workers, self.recipe.data.prefetch, pin)
+        return make_loader(reader, sampler, workers, self.recipe.data.prefetch, pin)
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         assert self.trainer is not None
         start = self.trainer.global_step
-        return self._loader(partial(self.plan.steps, start), self.recipe.data.workers)
+        return self._loader(self.reader, partial(self.plan.steps, start), self.recipe.data.workers)
 
     def val_dataloader(self) -> DataLoader[StepBatch] | list:
         assert self.trainer is not None
@@ -136,4 +152,4 @@ class VideoDataModule(pl.LightningDataModule):
             return []
         samples, world = self.recipe.train.validate_samples, self.trainer.world_size
         plans = held_out(self.val_sources, self.recipe.data, self.cost, samples, world)
-        return self._loader(lambda: plans, 0)
+        return self._loader(self.val_reader, lambda: plans, 0)

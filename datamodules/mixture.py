@@ -7,7 +7,7 @@ that depends only on the seed, the source's name and the epoch.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -86,38 +86,62 @@ class Source:
             rng.shuffle(order[start : start + window])
         return order
 
-    def stream(self, seed: int, window: int) -> Iterator[Unit]:
-        """All units, epoch after epoch, for ever."""
+    def stream(self, seed: int, window: int, epochs: float | None = None) -> Iterator[Unit]:
+        """All units, epoch after epoch: for ever, or as many as `epochs` (which need not be whole) allow."""
+        left = float("inf") if epochs is None else round(epochs * len(self))
         epoch = 0
-        while True:
-            for i in self.epoch(seed, epoch, window):
+        while left > 0:
+            for i in self.epoch(seed, epoch, window)[: int(min(left, len(self)))]:
                 yield self[i]
+            left -= len(self)
             epoch += 1
+
+    def stand_in(self, unit: Unit, attempt: int) -> Unit:
+        """A unit to take the place of another that cannot be read: always the same one."""
+        return self[zlib.crc32(f"{unit.key}@{attempt}".encode()) % len(self)]
+
+
+class UsedUp(ValueError):
+    """No source with a positive weight has units left."""
 
 
 class Mixture:
-    """Draws from several sources so that the counts follow the weights at every moment.
+    """Draws from several sources so that their shares follow the weights at every moment.
 
-    Stride scheduling: the source that is furthest behind its share is next. No randomness, so the
-    sequence of sources needs no state beyond the number of draws since the weights last changed.
+    Stride scheduling: next is the source that would be least ahead of its share after its next unit. Shares are
+    counted in whatever `draw` is told that a unit is worth: 1 for samples, or its tokens. No randomness.
     """
 
-    def __init__(self, sources: Mapping[str, Source], seed: int, window: int) -> None:
-        self.sources = sources
-        self._streams = {name: s.stream(seed, window) for name, s in sources.items()}
+    def __init__(
+        self, sources: Mapping[str, Source], seed: int, window: int, epochs: Mapping[str, float | None] | None = None
+    ) -> None:
+        """`epochs`: how often a source may be gone through at most (None: no bound)."""
+        epochs = epochs or {}
+        self._streams = {name: s.stream(seed, window, epochs.get(name)) for name, s in sources.items()}
+        self._next = {name: next(stream, None) for name, stream in self._streams.items()}
         self._weights: dict[str, float] = {}
         self._passes: dict[str, float] = {}
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change the shares; a weight of 0 pauses a source, which later goes on where it stopped."""
-        active = {n: float(weights[n]) for n in self.sources if weights.get(n, 0) > 0}
+        active = {n: float(weights[n]) for n in self._streams if weights.get(n, 0) > 0}
         if not active:
             raise ValueError(f"every source has weight 0: {dict(weights)}; give one a positive weight")
         if active != self._weights:
             self._weights = active
-            self._passes = {n: 1 / w for n, w in active.items()}
+            self._passes = dict.fromkeys(active, 0.0)
 
-    def draw(self) -> Unit:
-        name = min(self._passes, key=lambda n: (self._passes[n], n))
-        self._passes[name] += 1 / self._weights[name]
-        return next(self._streams[name])
+    def draw(self, worth: Callable[[Unit], float] = lambda _: 1.0) -> Unit:
+        """The next unit. Raises `UsedUp` when the sources that are not paused have gone through their epochs."""
+        after = {
+            name: self._passes[name] + worth(unit) / weight
+            for name, weight in self._weights.items()
+            if (unit := self._next[name]) is not None
+        }
+        if not after:
+            raise UsedUp(f"the sources {', '.join(self._weights)} have gone through all the epochs that they may")
+        name = min(after, key=lambda n: (after[n], n))
+        self._passes[name] = after[name]
+        unit, self._next[name] = self._next[name], next(self._streams[name], None)
+        assert unit is not None
+        return unit

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, TransVConfig
-from timeviper.datamodules.mixture import Mixture, Source, Unit
+from timeviper.datamodules.mixture import Mixture, Source, Unit, UsedUp
 from timeviper.datamodules.video import frame_count
 
 
@@ -27,6 +28,8 @@ class Item:
     """Decoder tokens at the input."""
     cost: float
     """Tokens a block sees on average, after every transfer: what compute and activations grow with."""
+    spares: tuple[Item, ...] = ()
+    """No dearer units of the same source that take its place, the first that can be read, if it cannot be."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Plan:
     """The whole order of a stage; `steps` replays it from the beginning, which costs microseconds a unit."""
 
     PATIENCE = 8  # units that may fail to fit before a step's packs count as full
+    SPARES = 2  # replacements that are chosen for each unit ...
+    TRIES = 8  # ... from this many candidates
 
     def __init__(
         self,
@@ -111,7 +116,8 @@ class Plan:
 
     def steps(self, start: int = 0) -> Iterator[StepPlan]:
         """Global steps from `start` on, for ever."""
-        mixture = Mixture(self.sources, self.seed, self.data.shuffle_window)
+        epochs = {name: source.epochs for name, source in self.data.sources.items() if source}
+        mixture = Mixture(self.sources, self.seed, self.data.shuffle_window, epochs)
         waiting: list[Unit] = []
         step = 0
         while True:
@@ -119,8 +125,20 @@ class Plan:
             mixture.set_weights(weights)
             plan, waiting = self._fill(step, frames, mixture, waiting)
             if step >= start:
-                yield plan
+                packs = tuple(tuple(self._with_spares(item, frames) for item in pack) for pack in plan.packs)
+                yield replace(plan, packs=packs)
             step += 1
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError if the epochs that sources may be gone through do not last for `steps` steps."""
+        if any(source.epochs is not None for source in self.data.sources.values() if source):
+            next(self.steps(steps - 1))
+
+    def _with_spares(self, item: Item, frames: FramesConfig) -> Item:
+        source = self.sources[item.unit.source]
+        found = (self.cost.item(source.stand_in(item.unit, i), frames) for i in range(self.TRIES))
+        fitting = (spare for spare in found if spare.cost <= item.cost and spare.unit.key != item.unit.key)
+        return replace(item, spares=tuple(islice(fitting, self.SPARES)))
 
     def _fill(
         self, step: int, frames: FramesConfig, mixture: Mixture, waiting: list[Unit]
@@ -131,8 +149,18 @@ class Plan:
         too_long: list[Item] = []
         left: list[Unit] = []
         queue = iter(waiting)
+        by_tokens = self.data.mixture == "tokens"
+
+        def worth(unit: Unit) -> float:
+            return self.cost.item(unit, frames).tokens if by_tokens else 1.0
+
         while len(left) < self.PATIENCE:
-            item = self.cost.item(next(queue, None) or mixture.draw(), frames)
+            try:
+                item = self.cost.item(next(queue, None) or mixture.draw(worth), frames)
+            except UsedUp as error:
+                if any(packs) or left or too_long:
+                    break
+                raise UsedUp(f"step {step}: {error}; raise data.sources.<name>.epochs or lower train.steps") from error
             if item.cost > self.data.tokens_per_pack:
                 too_long.append(item)
                 if len(too_long) > 1000:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.utils.data import Dataset
 
 from timeviper.config import ChatConfig
 from timeviper.datamodules.chat import Media, encode_chat
+from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.datamodules.fetch import fetch
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
-from timeviper.datamodules.sample import Pack, Skipped, StepBatch
-from timeviper.datamodules.shard_schema import parse_record
-from timeviper.datamodules.shard_tar import SliceFile, read_member
-from timeviper.datamodules.video import Frames, read_video
+from timeviper.datamodules.sample import Incident, Pack, StepBatch
+from timeviper.datamodules.video import Frames
 from timeviper.tokenizer import Tokenizer
 
 
@@ -73,55 +74,63 @@ def build_pack(
 class PackReader(Dataset[StepBatch]):
     """Maps a `StepPlan` (the sampler's item) to a `StepBatch`; holds no state between calls."""
 
-    def __init__(self, tokenizer: Tokenizer, form: PackFormat, *, prompt_only: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        form: PackFormat,
+        classes: Mapping[str, ClassDataset] | None = None,
+        *,
+        prompt_only: bool = False,
+    ) -> None:
+        """`classes`: the sources that are Python classes, by name."""
         self.tokenizer = tokenizer
         self.form = form
+        self.classes = classes or {}
         self.prompt_only = prompt_only
 
     def __getitem__(self, plan: StepPlan) -> StepBatch:
         batch = StepBatch(plan.step, [])
         for item in plan.too_long:
             reason = f"needs {item.cost:.0f} tokens with {item.num_frames} frames, more than data.tokens_per_pack"
-            batch.skipped.append(Skipped(item.unit.source, item.unit.key, reason))
+            batch.skipped.append(Incident(item.unit.source, item.unit.key, reason))
         for items in plan.packs:
-            parts = [p for item in items if (p := self._read(item, plan, batch)) is not None]
+            parts = [p for item in items if (p := self._item(item, plan, batch)) is not None]
             batch.packs.append(Pack.join(parts) if parts else Pack.blank(self.form.image_size))
         if not batch.packs:  # the tail of a held-out set: this rank only keeps the others company
             batch.packs.append(Pack.blank(self.form.image_size))
         return batch
 
-    def _read(self, item: Item, plan: StepPlan, batch: StepBatch) -> Pack | None:
+    def _item(self, item: Item, plan: StepPlan, batch: StepBatch) -> Pack | None:
+        """The sample, or its first spare that can be read; what happened is noted in the batch."""
+        source = item.unit.source
+        pack = self._read(item.unit, plan, batch)
+        if pack is not None:
+            batch.used[source] = batch.used.get(source, 0) + 1
+            return pack
+        for spare in item.spares:
+            if (pack := self._read(spare.unit, plan, batch)) is not None:
+                batch.replaced[source] = batch.replaced.get(source, 0) + 1
+                return pack
+        return None
+
+    def _read(self, unit: Unit, plan: StepPlan, batch: StepBatch) -> Pack | None:
         """One sample, or None with the reason noted in the batch."""
-        unit = item.unit
         try:
-            record = self._record(unit)
-            conversation = record["conversations"][unit.conversation]
-            media = [
-                read_video(
-                    SliceFile(unit.shard, *unit.record.members[m["member"]][:2]),
-                    self.form.image_size,
-                    plan.frames,
-                    m.get("duration"),
-                )
-                for m in record["media"]
-            ]
+            fetched = fetch(unit, plan.frames, self.form.image_size, self.classes)
             pack = build_pack(
                 self.tokenizer,
                 self.form,
-                conversation["messages"],
-                media,
+                fetched.conversation["messages"],
+                fetched.media,
                 prompt_only=self.prompt_only,
                 key=unit.key,
                 type=unit.spec.type,
             )
         except (ValueError, OSError) as error:
-            batch.skipped.append(Skipped(unit.source, unit.key, str(error)))
+            batch.skipped.append(Incident(unit.source, unit.key, str(error)))
             return None
-        batch.used[unit.source] = batch.used.get(unit.source, 0) + 1
+        if fetched.missing:
+            wanted = fetched.missing + pack.num_frames
+            reason = f"{fetched.missing} of {wanted} frames could not be decoded"
+            batch.truncated.append(Incident(unit.source, unit.key, reason))
         return pack
-
-    @staticmethod
-    def _record(unit: Unit) -> dict[str, Any]:
-        """The sample's json, with its checksum verified: a flipped bit in a text reads as good text."""
-        raw = read_member(unit.shard, *unit.record.members["json"])
-        return parse_record(raw, unit.record.members)

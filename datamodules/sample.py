@@ -120,8 +120,8 @@ class Pack:
 
 
 @dataclass
-class Skipped:
-    """A sample that could not be used, and why."""
+class Incident:
+    """A sample that could not be used, or not wholly, and why."""
 
     source: str
     key: str
@@ -134,9 +134,14 @@ class StepBatch:
 
     step: int
     packs: list[Pack]
-    skipped: list[Skipped] = field(default_factory=list)
     used: dict[str, int] = field(default_factory=dict)
-    """Samples used, by source."""
+    """Samples used, by source; replacements not counted."""
+    skipped: list[Incident] = field(default_factory=list)
+    """Samples that could not be used."""
+    truncated: list[Incident] = field(default_factory=list)
+    """Used samples of which some frames could not be decoded."""
+    replaced: dict[str, int] = field(default_factory=dict)
+    """Skipped samples for which another one of their source stood in, by source."""
 
     def pin_memory(self) -> StepBatch:
         return replace(self, packs=[p.pin_memory() for p in self.packs])

@@ -194,7 +194,7 @@ def test_the_recipe_itself_has_no_problem() -> None:
 
 def test_sources_that_all_weigh_nothing() -> None:
     def change(recipe: Recipe) -> None:
-        recipe.data.sources = {"a": SourceConfig("x", 0), "b": SourceConfig("y", 0)}
+        recipe.data.sources = {"a": SourceConfig("x", weight=0), "b": SourceConfig("y", weight=0)}
 
     assert any("every weight is 0" in finding for finding in findings(change))
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, SourceConfig, TransVConfig, TransVStage
-from timeviper.datamodules.mixture import Mixture, Source
-from timeviper.datamodules.plan import CostModel, Plan, held_out, kept_share
+from timeviper.datamodules.mixture import Mixture, Source, UsedUp
+from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
 from timeviper.datamodules.shard_index import Conversation, SampleRecord, ShardIndex
 
 
@@ -169,3 +169,95 @@ def test_a_source_without_the_wanted_types_says_which_it_has() -> None:
         ValueError, match=r"'x' holds no conversation of the types \['count'\]; its shards have \['colour'\]"
     ):
         Source("x", made, {"count"})
+
+
+def bounded(by: str, epochs: float, seed: int = 0, stages: dict | None = None) -> Plan:
+    """A mixture of long, short and text-only units, of which one source is only gone through `epochs` times."""
+    sources = {
+        "a": source("a"),
+        "b": source("b", duration=30.0, shards=1),
+        "c": source("c", media="none", text=200, samples=3),
+        "d": source("d", media="none", text=900, shards=1, samples=2),  # more than a pack holds
+    }
+    made = plan(sources, seed, stages)
+    for name in sources:
+        config = made.data.sources[name]
+        assert config is not None
+        config.epochs, config.weight = epochs, 1.0 + len(name)
+    made.data.mixture = by  # type: ignore[assignment]
+    return made
+
+
+def all_of(made: Plan, start: int = 0) -> list[StepPlan]:
+    """Steps until every source has gone through its epochs."""
+    steps = []
+    with pytest.raises(UsedUp, match=r"raise data.sources.<name>.epochs or lower train.steps"):
+        for step in made.steps(start):
+            steps.append(step)
+    return steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stops=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    worlds=st.lists(st.sampled_from([1, 2, 4]), min_size=5, max_size=5),
+    seed=st.integers(0, 5),
+    by=st.sampled_from(["samples", "tokens"]),
+    phased=st.booleans(),
+)
+def test_every_unit_is_read_exactly_twice_in_two_epochs_however_often_the_run_stops(
+    stops: list[int], worlds: list[int], seed: int, by: str, phased: bool
+) -> None:
+    phases = {"late": PhaseConfig(4, max_frames=3, weights={"a": 3.0, "c": 0.5})} if phased else None
+    whole = all_of(bounded(by, 2.0, seed, phases))
+    read: list[str] = []
+    begun = 0
+    for stop, world in zip([*stops, 10_000], worlds):
+        steps = all_of(bounded(by, 2.0, seed, phases), begun)[:stop]
+        assert keys(steps) == keys(whole[begun : begun + len(steps)]), "the same global batches on any world"
+        for step in steps:
+            for rank in range(world):
+                share = step.share(rank, world)
+                assert len(share.packs) == 4 // world
+                read += [i.unit.key for pack in share.packs for i in pack]
+                read += [i.unit.key for i in share.too_long]
+        begun += len(steps)
+    sources = bounded(by, 2.0).sources
+    assert Counter(read) == Counter({s[i].key: 2 for s in sources.values() for i in range(len(s))})
+
+
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 1.5, 3.0])
+def test_epochs_bound_a_source_and_need_not_be_whole(epochs: float) -> None:
+    found = Counter(i.unit.key for s in all_of(bounded("samples", epochs)) for p in s.packs for i in p)
+    assert sum(n for k, n in found.items() if k.startswith("a/")) == round(epochs * 42)
+    assert max(found.values()) == -(-epochs // 1)
+
+
+def test_an_epoch_bound_that_does_not_last_is_said_before_the_first_step() -> None:
+    made = bounded("samples", 1.0)
+    steps = len(all_of(made))
+    made.check(steps)
+    with pytest.raises(UsedUp, match=f"step {steps}: the sources a, b, c, d have gone through all"):
+        made.check(steps + 1)
+
+
+def test_a_mixture_by_tokens_follows_the_weights_in_tokens() -> None:
+    made = plan({"a": source("a", duration=30.0), "b": source("b", media="none", text=40)})
+    made.data.mixture = "tokens"
+    found = [i for s in islice(made.steps(), 60) for p in s.packs for i in p]
+    tokens = {n: sum(i.tokens for i in found if i.unit.source == n) for n in "ab"}
+    assert tokens["a"] == pytest.approx(tokens["b"], rel=0.05)
+    assert sum(i.unit.source == "b" for i in found) > sum(i.unit.source == "a" for i in found)
+
+
+def test_spares_are_of_the_same_source_no_dearer_and_always_the_same() -> None:
+    mixed = {"a": source("a", duration=30.0), "b": source("b", media="none", text=40)}
+    first, again = (list(islice(plan(mixed).steps(), 8)) for _ in range(2))
+    items = [i for s in first for p in s.packs for i in p]
+    assert all(i.spares for i in items)
+    for item in items:
+        for spare in item.spares:
+            assert spare.unit.source == item.unit.source
+            assert spare.unit.key != item.unit.key
+            assert spare.cost <= item.cost
+    assert [s.packs for s in first] == [s.packs for s in again]

@@ -125,12 +125,14 @@ def preview(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps to show.")] = 3,
     ranks: Annotated[int, typer.Option(help="Ranks to deal the packs to.")] = 1,
+    start: Annotated[int, typer.Option(help="First step to show.")] = 0,
+    keys: Annotated[bool, typer.Option("--keys", help="Name every sample, not only the first of a pack.")] = False,
 ) -> None:
-    """Print what each rank will read in the first steps, from the shard indexes alone."""
+    """Print what each rank will read, and how the sources are mixed, from the shard indexes alone."""
     from timeviper.preview import preview as show_plan
     from timeviper.recipe import load_recipe
 
-    show_plan(load_recipe(recipe, overrides or []), steps, ranks)
+    show_plan(load_recipe(recipe, overrides or []), steps, ranks, start=start, keys=keys)
 
 
 @app.command("import")

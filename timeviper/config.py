@@ -157,9 +157,15 @@ class SourceConfig:
     """A set of shards that samples are drawn from."""
 
     shards: str = ""
-    """A folder of .tar shards with their .idx.json, or a glob of them."""
+    """A folder of .tar shards with their .idx.json, or a glob of them; also s3://, https:// and the like."""
+    dataset: str = ""
+    """In place of shards: a Python class with the methods __len__, record and open, as module:Class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that class."""
     weight: float = 1.0
-    """Share of this source in the mixture, in samples, relative to the other weights."""
+    """Share of this source in the mixture (see data.mixture), relative to the other weights."""
+    epochs: float | None = None
+    """How often its samples are gone through at most; null: as often as the steps need."""
     types: str = ""
     """Keep only these question types (comma-separated); empty: all."""
 
@@ -170,6 +176,8 @@ class DataConfig:
     """What is trained on, by name."""
     val: dict[str, SourceConfig | None] = field(default_factory=dict)
     """Held-out data for validation and evaluation, by name."""
+    mixture: Literal["samples", "tokens"] = "samples"
+    """What the weights of the sources are shares of: samples, or tokens at the decoder's input."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     tokens_per_pack: int = 8192
     """Decoder tokens of a pack (a micro-batch of a rank), mean over the blocks: after ToMe and TransV."""
@@ -180,7 +188,13 @@ class DataConfig:
     workers: int = 1
     """Loader processes a rank; 0 reads in the training process."""
     prefetch: int = 2
-    """Steps that each loader process reads ahead."""
+    """Steps that each loader process reads ahead, as far as prefetch_gb allows."""
+    prefetch_gb: float = 2.0
+    """GB that all loader processes of a rank may hold ready; at least one step each is read ahead."""
+    cache: str = ""
+    """Folder that keeps what was read from remote shards; empty: timeviper-cache in the temporary folder."""
+    cache_gb: float = 10.0
+    """Largest size of that folder, in GB; what was not used for longest goes first."""
     max_skipped: float = 0.005
     """Share of samples that may be unreadable before the run stops with the list of them."""
 

@@ -18,7 +18,14 @@ from rich.table import Table
 
 from timeviper.checkpoint import LINEAGE, is_export, load_export, read_lineage
 from timeviper.config import Recipe
-from timeviper.datamodules.datamodule import PlanSampler, cost_model, load_sources, make_loader, pack_format
+from timeviper.datamodules.datamodule import (
+    PlanSampler,
+    class_datasets,
+    cost_model,
+    load_sources,
+    make_loader,
+    pack_format,
+)
 from timeviper.datamodules.plan import held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import Kind, Pack
@@ -50,7 +57,7 @@ class Evaluation:
         if not sources:
             raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
         self.plans = held_out(sources, recipe.data, cost_model(recipe, tokenizer), recipe.eval.samples, 1)
-        self.reader = PackReader(tokenizer, pack_format(recipe), prompt_only=True)
+        self.reader = PackReader(tokenizer, pack_format(recipe), class_datasets(recipe.data.val), prompt_only=True)
         self.skipped: list[str] = []
 
     def answers(self, name: str, *, blind: bool = False, transfer: bool = True, quiet: bool = False) -> list[Answered]:

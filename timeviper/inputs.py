@@ -31,7 +31,7 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key, folder, message)
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
-            if source and not _has_shards(source):
+            if source and not source.dataset and not _has_shards(source):
                 yield Problem(f"{group}.{name}.shards", source.shards, f"there are no shards: {_shards_hint(source)}")
     if start and not Path(start).is_dir():
         yield Problem("train.init_from", start, f"there is no such export: {_export_hint(start)}")

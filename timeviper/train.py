@@ -42,6 +42,9 @@ _MAY_CHANGE = (
     "callbacks",
     "data.workers",
     "data.prefetch",
+    "data.prefetch_gb",
+    "data.cache",
+    "data.cache_gb",
     "data.val",
     "data.max_skipped",
     "train.validate_every",
@@ -153,7 +156,7 @@ def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: 
         callbacks=[
             Guard(),
             Curriculum(recipe),
-            Ledger(recipe.data.max_skipped),
+            Ledger(recipe.data.max_skipped, recipe.log.every),
             throughput,
             Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),
             checkpoints,

@@ -50,6 +50,10 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("train.validate_every", f"is more than train.steps = {train.steps}: validates at the end only.")
     if train.objective == "answer" and not recipe.data.val:
         yield Finding("data.val", "is empty: no validation while training, and nothing to evaluate.")
+    for group, sources in (("data.sources", recipe.data.sources), ("data.val", recipe.data.val)):
+        for name, source in sources.items():
+            if source and source.options and not source.dataset:
+                yield Finding(f"{group}.{name}.options", "has no effect without `dataset`.")
     if recipe.data.workers == 0 and recipe.data.prefetch != 2:
         yield Finding("data.prefetch", "has no effect with data.workers = 0.")
 
@@ -74,8 +78,15 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
     data, frames = recipe.data, recipe.data.frames
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
-            if source and not source.shards:
-                yield Finding(f"{group}.{name}.shards", "is empty: a folder of .tar shards, or a glob of them.")
+            if source and not source.shards and not source.dataset:
+                message = "is empty: a folder of .tar shards, a glob of them, or `dataset` in its place."
+                yield Finding(f"{group}.{name}.shards", message)
+            if source and source.shards and source.dataset:
+                yield Finding(f"{group}.{name}.dataset", "stands beside `shards`: a source is one or the other.")
+            if source and source.dataset and not re.fullmatch(r"[\w.]+:\w+", source.dataset):
+                yield Finding(f"{group}.{name}.dataset", "is named as module:Class, such as my_data:Clips.")
+            if source and source.epochs is not None and not (math.isfinite(source.epochs) and source.epochs > 0):
+                yield Finding(f"{group}.{name}.epochs", "must be above 0, or null for no bound.")
             if source and not (math.isfinite(source.weight) and source.weight >= 0):
                 yield Finding(f"{group}.{name}.weight", "must be 0 or more.")
     if not data.sources:
@@ -193,6 +204,8 @@ def _ranges(recipe: Recipe) -> Iterator[Finding]:
         ("optim.final_lr", 0, optim.final_lr, 1 + 1e-9, "a share of the peak, from 0 to 1"),
         ("data.max_skipped", 0, recipe.data.max_skipped, 1 + 1e-9, "a share of the samples, from 0 to 1"),
         ("data.workers", 0, recipe.data.workers, math.inf, "0 or more"),
+        ("data.prefetch_gb", 0, recipe.data.prefetch_gb, math.inf, "0 (one step each) or more"),
+        ("data.cache_gb", 0, recipe.data.cache_gb, math.inf, "0 (no cache) or more"),
         ("eval.samples", 0, recipe.eval.samples, math.inf, "0 (all) or more"),
     ):
         if not low <= value < high:

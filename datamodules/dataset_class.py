@@ -1,0 +1,125 @@
+"""A Python class as a source of data: three methods, named in the recipe as `module:Class`.
+
+    class Clips:
+        def __len__(self) -> int: ...
+        def record(self, i: int) -> dict: ...              # the json of sample i, as docs/your-data.md describes it
+        def open(self, i: int, member: str): ...           # its medium `member`: a path, bytes, or a binary file
+
+The plan asks for every record once, at the start; media are opened by the loader processes, in any order.
+Each process makes an object of its own, so nothing of it has to be picklable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from timeviper.datamodules.shard_index import SampleRecord, ShardIndex, conversation_sizes, measured
+from timeviper.datamodules.shard_schema import parse_record
+
+
+class Dataset(Protocol):
+    """What a class must offer."""
+
+    def __len__(self) -> int:
+        """Number of samples; the same in every process and at every start."""
+        ...
+
+    def record(self, i: int) -> dict[str, Any]:
+        """The json of sample `i`: media (type, member, duration, fps, frames) and messages or conversations."""
+        ...
+
+    def open(self, i: int, member: str) -> str | Path | bytes | IO[bytes]:
+        """The medium that `record(i)` calls `member`."""
+        ...
+
+
+METHODS = ("__len__", "record", "open")
+
+
+class ClassDataset:
+    """A user's class, checked: every error is a ValueError with the class, the item and what went wrong."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        """`name` is `module:Class`, found from the folder where the run starts; `options` are its arguments."""
+        self.name, self.options = name, options
+        self._made: Dataset | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    @property
+    def made(self) -> Dataset:
+        if self._made is None:
+            cls = _find(self.name)
+            made: Dataset = self._call("constructor", lambda: cls(**self.options))
+            self._made = made
+        return self._made
+
+    def index(self) -> ShardIndex:
+        """All samples as the plan knows them. Videos whose record states no length are opened to measure it."""
+        count = self._call("__len__", self.made.__len__)
+        return ShardIndex(Path(self.name), 0, tuple(self._sample(str(i)) for i in range(count)))
+
+    def record(self, key: str) -> dict[str, Any]:
+        """The checked json of the sample with this key, which is its number."""
+        i = int(key)
+        made = self.made
+        found = self._call(f"record({i})", lambda: made.record(i))
+        try:
+            raw = json.dumps(found).encode()
+            members = [str(m.get("member")) for m in found.get("media") or [] if isinstance(m, dict)]
+            return parse_record(raw, members)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{self.name}.record({i}): {error}") from error
+
+    def open(self, key: str, member: str) -> str | Path | IO[bytes]:
+        """One medium, as PyAV takes it."""
+        i = int(key)
+        made = self.made
+        found = self._call(f"open({i}, {member!r})", lambda: made.open(i, member))
+        if isinstance(found, bytes):
+            return io.BytesIO(found)
+        if not isinstance(found, str | Path) and not (hasattr(found, "read") and hasattr(found, "seek")):
+            raise ValueError(
+                f"{self.name}.open({i}, {member!r}) returned {type(found).__name__}; "
+                "return a path, bytes, or a binary file that can seek"
+            )
+        return found
+
+    def _sample(self, key: str) -> SampleRecord:
+        record = self.record(key)
+        media = [measured(m, lambda m=m: self.open(key, m["member"])) for m in record["media"]]
+        return SampleRecord.of(key, {}, media, tuple(conversation_sizes(c) for c in record["conversations"]))
+
+    def _call(self, what: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:  # a stranger's code may raise anything
+            raise ValueError(f"{self.name}.{what} failed: {type(error).__name__}: {error}") from error
+
+
+def _find(name: str) -> type:
+    """The class behind `module:Class`."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"a class is named as module:Class, got {name!r}")
+    if os.getcwd() not in sys.path:  # the command line does not put it there
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ValueError(
+            f"{name}: cannot import {module} ({error}); it is looked for in this folder and in the environment"
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"{name}: the module {module} has no {attribute}") from error
+    if lacks := [method for method in METHODS if not callable(getattr(found, method, None))]:
+        raise ValueError(f"{name} lacks {', '.join(lacks)}; a dataset has the methods {', '.join(METHODS)}")
+    return found
