@@ -14,6 +14,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from timeviper.datamodules.container import Source
 from timeviper.datamodules.shard_schema import SchemaError, parse_record
 from timeviper.datamodules.shard_tar import (
     Member,
@@ -52,6 +53,27 @@ class SampleRecord:
     frames: int  # over all media
     conversations: tuple[Conversation, ...]
     keyframe_spacing: float | None = None  # seconds
+
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        members: dict[str, Slice],
+        media: list[dict[str, Any]],
+        conversations: tuple[Conversation, ...],
+    ) -> SampleRecord:
+        """From media whose lengths are known (see `measured`)."""
+        videos = [m for m in media if m["type"] == "video"]
+        return cls(
+            key=key,
+            members=members,
+            media="video" if videos else "image" if media else "none",
+            duration=float(sum(m["duration"] for m in videos)),
+            fps=float(videos[0]["fps"]) if videos else 0.0,
+            frames=sum(int(m["frames"]) for m in videos) + len(media) - len(videos),
+            keyframe_spacing=videos[0].get("keyframe_spacing") if videos else None,
+            conversations=conversations,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,29 +120,26 @@ def index_sample(path: Path, key: str, members: dict[str, Member]) -> SampleReco
         record = parse_record(read_member(path, at.offset, at.size), members)
     except SchemaError as error:
         raise ShardError(path, str(error), key, "json") from error
-    media = [_measured(path, key, m, members[m["member"]]) for m in record["media"]]
-    videos = [m for m in media if m["type"] == "video"]
-    return SampleRecord(
-        key=key,
-        members={f: Slice(m.offset, m.size, slice_crc32(path, m.offset, m.size)) for f, m in members.items()},
-        media="video" if videos else "image" if media else "none",
-        duration=float(sum(m["duration"] for m in videos)),
-        fps=float(videos[0]["fps"]) if videos else 0.0,
-        frames=sum(int(m["frames"]) for m in videos) + len(media) - len(videos),
-        keyframe_spacing=videos[0].get("keyframe_spacing") if videos else None,
-        conversations=tuple(_sizes(c) for c in record["conversations"]),
-    )
+    media = [_medium(path, key, m, members[m["member"]]) for m in record["media"]]
+    slices = {f: Slice(m.offset, m.size, slice_crc32(path, m.offset, m.size)) for f, m in members.items()}
+    return SampleRecord.of(key, slices, media, tuple(conversation_sizes(c) for c in record["conversations"]))
 
 
-def _measured(path: Path, key: str, medium: dict[str, Any], member: Member) -> dict[str, Any]:
-    if medium["type"] == "image" or all(medium.get(name) for name in ("duration", "fps", "frames")):
-        return medium
+def _medium(path: Path, key: str, medium: dict[str, Any], member: Member) -> dict[str, Any]:
+    file = None
     try:
         with SliceFile(path, member.offset, member.size) as file:
-            info = probe_video(file)
+            return measured(medium, lambda: file)
     except ValueError as error:
-        detail = f"{member.key}.{member.field} {str(error).removeprefix(f'{file.name}: ')}"
-        raise ShardError(path, detail, key, "media") from error
+        reason = str(error).removeprefix(f"{file.name}: ") if file else str(error)
+        raise ShardError(path, f"{member.key}.{member.field} {reason}", key, "media") from error
+
+
+def measured(medium: dict[str, Any], source: Callable[[], Source]) -> dict[str, Any]:
+    """A medium of the json with duration, fps and frames: as stated, else measured. VideoError if it cannot be."""
+    if medium["type"] == "image" or all(medium.get(name) for name in ("duration", "fps", "frames")):
+        return medium
+    info = probe_video(source())
     found = {
         "duration": info.duration,
         "fps": info.fps,
@@ -130,7 +149,8 @@ def _measured(path: Path, key: str, medium: dict[str, Any], member: Member) -> d
     return found | {name: value for name, value in medium.items() if value is not None}
 
 
-def _sizes(conversation: dict[str, Any]) -> Conversation:
+def conversation_sizes(conversation: dict[str, Any]) -> Conversation:
+    """What the index notes of a conversation."""
     size = {"system": 0, "user": 0, "assistant": 0}
     for message in conversation["messages"]:
         size[message["role"]] += len(message["content"].encode())
@@ -180,7 +200,7 @@ def read_index(tar: Path) -> ShardIndex:
         content = json.loads(index.read_bytes())
         version, size = content["version"], content["bytes"]
         samples = tuple(_sample(s) for s in content["samples"]) if version == VERSION else ()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"index {index} cannot be read ({error!r}); delete it and {remedy}") from error
     if version != VERSION:
         raise ValueError(f"index {index} has version {version}, this program reads {VERSION}; {remedy}")
@@ -192,6 +212,8 @@ def read_index(tar: Path) -> ShardIndex:
 
 
 def _sample(entry: dict[str, Any]) -> SampleRecord:
+    if not all(type(n) is int and n >= 0 for where in entry["members"].values() for n in where):
+        raise ValueError(f"the members of sample {entry['key']!r} are {entry['members']}")
     return SampleRecord(
         **entry
         | {
