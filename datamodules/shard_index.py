@@ -1,92 +1,35 @@
 """The index of a shard: what the plan reads instead of the tar.
 
-`name.idx.json` lies next to `name.tar` and holds, for every sample, where its members are, their checksums,
-the length of the media and of the texts. Only whole samples get into it, and a reader believes nothing else.
+It holds, for every sample, where its members are, their checksums, the length of the media and of the texts
+(`index_file.py` has its form). Only whole samples get into it, and a reader believes nothing else.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+from timeviper.datamodules.block_sums import summed
 from timeviper.datamodules.container import Source
-from timeviper.datamodules.shard_schema import SchemaError, parse_record
-from timeviper.datamodules.shard_tar import (
-    Member,
-    ShardError,
-    Slice,
-    SliceFile,
-    group,
-    read_member,
-    scan_tar,
-    slice_crc32,
+from timeviper.datamodules.fingerprint import Fingerprint, read_metadata
+from timeviper.datamodules.index_file import (
+    MERGED,
+    SUFFIX,
+    Conversation,
+    SampleRecord,
+    ShardIndex,
+    decode,
+    encode,
+    write_whole,
 )
+from timeviper.datamodules.remote_index import load_remote
+from timeviper.datamodules.shard_schema import FEATURES, SchemaError, parse_record
+from timeviper.datamodules.shard_tar import Member, ShardError, Slice, SliceFile, group, read_member, scan_tar
+from timeviper.datamodules.storage import is_remote
 from timeviper.datamodules.video import probe_video
-
-VERSION = 1
-SUFFIX = ".idx.json"
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Sizes of one conversation, in UTF-8 bytes."""
-
-    type: str
-    text_bytes: int  # all messages
-    answer_bytes: int  # what the assistant says
-
-
-@dataclass(frozen=True)
-class SampleRecord:
-    """One sample: its members, the sum of its media, its conversations."""
-
-    key: str
-    members: dict[str, Slice]
-    media: str  # video | image | none; "video" as soon as one of several media is a video
-    duration: float  # seconds over all media; 0 for images
-    fps: float  # of the first video; 0 for images
-    frames: int  # over all media
-    conversations: tuple[Conversation, ...]
-    keyframe_spacing: float | None = None  # seconds
-
-    @classmethod
-    def of(
-        cls,
-        key: str,
-        members: dict[str, Slice],
-        media: list[dict[str, Any]],
-        conversations: tuple[Conversation, ...],
-    ) -> SampleRecord:
-        """From media whose lengths are known (see `measured`)."""
-        videos = [m for m in media if m["type"] == "video"]
-        return cls(
-            key=key,
-            members=members,
-            media="video" if videos else "image" if media else "none",
-            duration=float(sum(m["duration"] for m in videos)),
-            fps=float(videos[0]["fps"]) if videos else 0.0,
-            frames=sum(int(m["frames"]) for m in videos) + len(media) - len(videos),
-            keyframe_spacing=videos[0].get("keyframe_spacing") if videos else None,
-            conversations=conversations,
-        )
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """All samples of one tar."""
-
-    path: Path
-    bytes: int
-    samples: tuple[SampleRecord, ...]
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
 
 def index_path(shard: Path) -> Path:
@@ -107,10 +50,12 @@ def index_shard(path: Path, name: Path | None = None) -> ShardIndex:
         raise unusable[0]
     if unusable:
         listed = "".join(f"\n  {error.key!r}: {error.detail}" for error in unusable)
-        raise ShardError(path, f"{len(unusable)} samples cannot be used:{listed}", kind=unusable[0].kind)
+        raise ShardError(
+            path, f"{len(unusable)} samples cannot be used:{listed}", kind=unusable[0].kind, parts=unusable
+        )
     if not samples:
         raise ShardError(path, "has no samples")
-    return ShardIndex(name or path, path.stat().st_size, tuple(samples))
+    return ShardIndex(str(name or path), path.stat().st_size, tuple(samples))
 
 
 def index_sample(path: Path, key: str, members: dict[str, Member]) -> SampleRecord:
@@ -121,8 +66,24 @@ def index_sample(path: Path, key: str, members: dict[str, Member]) -> SampleReco
     except SchemaError as error:
         raise ShardError(path, str(error), key, "json") from error
     media = [_medium(path, key, m, members[m["member"]]) for m in record["media"]]
-    slices = {f: Slice(m.offset, m.size, slice_crc32(path, m.offset, m.size)) for f, m in members.items()}
-    return SampleRecord.of(key, slices, media, tuple(conversation_sizes(c) for c in record["conversations"]))
+    slices: dict[str, Slice] = {}
+    blocks: dict[str, bytes] = {}
+    for name, m in members.items():
+        slices[name], sums = summed(path, m.offset, m.size)
+        if sums:
+            blocks[name] = sums
+    sizes = tuple(conversation_sizes(c) for c in record["conversations"])
+    return SampleRecord.of(key, slices, media, sizes, _fingerprint(path, key, members), blocks)
+
+
+def _fingerprint(path: Path, key: str, members: dict[str, Member]) -> str | None:
+    if (member := members.get(FEATURES)) is None:
+        return None
+    try:
+        with SliceFile(path, member.offset, member.size) as file:
+            return Fingerprint.from_dict(read_metadata(file)["fingerprint"]).digest
+    except ValueError as error:
+        raise ShardError(path, f"{key}.{FEATURES} {error}", key, "media") from error
 
 
 def _medium(path: Path, key: str, medium: dict[str, Any], member: Member) -> dict[str, Any]:
@@ -159,72 +120,73 @@ def conversation_sizes(conversation: dict[str, Any]) -> Conversation:
 
 def write_index(index: ShardIndex) -> Path:
     """Put the index next to its tar, whole or not at all."""
-    samples = [{k: v for k, v in asdict(s).items() if v is not None} for s in index.samples]
-    content = {"version": VERSION, "shard": index.name, "bytes": index.bytes, "samples": samples}
-    target = index_path(index.path)
-    partial = target.with_name(target.name + ".tmp")
-    with partial.open("w") as file:
-        json.dump(content, file, separators=(",", ":"))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
-    return target
+    return write_whole(index_path(index.path), encode([index]))
 
 
 def index_shards(folder: str | Path, progress: Callable[[str], None] | None = None) -> list[Path]:
-    """Write the index of every tar below `folder` that has none or an old one."""
+    """Write the index of every tar below `folder` that has none or an old one, and the merged one of each folder.
+
+    Returns what was written.
+    """
     tars = sorted(Path(folder).rglob("*.tar"))
     if not tars:
         raise ValueError(f"{folder} has no .tar shards to index")
-    written = []
+    written: list[Path] = []
+    folders: dict[Path, list[ShardIndex]] = {}
     for tar in tars:
         try:
-            read_index(tar)
+            index = read_index(tar)
         except ValueError:
-            written.append(write_index(index_shard(tar)))
+            index = index_shard(tar)
+            written.append(write_index(index))
             if progress:
                 progress(f"indexed {tar}")
+        folders.setdefault(tar.parent, []).append(index)
+    for place, shards in folders.items():
+        content, target = encode(shards), place / MERGED
+        if not target.exists() or target.read_bytes() != content:
+            written.append(write_whole(target, content))
     return written
 
 
 def read_index(tar: Path) -> ShardIndex:
-    """The index of one tar. ValueError says what to do if there is none, or one of another tar."""
-    index, remedy = index_path(tar), f"run `timeviper shards index {tar.parent}`"
+    """The index of one tar: its own or, where that is missing, its part of the folder's merged one.
+
+    ValueError says what to do if there is none, or one of another tar.
+    """
+    own, merged, remedy = index_path(tar), tar.with_name(MERGED), f"run `timeviper shards index {tar.parent}`"
+    index = own if own.exists() or not merged.exists() else merged
     if not tar.exists():
         raise ValueError(
             f"shard {tar} is missing, though its index {index.name} is there; put it back or delete the index"
         )
     if not index.exists():
         raise ValueError(f"shard {tar} has no index; {remedy}")
-    try:
-        content = json.loads(index.read_bytes())
-        version, size = content["version"], content["bytes"]
-        samples = tuple(_sample(s) for s in content["samples"]) if version == VERSION else ()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"index {index} cannot be read ({error!r}); delete it and {remedy}") from error
-    if version != VERSION:
-        raise ValueError(f"index {index} has version {version}, this program reads {VERSION}; {remedy}")
-    if size != tar.stat().st_size:
+    found = _shards(index, index.stat().st_mtime_ns).get(tar.name)
+    if found is None:
+        raise ValueError(f"index {index} knows nothing of {tar.name}; {remedy}")
+    if found.bytes != tar.stat().st_size:
         raise ValueError(
-            f"index {index} is of a shard of {size} bytes, but {tar.name} has {tar.stat().st_size}; {remedy}"
+            f"index {index} is of a shard of {found.bytes} bytes, but {tar.name} has {tar.stat().st_size}; {remedy}"
         )
-    return ShardIndex(tar, size, samples)
+    return found
 
 
-def _sample(entry: dict[str, Any]) -> SampleRecord:
-    if not all(type(n) is int and n >= 0 for where in entry["members"].values() for n in where):
-        raise ValueError(f"the members of sample {entry['key']!r} are {entry['members']}")
-    return SampleRecord(
-        **entry
-        | {
-            "members": {field: Slice(*where) for field, where in entry["members"].items()},
-            "conversations": tuple(Conversation(**c) for c in entry["conversations"]),
-        }
-    )
+@lru_cache(maxsize=2)
+def _shards(index: Path, changed: int) -> dict[str, ShardIndex]:
+    """By name. A merged index is asked once for each of its tars, but read only again when it has `changed`."""
+    remedy = f"delete it and run `timeviper shards index {index.parent}`"
+    shards = decode(index.read_bytes(), str(index), remedy, lambda name: str(index.with_name(name)))
+    return {shard.name: shard for shard in shards}
 
 
 def load_index(where: str | Path) -> list[ShardIndex]:
-    """All shards of a folder, or of a glob of tars, in order of their names. ValueError for people."""
+    """All shards of a folder, of a glob of tars, or behind a URL (`load_remote`), in order of their names.
+
+    ValueError for people.
+    """
+    if is_remote(where):
+        return load_remote(str(where))
     path = Path(where)
     if path.is_dir():
         names = {p for p in path.iterdir() if p.suffix == ".tar"}

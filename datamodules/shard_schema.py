@@ -15,19 +15,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from math import isfinite
 from typing import Any, TypeGuard
 
-VIDEO = ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg")
-IMAGE = ("jpg", "jpeg", "png", "webp", "bmp")
+VIDEO = (
+    *("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "m1v", "m2v", "vob", "ts", "m2ts", "mts"),
+    *("flv", "f4v", "3gp", "3g2", "wmv", "asf", "rm", "rmvb", "ogv", "gif", "swf"),
+)
+IMAGE = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 FEATURES = "features.safetensors"
 ROLES = ("system", "user", "assistant")
 PLACEHOLDERS = {"video": "<video>", "image": "<image>"}
+MAX_NUMBER = 1e15  # of seconds or frames; what is larger is no float, or no time
 MAX_JSON = 64 << 20  # bytes; an hour of dense captions is below 1 MB
 
 
 class SchemaError(ValueError):
-    """A sample's json does not say what it must; the message names the field."""
+    """A sample's json does not say what it must; the message names the field.
+
+    `kind` is one word for reports: json, text, placeholders or segments.
+    """
+
+    def __init__(self, message: str, kind: str = "json") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def media_type(member: str) -> str | None:
@@ -44,12 +54,23 @@ def parse_record(raw: bytes, fields: Collection[str]) -> dict[str, Any]:
         record = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"the json cannot be read: {error}") from error
+    _check_unicode(raw, record)
     if not isinstance(record, dict):
         raise SchemaError(f"the json must be an object, got {type(record).__name__}")
     record["media"] = _media(record.get("media"), fields)
     record["conversations"] = _conversations(record, record["media"])
-    _segments(record.get("segments", []), sum(m.get("duration") or 0.0 for m in record["media"]))
+    check_segments(record.get("segments", []), sum(m.get("duration") or 0.0 for m in record["media"]))
     return record
+
+
+def _check_unicode(raw: bytes, record: Any) -> None:
+    """Half of a surrogate pair is no character: no tokenizer takes it."""
+    if b"\\ud" in raw.lower() or b"\xed" in raw:
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            found = ascii(error.object[max(error.start - 20, 0) : error.end])
+            raise SchemaError(f"{found} ends with half a surrogate pair, which is no text", "text") from error
 
 
 def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
@@ -59,9 +80,9 @@ def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
     if not isinstance(media, list) or not all(isinstance(m, dict) for m in media):
         raise SchemaError('media must be a list of objects like {"type": "video", "member": "mp4"}')
     for i, medium in enumerate(media):
-        if medium.get("type") not in PLACEHOLDERS:
+        if medium.get("type") not in tuple(PLACEHOLDERS):
             raise SchemaError(f"media[{i}].type is {medium.get('type')!r}; allowed: video, image")
-        if medium.get("member") not in fields:
+        if medium.get("member") not in tuple(fields):
             raise SchemaError(
                 f"media[{i}].member is {medium.get('member')!r}, but the sample's files are {sorted(fields)}"
             )
@@ -100,7 +121,7 @@ def _messages(messages: Any, where: str) -> None:
             raise SchemaError(f"{where}[{i}] must have a role, one of {', '.join(ROLES)}")
         content = message.get("content")
         if not isinstance(content, str) or not content.strip():
-            raise SchemaError(f"{where}[{i}].content must be text that is not empty, got {content!r}")
+            raise SchemaError(f"{where}[{i}].content must be text that is not empty, got {content!r}", "text")
     spoken = [m["role"] for m in messages if m["role"] != "system"]
     if spoken != ["user", "assistant"] * (len(spoken) // 2) or not spoken:
         raise SchemaError(f"{where} must alternate user, assistant, and end so, got {', '.join(spoken) or 'none'}")
@@ -113,7 +134,8 @@ def _placeholders(messages: list[dict[str, str]], media: list[dict[str, Any]], w
     kinds, expected = [kind for _, kind in marks], [m["type"] for m in media]
     if kinds and kinds != expected:
         raise SchemaError(
-            f"{where} has placeholders for {kinds}, but media {expected}; write one each, in order, or none"
+            f"{where} has placeholders for {kinds}, but media {expected}; write one each, in order, or none",
+            "placeholders",
         )
 
 
@@ -125,18 +147,21 @@ def _find_all(text: str, mark: str) -> list[int]:
     return found
 
 
-def _segments(segments: Any, duration: float) -> None:
+def check_segments(segments: Any, duration: float = 0.0) -> None:
+    """SchemaError unless they are a list of {start, end, text} within `duration` seconds (0: not known)."""
     if not isinstance(segments, list):
-        raise SchemaError("segments must be a list of {start, end, text}")
+        raise SchemaError("segments must be a list of {start, end, text}", "segments")
     for i, segment in enumerate(segments):
         if not isinstance(segment, dict) or not isinstance(segment.get("text"), str):
-            raise SchemaError(f"segments[{i}] must have start, end and text")
+            raise SchemaError(f"segments[{i}] must have start, end and text", "segments")
         start, end = segment.get("start"), segment.get("end")
         if not (_is_number(start) and _is_number(end) and 0 <= start < end):
-            raise SchemaError(f"segments[{i}] runs from {start!r} to {end!r}; needs 0 <= start < end, in seconds")
+            raise SchemaError(
+                f"segments[{i}] runs from {start!r} to {end!r}; needs 0 <= start < end, in seconds", "segments"
+            )
         if duration and end > duration + 0.5:
-            raise SchemaError(f"segments[{i}] ends at {end} s, but the media last {duration} s")
+            raise SchemaError(f"segments[{i}] ends at {end} s, but the media last {duration} s", "segments")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER

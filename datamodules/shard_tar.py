@@ -11,21 +11,36 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from timeviper.datamodules.shard_schema import MAX_JSON
 
 BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
 CHUNK = 1 << 20
 
 
 class ShardError(ValueError):
-    """Something in a shard that must not be read; `kind` is one word for reports."""
+    """Something in a shard that must not be read; `kind` is one word for reports.
 
-    def __init__(self, shard: Path | str, detail: str, key: str = "", kind: str = "tar") -> None:
+    `parts`: what is wrong with each sample, where several cannot be used.
+    """
+
+    def __init__(
+        self,
+        shard: Path | str,
+        detail: str,
+        key: str = "",
+        kind: str = "tar",
+        parts: Sequence[ShardError] = (),
+    ) -> None:
         super().__init__(f"{shard}{f', sample {key!r}' if key else ''}: {detail}")
-        self.shard, self.detail, self.key, self.kind = Path(shard), detail, key, kind
+        self.shard, self.detail, self.key, self.kind, self.parts = Path(shard), detail, key, kind, tuple(parts)
+
+    def __reduce__(self) -> tuple[type[ShardError], tuple[object, ...]]:
+        return ShardError, (self.shard, self.detail, self.key, self.kind, self.parts)  # writers send it to their parent
 
 
 class Slice(NamedTuple):
@@ -46,15 +61,16 @@ class Member:
     size: int
 
 
-class SliceFile(io.RawIOBase, BinaryIO):
-    """Bytes `[offset, offset + size)` of a file as a file of their own: PyAV opens a member in place."""
+class RangeFile(io.RawIOBase, BinaryIO):
+    """A read-only file of known size; a subclass gives the bytes from any position on (`read_at`)."""
 
-    def __init__(self, path: str | Path, offset: int, size: int) -> None:
+    def __init__(self, name: str, size: int) -> None:
         super().__init__()
-        self._name = f"{path}[{offset}:{offset + size}]"
-        self._offset, self._size, self._at = offset, size, 0
-        self._fd = -1  # closing must work if opening fails
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._name, self._size, self._at = name, size, 0
+
+    def read_at(self, at: int, view: memoryview) -> int:
+        """Fill `view`, which is not empty, with bytes from `at` on, as far as they come at once; how many."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
@@ -77,12 +93,25 @@ class SliceFile(io.RawIOBase, BinaryIO):
         return self._at
 
     def readinto(self, buffer) -> int:
-        """pread: no shared position, so slices of one shard may be read side by side."""
         view = memoryview(buffer).cast("B")
         want = max(0, min(len(view), self._size - self._at))
-        got = os.preadv(self._fd, [view[:want]], self._offset + self._at) if want else 0
+        got = self.read_at(self._at, view[:want]) if want else 0
         self._at += got
         return got
+
+
+class SliceFile(RangeFile):
+    """Bytes `[offset, offset + size)` of a file as a file of their own: PyAV opens a member in place."""
+
+    def __init__(self, path: str | Path, offset: int, size: int) -> None:
+        super().__init__(f"{path}[{offset}:{offset + size}]", size)
+        self._offset = offset
+        self._fd = -1  # closing must work if opening fails
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_at(self, at: int, view: memoryview) -> int:
+        """pread: no shared position, so slices of one shard may be read side by side."""
+        return os.preadv(self._fd, [view], self._offset + at)
 
     def close(self) -> None:
         if not self.closed and self._fd >= 0:
@@ -93,7 +122,8 @@ class SliceFile(io.RawIOBase, BinaryIO):
 def read_member(path: str | Path, offset: int, size: int, crc32: int | None = None) -> bytes:
     """A member's bytes. OSError if the file ends before them, ValueError if `crc32` is not theirs."""
     with SliceFile(path, offset, size) as file:
-        data = file.read(size)
+        # Not more than there are: a damaged index may ask for any number.
+        data = file.read(max(min(size, os.path.getsize(path) - offset), 0))
     if len(data) != size:
         raise OSError(f"{path} ends {size - len(data)} bytes before the end of the member at {offset}")
     if crc32 is not None and zlib.crc32(data) != crc32:
@@ -112,26 +142,32 @@ def slice_crc32(path: str | Path, offset: int, size: int) -> int:
 
 def scan_tar(path: Path) -> list[Member]:
     """All members in order, from the headers. ShardError unless the archive is whole to its last byte."""
-    end, members = 0, []
+    return list(iter_tar(path))
+
+
+def iter_tar(path: Path) -> Iterator[Member]:
+    """Members in order, until the end or the ShardError where the archive is damaged: what lies before may be whole."""
+    end = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                if not info.isfile() or info.issparse():
-                    raise ShardError(
-                        path,
-                        f"member {info.name!r} is no plain file; a shard may not have links or folders",
-                    )
-                members.append(_member(path, info))
+                if info.size < 0:  # tarfile would read the same header for ever
+                    raise ShardError(path, f"damaged: member {info.name!a} has {info.size} bytes")
+                if not (info.isfile() or info.isdir()) or info.issparse():
+                    raise ShardError(path, f"member {info.name!r} is no plain file; a shard may not have links")
+                if info.isfile():  # `tar cf x.tar folder` has an entry for the folder, which says nothing
+                    yield _member(path, info)
                 end = info.offset_data + -(-info.size // BLOCK) * BLOCK
-    except tarfile.TarError as error:
+    except (tarfile.TarError, RecursionError, OverflowError) as error:
         raise ShardError(path, f"not an uncompressed tar, or damaged at its start ({error})") from error
     _check_end(path, end)
-    return members
 
 
 def _member(path: Path, info: tarfile.TarInfo) -> Member:
     folder, _, name = info.name.rpartition("/")
     key, dot, field = name.partition(".")
+    if not info.name.isprintable():  # nor could it be written to a report or a terminal
+        raise ShardError(path, f"member {info.name!a} has characters that cannot be shown; rename it")
     if info.name.startswith("/") or ".." in info.name.split("/"):
         raise ShardError(path, f"member {info.name!r} points out of the archive; rename it")
     if not (key and dot and field):
@@ -157,8 +193,10 @@ def _check_end(path: Path, end: int) -> None:
         raise ShardError(path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again")
 
 
-def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Member]] | ShardError]:
-    """Samples: runs of members with one key. What is wrong with a sample comes out in its place."""
+def group(
+    path: Path, members: list[Member], texts: Collection[str] = ("json",)
+) -> Iterator[tuple[str, dict[str, Member]] | ShardError]:
+    """Samples: runs of members with one key, one of `texts` among them. What is wrong comes out in its place."""
     seen: set[str] = set()
     start = 0
     while start < len(members):
@@ -173,8 +211,11 @@ def group(path: Path, members: list[Member]) -> Iterator[tuple[str, dict[str, Me
             yield ShardError(path, detail, key, "key")
         elif len(fields) < len(run):
             yield ShardError(path, "a file is there twice; the key is used twice or has a dot in it", key, "key")
-        elif "json" not in fields:
-            yield ShardError(path, f"has {', '.join(sorted(fields))} but no json", key, "incomplete")
+        elif not fields.keys() & set(texts):
+            yield ShardError(path, f"has {', '.join(sorted(fields))} but no {' or '.join(texts)}", key, "incomplete")
+        elif "json" in fields and fields["json"].size > MAX_JSON:
+            detail = f"its json has {fields['json'].size:,} bytes, more than {MAX_JSON:,}; split the sample"
+            yield ShardError(path, detail, key, "json")
         else:
             yield key, fields
         seen.add(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -156,76 +155,3 @@ def test_preview_shows_the_packs_of_each_rank(run, world: Path) -> None:
     code, _, err = run("preview", STAGE2, *data, "data.packs_per_step=3", "--ranks", "2")
     assert code != 0
     assert "does not divide among 2 ranks" in err
-
-
-def test_unusable_entries_of_own_data_are_all_named(run, tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"")
-    lines = [
-        '{"video": "a.mp4", "messages": []}',
-        '{"video": "gone.mp4", "caption": "x"}',
-        "{",
-        '{"caption": "no media"}',
-        '{"image": "a.mp4", "caption": "x"}',
-        '{"video": "a.mp4", "conversations": [{"from": "narrator", "value": "x"}]}',
-        json.dumps(["a list"]),
-    ]
-    (tmp_path / "m.jsonl").write_text("\n".join(lines))
-    code, _, err = run("shards", "write", str(tmp_path / "m.jsonl"), str(tmp_path / "out"))
-    assert code == 1
-    assert "7 unusable" in err
-    for number, says in enumerate(
-        ["at least one message", "no file", "valid JSON", "no media", "ending", "narrator", "must be an object"], 1
-    ):
-        assert any(f"line {number}:" in line and says in line for line in err.splitlines()), (number, says, err)
-    assert not (tmp_path / "out").exists()
-
-
-def test_media_that_cannot_be_decoded_are_all_named(run, tmp_path: Path) -> None:
-    for name, content in {"empty": b"", "text": b"not a video" * 50}.items():
-        (tmp_path / f"{name}.mp4").write_bytes(content)
-    lines = [json.dumps({"video": f"{name}.mp4", "caption": "x"}) for name in ("empty", "text")]
-    (tmp_path / "m.jsonl").write_text("\n".join(lines))
-    code, _, err = run("shards", "write", str(tmp_path / "m.jsonl"), str(tmp_path / "out"))
-    assert code == 1
-    assert "empty.mp4 is empty (0 bytes)" in err
-    assert "text.mp4 cannot be read as a video or image" in err
-    assert "leave them out" in err
-    assert not list((tmp_path / "out").iterdir()), "nothing half done stays"
-
-
-def test_the_forms_of_own_data(tmp_path: Path) -> None:
-    from timeviper.datamodules.manifest import read_manifest
-
-    (tmp_path / "sub").mkdir()
-    for name in ("a.mp4", "sub/a.mp4", "b.JPG"):
-        (tmp_path / name).write_bytes(b"")
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
-    entries = [
-        {"video": "a.mp4", "conversations": turns},
-        {"video": "a.mp4", "caption": "Again."},
-        {"video": ["a.mp4", "sub/a.mp4"], "caption": "Both.", "id": "two videos"},
-        {"image": "b.JPG", "caption": "Still.", "source": "mine"},
-    ]
-    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
-    first, second, both, image = read_manifest(tmp_path / "m.jsonl")
-    assert first["json"]["messages"][0] == {"role": "user", "content": "<video>\nWhat?"}
-    assert [first["__key__"], second["__key__"], both["__key__"]] == ["a", "a-2", "two_videos"]
-    assert [media["member"] for media in both["json"]["media"]] == ["0.mp4", "1.mp4"]
-    assert both["1.mp4"] == tmp_path / "sub/a.mp4"
-    assert (image["json"]["source"], image["jpg"]) == ("mine", tmp_path / "b.JPG")
-
-
-def test_media_of_own_data_may_lie_anywhere(tmp_path: Path) -> None:
-    from timeviper.datamodules.manifest import read_manifest
-
-    for folder in ("lists", "films"):
-        (tmp_path / folder).mkdir()
-    film = tmp_path / "films" / "a.mp4"
-    film.write_bytes(b"")
-    lines = [json.dumps({"video": where, "caption": "x"}) for where in (str(film), "../films/a.mp4")]
-    (tmp_path / "lists" / "m.jsonl").write_text("\n".join(lines))
-    absolute, relative = read_manifest(tmp_path / "lists" / "m.jsonl")
-    assert absolute["mp4"] == film
-    assert relative["mp4"].resolve() == film.resolve()
-    assert relative["__key__"] == "films_a"
-    assert absolute["__key__"].endswith("films_a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import islice
 from pathlib import Path
@@ -130,3 +131,15 @@ def test_mistakes_of_a_class_are_named(folder: Path, name: str, message: str) ->
 def test_wrong_options_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"constructor failed: TypeError: .*unexpected keyword argument 'speed'"):
         load_sources({"mine": SourceConfig(dataset="my_clips:Clips", options={"speed": 1})})
+
+
+def test_the_class_in_the_documentation_works(folder: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs/your-data.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Clips" in b)
+    name = re.search(r"# (\w+)\.py", block)
+    assert name
+    (folder / "documented.py").write_text(block)
+    (folder / "a.mp4").write_bytes((folder / "clip.mp4").read_bytes())
+    mine = SourceConfig(dataset="documented:Clips", options={"folder": str(folder)})
+    assert f"data.sources.mine.dataset={name[1]}:Clips" in text
+    assert first_packs(recipe(mine=mine), 1)[0].answers[0] == "A dog runs."

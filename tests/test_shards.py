@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
+from shard_helpers import QUESTION, clip, picture, raw_tar
 
 from timeviper.datamodules.shards import (
     ShardError,
@@ -29,36 +24,6 @@ from timeviper.datamodules.shards import (
     write_shard,
     write_shards,
 )
-from timeviper.datamodules.world_render import encode_image, encode_video
-from timeviper.datamodules.world_scene import draw_video
-
-QUESTION = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a ring"}]
-
-
-def clip(number: int) -> dict[str, Any]:
-    """A video sample of 2 s."""
-    scene = draw_video(np.random.default_rng(number), 2.0, 4.0, 1, None)
-    media = [{"type": "video", "member": "mp4", "duration": 2.0, "fps": 4.0, "frames": 8}]
-    return {
-        "__key__": f"clip{number:03d}",
-        "mp4": encode_video(scene),
-        "json": {"media": media, "conversations": [{"type": "shape", "messages": QUESTION}]},
-    }
-
-
-def picture(number: int) -> dict[str, Any]:
-    pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), np.uint8)
-    return {"__key__": f"picture{number:03d}", "png": encode_image(pixels, "png"), "json": {"messages": QUESTION}}
-
-
-def raw_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    """A tar of exactly these members, as another program could have left it."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def kinds(folder: Path) -> list[str]:
@@ -92,7 +57,7 @@ def test_index_of_foreign_tars_equals_that_of_the_writer(tmp_path: Path) -> None
     index = index_path(tmp_path / "shard-00000.tar")
     before = index.read_bytes()
     index.unlink()
-    assert index_shards(tmp_path) == [index]
+    assert index_shards(tmp_path) == [index, tmp_path / "index.json"]
     assert index.read_bytes() == before
     assert index_shards(tmp_path) == []
 
@@ -149,28 +114,6 @@ def test_a_stopped_writer_leaves_whole_shards_and_continues(tmp_path: Path) -> N
         write_shards(samples[1:], part, samples_per_shard=2)
 
 
-def test_a_killed_writer_continues_to_the_same_shards(tmp_path: Path) -> None:
-    script = (
-        "import sys, test_shards as t\n"
-        "t.write_shards((t.picture(i) for i in range(400)), sys.argv[1], samples_per_shard=4)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
-    writer = subprocess.Popen(command, env=environment)
-    while not (tmp_path / "killed" / "shard-00003.idx.json").exists():
-        assert writer.poll() is None
-        time.sleep(0.005)
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    for tar in (tmp_path / "killed").glob("*.tar"):
-        with tarfile.open(tar) as archive:
-            assert len(archive.getnames()) == 8
-    pictures = [picture(i) for i in range(400)]
-    write_shards(pictures, tmp_path / "killed", samples_per_shard=4)
-    write_shards(pictures, tmp_path / "whole", samples_per_shard=4)
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-
-
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     missing = picture(0) | {"png": tmp_path / "nowhere.png"}
     with pytest.raises(OSError, match=r"cannot write shard .*nothing of it was kept"):
@@ -193,7 +136,7 @@ def test_errors_of_load_index(tmp_path: Path) -> None:
     tar, index = tmp_path / "shard-00000.tar", tmp_path / "shard-00000.idx.json"
     assert len(load_index(f"{tmp_path}/shard-*.tar")) == len(load_index(tar)) == 1
     whole = index.read_text()
-    index.write_text(whole.replace('"version":1', '"version":9'))
+    index.write_text(whole.replace('"version":2', '"version":9'))
     with pytest.raises(ValueError, match="has version 9"):
         load_index(tmp_path)
     index.write_text(whole[:50])
@@ -211,73 +154,6 @@ def test_errors_of_load_index(tmp_path: Path) -> None:
     tar.unlink()
     with pytest.raises(ValueError, match=r"shard .*shard-00000.tar is missing"):
         load_index(tmp_path)
-
-
-def cut_between_members(shard: Path, offset: int, size: int) -> None:
-    os.truncate(shard, offset + -(-size // 512) * 512)
-
-
-def cut_inside_member(shard: Path, offset: int, size: int) -> None:
-    os.truncate(shard, offset + size // 2)
-
-
-def spoil_header(shard: Path, offset: int, size: int) -> None:
-    with shard.open("r+b") as file:
-        file.seek(offset - 512)
-        file.write(b"\xff" * 512)
-
-
-def flip_bit(shard: Path, offset: int, size: int) -> None:
-    with shard.open("r+b") as file:
-        file.seek(offset + size // 2)
-        byte = file.read(1)[0]
-        file.seek(offset + size // 2)
-        file.write(bytes([byte ^ 1]))
-
-
-DAMAGE: list[tuple[Callable[[Path, int, int], None], str, str]] = [
-    (cut_between_members, "json", "tar"),
-    (cut_between_members, "mp4", "tar"),
-    (cut_inside_member, "json", "tar"),
-    (cut_inside_member, "mp4", "tar"),
-    (spoil_header, "json", "tar"),
-    (spoil_header, "mp4", "tar"),
-    (flip_bit, "json", "checksum"),
-    (flip_bit, "mp4", "checksum"),
-]
-
-
-@pytest.mark.parametrize(("damage", "field", "kind"), DAMAGE, ids=lambda v: getattr(v, "__name__", v))
-def test_damage_is_found_and_nothing_of_it_is_read(tmp_path: Path, damage: Any, field: str, kind: str) -> None:
-    """What webdataset 1.0.2 passes on in silence: cut shards, spoilt headers; and bits that flipped."""
-    samples = [clip(i) for i in range(4)]
-    write_shards(samples, tmp_path, samples_per_shard=2)
-    assert kinds(tmp_path) == []
-    shard = load_index(tmp_path)[0]
-    record = shard.samples[1]
-    damage(shard.path, *record.members[field][:2])
-    assert kind in kinds(tmp_path)
-    try:
-        shards = load_index(tmp_path)
-    except ValueError as error:
-        assert "run `timeviper shards index" in str(error)  # noqa: PT017
-        index_path(shard.path).unlink()
-        with pytest.raises(ShardError, match=r"cut off|damaged"):
-            index_shards(tmp_path)
-        assert not index_path(shard.path).exists()
-        return
-    # The same size: the index still holds, and so does every byte that it vouches for.
-    written = {sample["__key__"]: sample["mp4"] for sample in samples}
-    emitted = 0
-    for known in shards:
-        for good in known.samples:
-            try:
-                read_member(known.path, *good.members["json"])
-                assert read_member(known.path, *good.members["mp4"]) == written[good.key]
-                emitted += 1
-            except ValueError as error:
-                assert good.key == record.key, error  # noqa: PT017
-    assert emitted == (4 if damage is spoil_header else 3)
 
 
 def test_samples_of_two_shards_are_never_merged(tmp_path: Path) -> None:
@@ -358,35 +234,3 @@ def test_json_that_does_not_fit(tmp_path: Path, record: Any, message: str) -> No
     with pytest.raises(ShardError, match=r"x\.tar, sample 'clip000': .*" + message):
         write_shard(tmp_path / "x.tar", [clip(0) | {"json": record}])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_check_finds_bad_media(tmp_path: Path) -> None:
-    short = clip(1)
-    short["json"]["media"][0]["duration"] = 3.0
-    fewer = clip(2)
-    fewer["json"]["media"][0]["frames"] = 7
-    broken = clip(3)
-    broken["mp4"] = broken["mp4"][:800]
-    text = clip(4) | {"mp4": b"<html>not found</html>"}
-    twin = clip(0) | {"__key__": "twin"}
-    black = picture(0) | {"png": b"\x89PNG\r\n\x1a\n" + bytes(100)}
-    write_shards([clip(0), short, fewer, broken, text, twin, black], tmp_path)
-    found = [(p.key, p.kind) for p in check_shards(tmp_path).problems]
-    assert found == [
-        ("clip001", "duration"),
-        ("clip002", "duration"),
-        ("clip003", "media"),
-        ("clip004", "media"),
-        ("twin", "duplicate"),
-        ("picture000", "media"),
-    ]
-
-
-def test_check_is_quiet_about_good_shards(tmp_path: Path) -> None:
-    write_shards([*map(clip, range(40)), *map(picture, range(200))], tmp_path, samples_per_shard=50)
-    report = check_shards(tmp_path)
-    assert (report.shards, report.samples, report.problems) == (5, 240, [])
-    assert 0 < report.forecast["mean_s"] <= report.forecast["max_s"]
-    assert json.loads(report.to_json())["samples"] == 240
-    with pytest.raises(ValueError, match="no shards"):
-        check_shards(tmp_path / "none")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 HELP = {"help_option_names": ["-h", "--help"]}
+STOPPED = 130  # asked to stop before the end: what waits for this (make) must not go on
 
 shards = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Make and inspect shards of data.")
 
@@ -31,19 +32,22 @@ def shards_world(
 def shards_write(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="A JSONL file, or a folder of media each with .json or .txt beside it."),
+        typer.Argument(metavar="SOURCE", help="JSONL, a JSON list, CSV or TSV; a folder of media, or of tars."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
-    samples_per_shard: Annotated[int, typer.Option(help="Samples in one tar.")] = 256,
+    form: Annotated[str, typer.Option("--format", help="auto, json, grounding, table, folder or tars.")] = "auto",
+    part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts, for a batch array.")] = "1/1",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that write; 0: one a core.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples in one tar.")] = 256,
+    media_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where names of media start, and what they must not leave.")
+    ] = None,
 ) -> None:
-    """Turn your own videos and their conversations into shards (format: docs/your-data.md)."""
-    from timeviper.datamodules.manifest import read_manifest
-    from timeviper.datamodules.shards import write_shards
+    """Turn your own videos and their texts into shards; the same command continues (formats: docs/your-data.md)."""
+    from timeviper.write_shards import write
 
-    samples = read_manifest(source)
-    written = write_shards(samples, out, samples_per_shard, progress=lambda n: _progress(f"{n}/{len(samples)} samples"))
-    print(f"\n{len(samples)} samples in {len(written)} shards: {out}")
-    print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}")
+    if not write(source, out, form, part, workers, samples_per_shard, media_root):
+        raise typer.Exit(STOPPED)
 
 
 @shards.command("index")
@@ -61,18 +65,48 @@ def shards_index(
 def shards_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="New folder for mended copies; the exit code is then theirs.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: one a core.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Decode the frames that this recipe wants.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(min=0.0, help="Frames a second that are decoded.  [default: 1]")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="At most so many of a video.  [default: 256]")] = None,
+    max_text: Annotated[int | None, typer.Option(min=1, help="Bytes of a conversation.  [default: 131072]")] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Count this kind of problem as a note; may be repeated.")
+    ] = None,
 ) -> None:
-    """Read every sample and name the bad ones; exit code 1 if there are any."""
-    from timeviper.datamodules.shards import check_shards
+    """Read every byte and decode every wanted frame; name what is bad, exit code 1 if anything is."""
+    from timeviper.check_shards import check, config_of
 
-    report = check_shards(folder)
-    if json_file:
-        json_file.write_text(report.to_json() + "\n")
-    for problem in report.problems:
-        print(f"{problem.shard}  {problem.key or '-'}  {problem.kind}: {problem.detail}")
-    print(f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems")
-    if report.problems:
+    config = config_of(recipe, fps, max_frames, max_text, accept or [])
+    if not check(folder, config, workers or os.cpu_count() or 1, json_file, fix):
         raise typer.Exit(1)
+
+
+@shards.command("features", context_settings={**HELP, "ignore_unknown_options": True})
+def shards_features(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Its frozen towers run over its data.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe.")
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source (repeatable), by name or key.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: in turns with the towers.")] = 0,
+) -> None:
+    """Run the frozen towers once, and train from their merged features; the same command continues."""
+    from timeviper.inputs import check_inputs
+    from timeviper.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    check_inputs(checked)
+    from timeviper.write_features import write_features
+
+    if not write_features(checked, out, source or [], workers):
+        raise typer.Exit(STOPPED)
 
 
 def _progress(text: str) -> None:

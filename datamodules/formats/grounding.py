@@ -1,0 +1,103 @@
+"""Temporal grounding: when does what a sentence says happen in a video?
+
+Known are, in a list, in JSONL, or keyed by video:
+
+    {"video": "a.mp4", "query": "a dog runs", "start": 2.0, "end": 5.0}      also "timestamp": [2.0, 5.0]
+    {"video": "v_1", "timestamps": [[0, 2], [3, 5]], "sentences": ["...", "..."]}          as in ActivityNet Captions
+
+All entries about one video become one sample: a question of type `when` each, and the segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from timeviper.datamodules.formats.entry import Entry
+from timeviper.datamodules.formats.talk import ask_when
+from timeviper.datamodules.shard_schema import SchemaError, check_segments
+
+VIDEO = ("video", "video_id", "vid", "video_name", "video_path", "path", "file")
+QUERY = ("query", "sentence", "description")
+TALK = ("messages", "conversations", "caption", "question")
+TIMES = (("start", "end"), ("start_time", "end_time"), ("timestamp",), ("times",))
+MANY = ("timestamps", "sentences")
+
+
+def is_grounding(fields: dict[str, Any]) -> bool:
+    """Whether an entry, by its names alone, is of this format."""
+    if any(name in fields for name in TALK):
+        return False
+    return _has(fields, *MANY) or (any(q in fields for q in QUERY) and any(_has(fields, *t) for t in TIMES))
+
+
+def read_grounding(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """One entry a video, in the order of their first mention; unusable ones as they come."""
+    videos: dict[str, Entry] = {}
+    for entry in entries:
+        if isinstance(entry.fields, SchemaError):
+            yield entry
+            continue
+        try:
+            new = _events(entry.fields)
+        except SchemaError as error:
+            yield Entry(entry.where, error)
+            continue
+        known = videos.setdefault(new["video"], Entry(entry.where, {"conversations": [], "segments": []})).fields
+        assert isinstance(known, dict)
+        for name in ("conversations", "segments"):
+            known[name] += new.pop(name)
+        known |= new
+    yield from videos.values()
+
+
+def _events(fields: dict[str, Any]) -> dict[str, Any]:
+    """The video with conversations and segments. What else an entry says stays beside what it is about."""
+    fields = dict(fields)
+    video = _take(fields, VIDEO, "the video")
+    if not isinstance(video, str):
+        raise SchemaError(f"the video must be a name, got {video!r}")
+    if _has(fields, *MANY):
+        times, queries = fields.pop("timestamps"), fields.pop("sentences")
+        if not (isinstance(times, list) and isinstance(queries, list) and len(times) == len(queries)):
+            raise SchemaError("timestamps and sentences must be lists of one length")
+        whole, own = fields, {}
+    else:
+        queries = [_take(fields, QUERY, "the query")]
+        names = next((t for t in TIMES if _has(fields, *t)), None)
+        if names is None:
+            raise SchemaError("says no times: give start and end, or timestamp: [start, end]")
+        taken = [fields.pop(name) for name in names]
+        times = taken if len(taken) == 1 else [taken]
+        whole, own = {}, fields
+    segments = [_segment(query, time) for query, time in zip(queries, times)]
+    check_segments(segments)
+    asked = [ask_when(s["text"], s["start"], s["end"], **own) for s in segments]
+    return {**whole, "video": video, "conversations": asked, "segments": segments}
+
+
+def _segment(query: Any, time: Any) -> dict[str, Any]:
+    if not isinstance(query, str) or not query.strip():
+        raise SchemaError(f"the query must be text that is not empty, got {query!r}", "text")
+    if not isinstance(time, list) or len(time) != 2:
+        raise SchemaError(f"the times of {query!r} must be [start, end], got {time!r}", "segments")
+    return {"start": _number(time[0]), "end": _number(time[1]), "text": query.strip()}
+
+
+def _number(value: Any) -> Any:
+    """Seconds; also as text, as tables that became JSON have them."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise SchemaError(f"the time {value!r} is no number of seconds", "segments") from error
+
+
+def _take(fields: dict[str, Any], names: tuple[str, ...], what: str) -> Any:
+    for name in names:
+        if name in fields:
+            return fields.pop(name)
+    raise SchemaError(f"does not name {what}: looked for {', '.join(names)}, found {', '.join(fields) or 'nothing'}")
+
+
+def _has(fields: dict[str, Any], *names: str) -> bool:
+    return all(name in fields for name in names)

@@ -1,0 +1,85 @@
+"""Text files of other people, read with bounds: neither a line nor a file may fill the memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from timeviper.datamodules.shard_schema import MAX_JSON, SchemaError
+
+MAX_LIST = 2 << 30  # bytes of a .json list, which is parsed as a whole and then takes 3 to 6 times as much memory
+CHUNK = 1 << 20
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str | SchemaError]]:
+    """Number and text of each line that is not blank, without its end; of an unusable one, what is wrong with it.
+
+    Of a line longer than MAX_JSON no more than that is ever in memory; reading goes on behind it.
+    """
+    with path.open("rb", buffering=CHUNK) as file:
+        number = 0
+        while line := file.readline(MAX_JSON + 1):
+            number += 1
+            if len(line) > MAX_JSON:
+                if not line.endswith(b"\n"):
+                    _skip_line(file)
+                yield number, SchemaError(f"is longer than {MAX_JSON} bytes; split the sample")
+            elif line.strip():
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    yield number, not_utf8(error)
+
+
+def _skip_line(file: BinaryIO) -> None:
+    """Go behind the end of the line; reading lines for that is twenty times slower."""
+    while chunk := file.read(CHUNK):
+        if (end := chunk.find(b"\n")) >= 0:
+            file.seek(end + 1 - len(chunk), os.SEEK_CUR)
+            return
+
+
+def read_text(path: Path) -> str:
+    """A small file as text, without a byte order mark."""
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise SchemaError(f"{path.name} has {size} bytes, more than {MAX_JSON}; split the sample")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{path.name} {not_utf8(error)}") from error
+
+
+def read_list(path: Path) -> Any:
+    """What a .json file holds."""
+    if (size := path.stat().st_size) > MAX_LIST:
+        raise SchemaError(
+            f"has {size} bytes, more than {MAX_LIST} that are read as one list; write it as JSONL, "
+            f"one entry a line (jq -c '.[]' {path.name} > {path.stem}.jsonl)"
+        )
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """SchemaError for all that is no JSON, NaN and infinity included."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"not valid JSON: {error}") from error
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(found := parse_json(text), dict):
+        raise SchemaError(f"must be an object, got {type(found).__name__}")
+    return found
+
+
+def not_utf8(error: UnicodeDecodeError) -> SchemaError:
+    return SchemaError(f"is not UTF-8 ({error.reason} at byte {error.start}); convert it, for instance with iconv")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number of JSON")

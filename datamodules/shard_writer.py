@@ -1,0 +1,175 @@
+"""Writing a shard: whole or not at all, and the same bytes however often the writer was stopped.
+
+A shard is written under a name of its own that ends in `.tmp`, read back, and only then renamed. So one under its
+final name is always whole, and two programs that write the same shard do no more than the work twice.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from timeviper.datamodules.shard_index import (
+    SampleRecord,
+    ShardIndex,
+    index_shard,
+    read_index,
+    write_index,
+)
+from timeviper.datamodules.shard_tar import ShardError, SliceFile
+
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class TarSlice:
+    """A file inside a tar; copied from there when it is written."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+Payload = bytes | Path | TarSlice
+Sample = Mapping[str, Any]
+"""`{"__key__": str, "json": dict or bytes, "mp4": Payload, ...}`"""
+
+
+def write_shard(path: Path, samples: Iterable[Sample], copied: Callable[[int], None] | None = None) -> ShardIndex:
+    """One shard and its index. If the tar is already there it is kept, provided it holds these samples.
+
+    `copied` is called with the bytes of each sample once it is in the tar. Raises ShardError with every sample that
+    cannot be used, OSError with what could not be read or written; nothing of the shard is kept then.
+    """
+    samples = list(samples)
+    if path.exists():
+        return _kept(path, samples)
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+                for sample in samples:
+                    size = _add(tar, path, sample)
+                    if copied:
+                        copied(size)
+            file.flush()
+            os.fsync(file.fileno())
+        index = index_shard(partial, name=path)
+        partial.replace(path)
+        write_index(index)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, ShardError):  # not of a file that is gone
+            raise _from_here(error, path, samples) from error
+        if isinstance(error, OSError):
+            raise OSError(
+                f"cannot write shard {path}: {error}; nothing of it was kept, run again to continue"
+            ) from error
+        raise
+    return index
+
+
+def _add(tar: tarfile.TarFile, path: Path, sample: Sample) -> int:
+    """Append a sample's files in order of their names; their bytes."""
+    key, total = sample["__key__"], 0
+    if not key or "." in key or key.startswith("/") or ".." in key.split("/"):
+        raise ShardError(path, "a key must not be empty, have a dot in it or leave the folder; rename it", key, "key")
+    for field, value in sorted(_files(sample)):
+        info = tarfile.TarInfo(f"{key}.{field}")
+        # Nothing of the time or the person, so that the same samples make the same bytes.
+        info.mode, info.mtime = 0o444, 0
+        info.uname = info.gname = "bigdata"  # as webdataset's writer has it
+        with _opened(value) as (file, info.size):
+            tar.addfile(info, file)
+        total += info.size
+    return total
+
+
+def _files(sample: Sample) -> Iterator[tuple[str, Payload]]:
+    for field, value in sample.items():
+        if field == "json" and not isinstance(value, bytes):
+            yield field, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        elif field != "__key__":
+            yield field, value
+
+
+class _opened:
+    """A payload as a file to read, with its size; large ones are never in memory as a whole."""
+
+    def __init__(self, payload: Payload) -> None:
+        self.file: IO[bytes]
+        if isinstance(payload, bytes):
+            self.file, self.size = io.BytesIO(payload), len(payload)
+        elif isinstance(payload, TarSlice):
+            self.file, self.size = SliceFile(payload.path, payload.offset, payload.size), payload.size
+        else:
+            self.file = payload.open("rb")
+            self.size = os.fstat(self.file.fileno()).st_size
+
+    def __enter__(self) -> tuple[IO[bytes], int]:
+        return self.file, self.size
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def _from_here(error: ShardError, path: Path, samples: list[Sample]) -> ShardError:
+    """The error with the files that the samples came from: those are what a person can mend."""
+    origins = {s["__key__"]: [str(v) for v in s.values() if isinstance(v, Path)] for s in samples}
+    parts = error.parts or ((error,) if error.key else ())
+    if error.kind == "key" or not parts:
+        return ShardError(path, error.detail, error.key, error.kind)
+    listed = [f"{part.detail}{_listed(origins.get(part.key, []))}" for part in parts]
+    remedy = "\nMend these files or leave them out, then run again (for other entries: into an empty folder)."
+    if len(parts) == 1:
+        return ShardError(path, listed[0] + remedy * (error.kind == "media"), error.key, error.kind)
+    rows = "".join(f"\n  {part.key!r}: {row}" for part, row in zip(parts, listed))
+    return ShardError(path, f"{len(parts)} samples cannot be used:{rows}{remedy}", kind=error.kind, parts=parts)
+
+
+def _listed(files: list[str]) -> str:
+    return f" ({', '.join(files)})" if files else ""
+
+
+def _kept(path: Path, samples: list[Sample]) -> ShardIndex:
+    """The index of a shard that is there; ValueError if it is of other samples."""
+    try:
+        index = read_index(path)
+    except ValueError:  # stopped between the tar and its index
+        index = index_shard(path)
+        write_index(index)
+    for there, wanted in zip_longest(index.samples, samples):
+        if there is None or wanted is None or (difference := _difference(there, wanted)):
+            what = difference if there and wanted else f"it holds {len(index.samples)} samples, not {len(samples)}"
+            raise ValueError(
+                f"shard {path} is already there with other samples ({what}); write to an empty folder, or delete it"
+            )
+    return index
+
+
+def _difference(there: SampleRecord, wanted: Sample) -> str:
+    """What differs, by keys, texts and the sizes of media; "" if nothing. No medium is read."""
+    files = dict(_files(wanted))
+    if there.key != wanted["__key__"]:
+        return f"{there.key!r} where {wanted['__key__']!r} should be"
+    if there.members.keys() != files.keys():
+        return f"{there.key!r} has {', '.join(sorted(there.members))}, not {', '.join(sorted(files))}"
+    for field, payload in files.items():
+        _, size, crc = there.members[field]
+        if isinstance(payload, bytes):
+            same = (size, crc) == (len(payload), zlib.crc32(payload))
+        else:
+            same = size == (payload.size if isinstance(payload, TarSlice) else payload.stat().st_size)
+        if not same:
+            return f"{there.key}.{field} has changed"
+    return ""
