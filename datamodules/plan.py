@@ -27,7 +27,9 @@ class Item:
     tokens: int
     """Decoder tokens at the input."""
     cost: float
-    """Tokens a block sees on average, after every transfer: what compute and activations grow with."""
+    """Tokens a block sees on average, after every transfer: what activations grow with, so what fills a pack."""
+    work: float
+    """Computation, in text tokens that cost as much: what ranks are balanced by."""
     spares: tuple[Item, ...] = ()
     """No dearer units of the same source that take its place, the first that can be read, if it cannot be."""
 
@@ -43,8 +45,8 @@ class StepPlan:
     """Units that no pack can hold; reported as skipped."""
 
     def share(self, rank: int, world: int) -> StepPlan:
-        """The packs of one rank: dealt from the dearest down, back and forth, so that sums are close."""
-        order = sorted(range(len(self.packs)), key=lambda i: -sum(x.cost for x in self.packs[i]))
+        """The packs of one rank: dealt from the most work down, back and forth, so that sums are close."""
+        order = sorted(range(len(self.packs)), key=lambda i: -sum(x.work for x in self.packs[i]))
         rounds = [order[i : i + world] for i in range(0, len(order), world)]
         seats = [(r, rank if k % 2 == 0 else world - 1 - rank) for k, r in enumerate(rounds)]
         packs = tuple(self.packs[r[seat]] for r, seat in seats if seat < len(r))
@@ -66,6 +68,8 @@ class CostModel:
     tokens_per_frame: int
     vision_share: float
     """Share of the vision tokens that a block sees on average (see `kept_share`)."""
+    frame_work: float
+    """Computation of a frame, tower included, in text tokens that cost as much."""
     estimate: Callable[[int, int], int]
     """Text tokens of a conversation from its bytes and its number of frames."""
 
@@ -75,7 +79,8 @@ class CostModel:
         num_frames = frame_count(record.duration, frames, record.frames) if is_video else record.frames
         text = self.estimate(unit.spec.text_bytes, num_frames)
         vision = num_frames * self.tokens_per_frame
-        return Item(unit, num_frames, text + vision, text + vision * self.vision_share)
+        work = text + num_frames * self.frame_work
+        return Item(unit, num_frames, text + vision, text + vision * self.vision_share, work)
 
 
 def phase_at(step: int, data: DataConfig, phases: dict[str, PhaseConfig | None]) -> tuple[str, FramesConfig, dict]:
@@ -96,7 +101,7 @@ def phase_at(step: int, data: DataConfig, phases: dict[str, PhaseConfig | None])
 class Plan:
     """The whole order of a stage; `steps` replays it from the beginning, which costs microseconds a unit."""
 
-    PATIENCE = 8  # units that may fail to fit before a step's packs count as full
+    PATIENCE = 8  # units a pack that may find no room anywhere before the packs of a step count as full
     SPARES = 2  # replacements that are chosen for each unit ...
     TRIES = 8  # ... from this many candidates
 
@@ -143,8 +148,9 @@ class Plan:
     def _fill(
         self, step: int, frames: FramesConfig, mixture: Mixture, waiting: list[Unit]
     ) -> tuple[StepPlan, list[Unit]]:
-        """Give each unit to the emptiest pack; what does not fit opens the next step."""
+        """Give each unit to the pack with the least work that has room; what fits nowhere opens the next step."""
         room = [float(self.data.tokens_per_pack)] * self.data.packs_per_step
+        work = [0.0] * len(room)
         packs: list[list[Item]] = [[] for _ in room]
         too_long: list[Item] = []
         left: list[Unit] = []
@@ -154,7 +160,7 @@ class Plan:
         def worth(unit: Unit) -> float:
             return self.cost.item(unit, frames).tokens if by_tokens else 1.0
 
-        while len(left) < self.PATIENCE:
+        while len(left) < self.PATIENCE * len(packs):
             try:
                 item = self.cost.item(next(queue, None) or mixture.draw(worth), frames)
             except UsedUp as error:
@@ -170,12 +176,13 @@ class Plan:
                         "frames); raise it or lower data.frames.max_frames"
                     )
                 continue
-            pack = max(range(len(room)), key=room.__getitem__)
-            if item.cost > room[pack]:
+            pack = min((i for i in range(len(packs)) if item.cost <= room[i]), key=work.__getitem__, default=None)
+            if pack is None:
                 left.append(item.unit)
                 continue
             packs[pack].append(item)
             room[pack] -= item.cost
+            work[pack] += item.work
         left.extend(queue)
         return StepPlan(step, frames, tuple(map(tuple, packs)), tuple(too_long)), left
 
