@@ -57,14 +57,14 @@ class _Writer:
     def __init__(self, tokenizer: Tokenizer, tokens_per_frame: int, chat: ChatConfig) -> None:
         self.tokenizer, self.tokens_per_frame, self.chat = tokenizer, tokens_per_frame, chat
         self.ids: list[int] = []
-        self.kinds: list[int] = []
-        self.supervised: list[bool] = []
+        self.kinds = bytearray()
+        self.supervised = bytearray()
         self.prompt_kind = Kind.CONTEXT  # until the first vision token
 
     def write(self, ids: Sequence[int], kind: Kind | None = None, supervised: bool = False) -> None:
         self.ids.extend(ids)
-        self.kinds.extend([self.prompt_kind if kind is None else kind] * len(ids))
-        self.supervised.extend([supervised] * len(ids))
+        self.kinds += bytes((self.prompt_kind if kind is None else kind,)) * len(ids)
+        self.supervised += bytes((supervised,)) * len(ids)
 
     def media(self, media: Media) -> bool:
         """The frames, with what `chat.time` says about their times; whether a line of text follows them.
@@ -73,10 +73,11 @@ class _Writer:
         """
         timed = media.kind == "video"
         times = [float(t) for t in media.times]
+        frame = [0] * self.tokens_per_frame
         for i, seconds in enumerate(times):
             if timed and self.chat.time == "frames" and i % self.chat.frames_per_time == 0:
-                self.write(self.tokenizer.encode(time_text(seconds)))
-            self.write([0] * self.tokens_per_frame, Kind.VISION)
+                self.write(_time_ids(self.tokenizer, time_text(seconds)))
+            self.write(frame, Kind.VISION)
             self.prompt_kind = Kind.INSTRUCTION
         if timed and self.chat.time == "sentence":
             self.write(self.tokenizer.encode(time_sentence(media.duration, len(times))))
@@ -84,15 +85,23 @@ class _Writer:
         return False
 
     def encoded(self) -> Encoded:
-        ids = torch.tensor(self.ids, dtype=torch.int64)
-        labels = ids.roll(-1).masked_fill(~torch.tensor(self.supervised).roll(-1), IGNORE)
-        labels[-1] = IGNORE
-        return Encoded(ids, labels, torch.tensor(self.kinds, dtype=torch.uint8))
+        # numpy, because a torch operation costs more than such short arrays do
+        ids, follows = np.array(self.ids, np.int64), np.frombuffer(self.supervised, np.bool_)[1:]
+        labels = np.full_like(ids, IGNORE)
+        labels[:-1][follows] = ids[1:][follows]
+        kinds = np.array(self.kinds)
+        return Encoded(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(kinds))
 
 
 def time_text(seconds: float) -> str:
     """Stands before a group of frames with `chat.time: frames`."""
     return f"{seconds:.1f}s"
+
+
+@lru_cache(maxsize=1 << 16)
+def _time_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Times repeat from video to video, and encoding one takes longer than all else about a small frame's text."""
+    return tuple(tokenizer.encode(text))
 
 
 def time_sentence(duration: float, frames: int) -> str:

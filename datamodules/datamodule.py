@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from timeviper.config import Recipe, SourceConfig
+from timeviper.cost.balance import frame_work
+from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.chat import estimate_tokens
 from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.datamodules.left_out import plan_step, steps_without
+from timeviper.datamodules.loader import PlanSampler, make_loader, most_bytes
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
 from timeviper.datamodules.reader import PackFormat, PackReader
+from timeviper.datamodules.reading import Reading
 from timeviper.datamodules.sample import StepBatch
 from timeviper.datamodules.shard_index import load_index
 from timeviper.tokenizer import Tokenizer
-
-
-class PlanSampler(Sampler[StepPlan]):
-    """One rank's shares, in order. Without a length, so that Lightning counts steps and not epochs."""
-
-    def __init__(self, plans: Callable[[], Iterable[StepPlan]], rank: int, world: int) -> None:
-        self.plans, self.rank, self.world = plans, rank, world
-
-    def __iter__(self) -> Iterator[StepPlan]:
-        return (plan.share(self.rank, self.world) for plan in self.plans())
 
 
 def pack_format(recipe: Recipe) -> PackFormat:
@@ -48,6 +42,7 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
     return CostModel(
         tokens_per_frame=form.tokens_per_frame,
         vision_share=kept_share(recipe.model.transv, len(recipe.model.decoder.layout)),
+        frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
         estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
     )
 
@@ -96,55 +91,56 @@ def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:
     )
 
 
-def _ignore_signals(_: int) -> None:
-    """Loader processes leave Ctrl-C and SIGTERM to the training process, which stops them when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def make_loader(
-    reader: PackReader, sampler: PlanSampler, workers: int, prefetch: int, pin: bool
-) -> DataLoader[StepBatch]:
-    """A loader whose items are whole steps; several processes keep the order of the sampler."""
-    return DataLoader(
-        reader,
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        worker_init_fn=_ignore_signals,
-        pin_memory=pin,
-        # Forked loaders would inherit the locks of torch's threads and of the process group.
-        multiprocessing_context="spawn" if workers else None,
-    )
-
-
 class VideoDataModule(pl.LightningDataModule):
     """Training data that begins at `trainer.global_step`, and held-out data for validation."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, left_out: frozenset[int] = frozenset()) -> None:
+        """left_out: steps of the plan that are not read (see `left_out.py`)."""
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.left_out = recipe, left_out
+        self.before_reading: Callable[[], None] = lambda: None  # called just before the first training data are read
         form = pack_format(recipe)
-        self.reader = PackReader(tokenizer, form, class_datasets(recipe.data.sources))
-        self.val_reader = PackReader(tokenizer, form, class_datasets(recipe.data.val))
+        self.reading = Reading(recipe.data.workers)
+        cache = BlockCache.of(recipe.data)
+        classes = class_datasets(recipe.data.sources)
+        self.reader = PackReader(tokenizer, form, classes, reading=self.reading, cache=cache)
+        self.val_reader = PackReader(tokenizer, form, class_datasets(recipe.data.val), cache=cache)
         self.plan = build_plan(recipe, tokenizer)
-        self.plan.check(recipe.train.steps)
+        self.plan.check(plan_step(recipe.train.steps - 1, left_out) + 1)
         self.val_sources = load_sources(recipe.data.val)
         self.cost = cost_model(recipe, tokenizer)
 
     def _loader(
-        self, reader: PackReader, plans: Callable[[], Iterable[StepPlan]], workers: int
+        self, reader: PackReader, plans: Callable[[], Iterable[StepPlan]], workers: int, step_bytes: int
     ) -> DataLoader[StepBatch]:
         assert self.trainer is not None
-        sampler = PlanSampler(plans, self.trainer.global_rank, self.trainer.world_size)
-        pin = self.trainer.strategy.root_device.type == "cuda"
-        return make_loader(reader, sampler, workers, self.recipe.data.prefetch, pin)
+        data, trainer = self.recipe.data, self.trainer
+        sampler = PlanSampler(plans, trainer.global_rank, trainer.world_size)
+        pin = trainer.strategy.root_device.type == "cuda"
+        return make_loader(
+            reader, sampler, workers, data.prefetch, pin, step_bytes=step_bytes, prefetch_gb=data.prefetch_gb
+        )
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         assert self.trainer is not None
-        start = self.trainer.global_step
-        return self._loader(self.reader, partial(self.plan.steps, start), self.recipe.data.workers)
+        self.before_reading()
+        data, form = self.recipe.data, self.reader.form
+        packs = -(-data.packs_per_step // self.trainer.world_size)
+        share = self.cost.vision_share
+        most = most_bytes(packs, data.tokens_per_pack, form.tokens_per_frame, share, form.image_size)
+        return self._loader(self.reader, partial(self.steps, self.trainer.global_step), data.workers, most)
+
+    def steps(self, start: int) -> Iterable[StepPlan]:
+        """The steps of this run, from `start` on."""
+        return steps_without(self.plan, start, self.left_out)
+
+    def at_hand(self, step: int) -> str:
+        """Which samples this rank is reading, or else which ones belong to its share of a step; for messages."""
+        if reading := self.reading.now():
+            return "Being read: " + ", ".join(f"{key} for {seconds:.0f} s" for key, seconds in reading)
+        assert self.trainer is not None
+        share = next(iter(self.steps(step))).share(self.trainer.global_rank, self.trainer.world_size)
+        return "Samples of the step: " + ", ".join(item.unit.key for pack in share.packs for item in pack)
 
     def val_dataloader(self) -> DataLoader[StepBatch] | list:
         assert self.trainer is not None
@@ -152,4 +148,4 @@ class VideoDataModule(pl.LightningDataModule):
             return []
         samples, world = self.recipe.train.validate_samples, self.trainer.world_size
         plans = held_out(self.val_sources, self.recipe.data, self.cost, samples, world)
-        return self._loader(self.val_reader, lambda: plans, 0)
+        return self._loader(self.val_reader, lambda: plans, 0, 0)

@@ -65,7 +65,7 @@ class ClassDataset:
     def index(self) -> ShardIndex:
         """All samples as the plan knows them. Videos whose record states no length are opened to measure it."""
         count = self._call("__len__", self.made.__len__)
-        return ShardIndex(Path(self.name), 0, tuple(self._sample(str(i)) for i in range(count)))
+        return ShardIndex(self.name, 0, tuple(self._sample(str(i)) for i in range(count)))
 
     def record(self, key: str) -> dict[str, Any]:
         """The checked json of the sample with this key, which is its number."""

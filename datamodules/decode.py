@@ -99,7 +99,7 @@ class FrameReader:
                 wanted[packet.pts] = serves
             context.skip_frame = "DEFAULT" if serves else others
             try:
-                frames = context.decode(packet)
+                frames = self.container.decode(packet)
             except FFmpegError:
                 continue
             for frame in frames:
@@ -112,7 +112,7 @@ class FrameReader:
         number, left = 0, len(targets)
         for packet in chain(self.container.packets(), [None]):
             try:
-                frames = self.container.context.decode(packet)
+                frames = self.container.decode(packet)
             except FFmpegError:
                 continue
             for frame in frames:

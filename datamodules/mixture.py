@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
 
 import numpy as np
 
@@ -23,13 +22,14 @@ class Unit:
 
     source: str
     shard: str
-    """Path of the tar. Not its index: units travel to loader processes."""
+    """Path or URL of the tar. Not its index: units travel to loader processes."""
     record: SampleRecord
     conversation: int
 
     @property
     def key(self) -> str:
-        return f"{self.source}/{PurePath(self.shard).name}/{self.record.key}#{self.conversation}"
+        name = self.shard.rpartition("/")[2]  # of a path or URL; asked for many times a step
+        return f"{self.source}/{name}/{self.record.key}#{self.conversation}"
 
     @property
     def spec(self) -> Conversation:
@@ -67,7 +67,7 @@ class Source:
 
     def __getitem__(self, i: int) -> Unit:
         s, r, c = (int(v) for v in self._rows[i])
-        return Unit(self.name, str(self.shards[s].path), self.shards[s].samples[r], c)
+        return Unit(self.name, self.shards[s].location, self.shards[s].samples[r], c)
 
     @cached_property
     def _by_shard(self) -> list[np.ndarray]:

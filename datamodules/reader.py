@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,14 @@ import torch
 from torch.utils.data import Dataset
 
 from timeviper.config import ChatConfig
+from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.chat import Media, encode_chat
 from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.datamodules.feature_file import StoredFrames
 from timeviper.datamodules.fetch import fetch
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
+from timeviper.datamodules.reading import Reading
 from timeviper.datamodules.sample import Incident, Pack, StepBatch
 from timeviper.datamodules.video import Frames
 from timeviper.tokenizer import Tokenizer
@@ -57,6 +61,7 @@ def build_pack(
         max_tokens=form.max_tokens,
     )
     empty = torch.zeros(0, 3, form.image_size, form.image_size, dtype=torch.uint8)
+    stored = [m.features for m in media if isinstance(m, StoredFrames)]  # of all media of a sample or of none
     return Pack(
         ids=encoded.ids,
         labels=encoded.labels,
@@ -68,6 +73,8 @@ def build_pack(
         keys=[key],
         types=[type],
         answers=[answer],
+        features={tower: torch.cat([f[tower] for f in stored]) for tower in (stored[0] if stored else {})},
+        from_features=[bool(stored)],
     )
 
 
@@ -81,12 +88,19 @@ class PackReader(Dataset[StepBatch]):
         classes: Mapping[str, ClassDataset] | None = None,
         *,
         prompt_only: bool = False,
+        reading: Reading | None = None,
+        cache: BlockCache | None = None,
     ) -> None:
-        """`classes`: the sources that are Python classes, by name."""
+        """`classes`: the sources that are Python classes, by name. `reading`: where the sample at hand is noted.
+
+        `cache` keeps what was read of remote shards (None: the default folder).
+        """
         self.tokenizer = tokenizer
         self.form = form
         self.classes = classes or {}
         self.prompt_only = prompt_only
+        self.reading = reading
+        self.cache = cache
 
     def __getitem__(self, plan: StepPlan) -> StepBatch:
         batch = StepBatch(plan.step, [])
@@ -116,7 +130,8 @@ class PackReader(Dataset[StepBatch]):
     def _read(self, unit: Unit, plan: StepPlan, batch: StepBatch) -> Pack | None:
         """One sample, or None with the reason noted in the batch."""
         try:
-            fetched = fetch(unit, plan.frames, self.form.image_size, self.classes)
+            with self.reading.sample(unit.key) if self.reading else nullcontext():
+                fetched = fetch(unit, plan.frames, self.form.image_size, self.classes, self.cache)
             pack = build_pack(
                 self.tokenizer,
                 self.form,

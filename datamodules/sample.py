@@ -1,14 +1,15 @@
 """What flows from the shards to the model: token streams with boundaries, never padded batches.
 
-Letters: L tokens, S sequences, F frames, T tokens a frame.
+Letters: L tokens, S sequences, F frames, T tokens a frame, C channels of a tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,9 @@ class Pack:
     lengths: list[int]
     """Tokens of each of the S sequences."""
     frames: Tensor
-    """`[F, 3, H, W]` uint8."""
+    """`[F, 3, H, W]` uint8; without those that come as features."""
     frame_times: Tensor
-    """`[F]` float64, seconds in the container's time."""
+    """`[F]` float64, seconds at which a player shows each frame (see `Frames.times`)."""
     frame_counts: list[int]
     """Frames of each of the S sequences (0: text only)."""
     keys: list[str] = field(default_factory=list)
@@ -54,6 +55,10 @@ class Pack:
     """Question type of each sequence, for metrics."""
     answers: list[str] = field(default_factory=list)
     """The last answer of each sequence as text, for evaluation."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """`[F', T, C]` by tower: what the frozen towers made of other F' frames beforehand, merged."""
+    from_features: list[bool] = field(default_factory=list)
+    """Which of the S sequences have their frames in `features`, all of them; empty: none."""
 
     def __post_init__(self) -> None:
         L = self.ids.shape[0]
@@ -65,18 +70,40 @@ class Pack:
 
     @property
     def num_frames(self) -> int:
-        return self.frames.shape[0]
+        return self.frames.shape[0] + max((len(f) for f in self.features.values()), default=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, those of `features` as `features.<tower>`."""
+        found = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return found | {f"features.{tower}": v for tower, v in self.features.items()}
+
+    def rest(self) -> dict[str, Any]:
+        """The fields without tensors."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "features"}
+        return {name: v for name, v in values.items() if not isinstance(v, Tensor)}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> Pack:
+        """The pack that had these `tensors()` and this `rest()`."""
+        own = {name: v for name, v in tensors.items() if not name.startswith("features.")}
+        features = {name.removeprefix("features."): v for name, v in tensors.items() if name not in own}
+        return Pack(**own, **rest, features=features)
 
     def to(self, device: torch.device | str) -> Pack:
-        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in ("ids", "labels", "kind", "frames")}
-        there = replace(self, **moved)
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.tensors().items() if k != "frame_times"}
+        there = Pack.of(moved | {"frame_times": self.frame_times}, self.rest())
+        order = self.frame_order
         # Counted here, usually on the host, so that no step waits for the device to count.
-        there.__dict__.update(num_labels=self.num_labels, num_vision=self.num_vision)
+        there.__dict__.update(
+            num_labels=self.num_labels,
+            num_vision=self.num_vision,
+            frame_order=None if order is None else order.to(device, non_blocking=True),
+        )
         return there
 
     def pin_memory(self) -> Pack:
-        moved = {k: getattr(self, k).pin_memory() for k in ("ids", "labels", "kind", "frames")}
-        return replace(self, **moved)
+        pinned = {k: v.pin_memory() for k, v in self.tensors().items() if k != "frame_times"}
+        return Pack.of(pinned | {"frame_times": self.frame_times}, self.rest())
 
     @staticmethod
     def join(parts: Sequence[Pack]) -> Pack:
@@ -92,6 +119,11 @@ class Pack:
             keys=[k for p in parts for k in p.keys],
             types=[t for p in parts for t in p.types],
             answers=[a for p in parts for a in p.answers],
+            features={
+                tower: torch.cat([p.features[tower] for p in parts if p.features])
+                for tower in next((p.features for p in parts if p.features), {})
+            },
+            from_features=[b for p in parts for b in p.from_features or [False] * len(p.lengths)],
         )
 
     @staticmethod
@@ -107,6 +139,14 @@ class Pack:
             frame_times=torch.zeros(0, dtype=torch.float64),
             frame_counts=[0],
         )
+
+    @cached_property
+    def frame_order(self) -> Tensor | None:
+        """`[F + F']` int64: where each frame of the stream stands in `frames` and then `features`; None: in order."""
+        if not self.features or not len(self.frames):
+            return None
+        stored = torch.tensor(self.from_features).repeat_interleave(torch.tensor(self.frame_counts))
+        return torch.where(stored, len(self.frames) + stored.cumsum(0), (~stored).cumsum(0)) - 1
 
     @cached_property
     def num_labels(self) -> int:

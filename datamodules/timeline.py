@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import av
 
-from timeviper.datamodules.container import Container, VideoError
+from timeviper.datamodules.container import MAX_PACKETS, Container, VideoError
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,17 @@ def _from_index(container: Container) -> Timeline | None:
     """
     stream = container.stream
     entries, start = stream.index_entries, stream.start_time
+    if len(entries) > MAX_PACKETS:
+        raise VideoError(container.where, f"its index lists {len(entries):,} frames, more than {MAX_PACKETS:,}")
     complete = container.format.startswith("mov") and 0 < len(entries) == stream.frames
     if not complete or start is None or any(entry.is_discard for entry in entries):
         return None  # another format, fragments, or an edit list
     stamps = [entry.timestamp for entry in entries]
     shift, last = start - stamps[0], stamps[-1]
     step = (last - stamps[0]) // (len(stamps) - 1) if len(stamps) > 1 else 1
-    end = max(last + shift + step, start + (stream.duration or 0))
+    end = start + (stream.duration or 0)
+    if end <= last + shift:  # not told how long the last frame is shown
+        end = last + shift + step
     keys = [(entry.timestamp + shift, i) for i, entry in enumerate(entries) if entry.is_keyframe]
     if container.context.has_b_frames and any(b - a > 2 * step for a, b in pairwise(stamps)):
         # Frames of varying length, out of order: only the last group of pictures tells when it ends.

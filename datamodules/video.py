@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -39,7 +40,8 @@ class Frames:
     pixels: NDArray[np.uint8]
     """`[F, 3, S, S]` RGB; the whole picture, upright, resized to a square."""
     times: NDArray[np.float64]
-    """`[F]` time stamp of each frame, seconds of the container's clock (which need not start at 0)."""
+    """`[F]` seconds at which a player shows each frame: 0 is the start of the file, that is its first frame, or its
+    sound if that begins before. The container's own clock may start anywhere."""
     duration: float
     """Seconds that the video lasts; 0 for an image."""
     count: int
@@ -125,6 +127,7 @@ def iter_video(
         offsets = sample_times(length, frames, count if reader.holds(length) else None)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
         targets = [timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
+        lead = lead_in(container, timeline.start)
         wanted = len(targets)
 
         def piece(taken: int) -> Frames:
@@ -134,8 +137,8 @@ def iter_video(
 
         taken, filled, current = 0, 0, piece(0)
         for frame, stamp, serves in reader.read(targets):
-            picture = _picture(frame, size)
-            seconds = 0.0 if container.is_image else container.seconds(stamp)
+            picture = resized(frame, size)
+            seconds = 0.0 if container.is_image else lead + container.seconds(stamp - timeline.start)
             for _ in range(serves):
                 if filled == len(current.times):
                     yield current
@@ -157,6 +160,14 @@ def _length(container: Container, timeline: Timeline) -> tuple[float, int]:
     if container.is_image:
         return 0.0, 1
     return (timeline.promised - timeline.start) * container.tick, timeline.count
+
+
+def lead_in(container: Container, first: int) -> float:
+    """Seconds from the start of the file to the first frame, whose time stamp this is: sound may begin before."""
+    starts = [(stream.start_time, stream.time_base) for stream in container.file.streams.audio]
+    # Below 0 there is no sound, only the delay of its decoder.
+    sounds = [max(float(start * base), 0.0) for start, base in starts if start is not None and base is not None]
+    return max(container.seconds(first) - min(sounds, default=inf), 0.0)
 
 
 def _losses(container: Container, taken: int, wanted: int) -> str:
@@ -186,7 +197,7 @@ class _Scalers(threading.local):
 _SCALERS = _Scalers()
 
 
-def _picture(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
+def resized(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
     """`[3, size, size]` RGB, upright.
 
     Planar output saves the transposition and keeps chroma at full resolution.
@@ -197,11 +208,11 @@ def _picture(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
         np.frombuffer(memoryview(plane), np.uint8).reshape(size, plane.line_size)[:, :size] for plane in planar.planes
     )
     picture = np.stack((red, green, blue))
-    return _upright(picture, frame)
+    return upright(picture, frame)
 
 
-def _upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
-    """Turn and mirror a square picture as the file says that it is to be shown."""
+def upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """Turn and mirror a picture `[3, H, W]` as the file says that it is to be shown."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV trips over kinds of side data that it does not know, such as EXIF
@@ -213,3 +224,9 @@ def _upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]
     if abs(b) > abs(a):
         picture, a, d = picture.transpose(0, 2, 1), c, b
     return picture[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def is_turned(frame: VideoFrame) -> bool:
+    """Whether `upright` has anything to do."""
+    corners = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    return not np.array_equal(upright(corners, frame), corners)

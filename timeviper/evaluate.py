@@ -18,17 +18,13 @@ from rich.table import Table
 
 from timeviper.checkpoint import LINEAGE, is_export, load_export, read_lineage
 from timeviper.config import Recipe
-from timeviper.datamodules.datamodule import (
-    PlanSampler,
-    class_datasets,
-    cost_model,
-    load_sources,
-    make_loader,
-    pack_format,
-)
+from timeviper.datamodules.block_cache import BlockCache
+from timeviper.datamodules.datamodule import class_datasets, cost_model, load_sources, pack_format
+from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
 from timeviper.datamodules.plan import held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import Kind, Pack
+from timeviper.features import check_features
 from timeviper.generate import generate_pack
 from timeviper.kernels import dispatch
 from timeviper.metrics import Answered, chance, score
@@ -56,18 +52,24 @@ class Evaluation:
         sources = load_sources(recipe.data.val)
         if not sources:
             raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
+        check_features(recipe, {}, sources, model.towers)
         self.plans = held_out(sources, recipe.data, cost_model(recipe, tokenizer), recipe.eval.samples, 1)
-        self.reader = PackReader(tokenizer, pack_format(recipe), class_datasets(recipe.data.val), prompt_only=True)
+        cache = BlockCache.of(recipe.data)
+        classes = class_datasets(recipe.data.val)
+        self.reader = PackReader(tokenizer, pack_format(recipe), classes, prompt_only=True, cache=cache)
         self.skipped: list[str] = []
 
     def answers(self, name: str, *, blind: bool = False, transfer: bool = True, quiet: bool = False) -> list[Answered]:
         """Greedy answers to every held-out question, in order."""
+        data = self.recipe.data
         loader = make_loader(
             self.reader,
             PlanSampler(lambda: self.plans, 0, 1),
-            self.recipe.data.workers,
-            self.recipe.data.prefetch,
+            data.workers,
+            data.prefetch,
             False,
+            step_bytes=max(plan_bytes(plan, self.reader.form.image_size) for plan in self.plans),
+            prefetch_gb=data.prefetch_gb,
         )
         found: list[Answered] = []
         with torch.inference_mode(), self.model.decoder.transfer(transfer):
@@ -81,7 +83,8 @@ class Evaluation:
         if not pack.keys:
             return []
         if blind:
-            pack = replace(pack, frames=torch.full_like(pack.frames, GREY))
+            grey = pack.frames.new_full((pack.num_frames, *pack.frames.shape[1:]), GREY)
+            pack = replace(pack, frames=grey, features={}, from_features=[])
         written = generate_pack(
             self.model,
             pack.to(next(self.model.parameters()).device),
