@@ -10,15 +10,28 @@ from typing import IO
 
 import av
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.packet import Packet
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 Source = str | Path | IO[bytes]
 
 MAX_PIXELS = 2**27  # a larger frame (about 16,000 x 8,000) is refused: one alone takes 400 MB as RGB
+MAX_PACKETS = 2**22  # read of one file, over all passes; 15 hours of 30 frames/s with sound
+MAX_DECODED = 2**40  # pixels decoded of one file: about five hours of Full HD at 30 frames/s, frame by frame
 LIMITS = {"max_pixels": str(MAX_PIXELS)}  # obeyed too while a picture is opened to learn its size
+# What may be opened at all. Left out is whatever opens other files or addresses because its text says so (hls,
+# dash, concat, sdp, vobsub, ...), and text that would be drawn (tty): data must never choose what is read.
+FORMATS = (
+    "3g2,3gp,amr,apng,asf,asf_o,av1,avi,avs2,avs3,bink,cavsvideo,dirac,dnxhd,dv,evc,flac,flic,flv,gif,gxf,h261,h263,"
+    "h264,hevc,image2,image2pipe,ivf,kux,live_flv,m4v,matroska,mjpeg,mjpeg_2000,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,"
+    "nsv,nut,obu,ogg,rm,smk,swf,vc1,vvc,wav,webm,wtv,yuv4mpegpipe,"
+    "bmp_pipe,dds_pipe,dpx_pipe,exr_pipe,gif_pipe,hdr_pipe,ico,j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_anim,jpegxl_pipe,"
+    "pam_pipe,pbm_pipe,pcx_pipe,pgm_pipe,pgmyuv_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,"
+    "tiff_pipe,webp_pipe,xbm_pipe,xpm_pipe"
+)
 
 
 class VideoError(ValueError):
@@ -35,11 +48,13 @@ class VideoError(ValueError):
 class Container:
     """A file opened for reading its first video stream; a context manager.
 
-    Raises `VideoError` for what is missing, empty, foreign, without video or absurdly large.
+    Raises `VideoError` for what is missing, empty, foreign, without video or absurdly large; later, when
+    reading or decoding it takes more work than any real video (counted, so the same everywhere).
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.packets_left, self.pixels_left = MAX_PACKETS, MAX_DECODED
         self.where = str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
         self._open()
 
@@ -83,8 +98,22 @@ class Container:
                 packet = next(packets)
             except (FFmpegError, StopIteration):
                 return
+            self.packets_left -= 1
+            if self.packets_left < 0:
+                raise VideoError(self.where, f"reading it takes more than the limit of {MAX_PACKETS:,} packets")
             if packet.size:
                 yield packet
+
+    def decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """Frames that the decoder gives out after this packet; None drains it. FFmpegError for a damaged one."""
+        self.pixels_left -= self.context.width * self.context.height
+        if self.pixels_left < 0:
+            raise VideoError(
+                self.where,
+                f"decoding the wanted frames takes more than the limit of {MAX_DECODED:,} pixels; cut it, or encode it "
+                "smaller or with more keyframes (`timeviper shards check --fix` does)",
+            )
+        return self.context.decode(packet)
 
     def seek(self, stamp: int) -> bool:
         """Move to a keyframe near a time stamp, before it where the container can; whether it could."""
@@ -103,23 +132,27 @@ class Container:
 
 def _open_file(source: Source, where: str) -> InputContainer:
     target: str | IO[bytes]
+    options = LIMITS | {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     if isinstance(source, str | Path):
         if os.path.isfile(source) and not os.path.getsize(source):
             raise VideoError(where, "is empty (0 bytes)")
         target = f"file:{source}" if os.path.exists(source) else str(source)  # a colon in a name is no protocol
+        options |= {"protocol_whitelist": "file,http,https,tcp,tls", "pattern_type": "none"}  # of images: %d is %d
     else:
         if not source.seek(0, os.SEEK_END):
             raise VideoError(where, "is empty (0 bytes)")
         source.seek(0)
         target = source
     try:
-        return av.open(target, "r", options=LIMITS, metadata_errors="replace")
+        return av.open(target, "r", options=options, metadata_errors="replace")
     except FileNotFoundError as error:
         raise VideoError(where, "no such file") from error
     except PermissionError as error:
         raise VideoError(where, "no permission to read it") from error
     except (FFmpegError, ValueError) as error:
         detail = getattr(error, "strerror", None) or error
+        if isinstance(error, ArgumentError):  # what FFmpeg says of a format that is not in the list
+            detail = "not one of the formats that are read, or one that names other files"
         raise VideoError(where, f"cannot be read as a video or image ({detail})") from error
 
 

@@ -1,170 +1,165 @@
 """The doctor of shards: everything that training would stumble over, found beforehand.
 
-`timeviper shards check` prints every problem with shard and sample, and exits with 1 if there are any.
+`timeviper shards check` reads every byte and decodes every wanted frame, prints what it finds with shard and
+sample, and exits with 1 if there are problems. What is a problem and what a note: `findings.py`.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from timeviper.config import FramesConfig
-from timeviper.datamodules.shard_index import SampleRecord, index_path, read_index
-from timeviper.datamodules.shard_schema import SchemaError, media_type, parse_record
-from timeviper.datamodules.shard_tar import (
-    Member,
-    ShardError,
-    SliceFile,
-    group,
-    read_member,
-    scan_tar,
-    slice_crc32,
-)
-from timeviper.datamodules.video import VideoError, probe_video, read_video
+from timeviper.datamodules.check_sample import CheckConfig, Examined, Sample, examine
+from timeviper.datamodules.findings import MENDED, NOTES, PROBLEMS, Problem, Report
+from timeviper.datamodules.forecast import Forecast
+from timeviper.datamodules.index_file import MERGED, SUFFIX, SampleRecord, decode
+from timeviper.datamodules.ordered_pool import ordered
+from timeviper.datamodules.shard_index import index_path, read_index
+from timeviper.datamodules.shard_tar import Member, ShardError, group, iter_tar
+from timeviper.datamodules.twins import Twins
 
-# Frames that are decoded of every video, evenly over its length.
-TRIED, TRIED_SIZE = FramesConfig(fps=1e6, max_frames=16), 16
+__all__ = ["NOTES", "PROBLEMS", "CheckConfig", "Problem", "Report", "check_shards", "find_shards", "walk_shard"]
+
+NUMBERED = re.compile(r"(.*?)(\d+)\.tar")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing to repair. Kinds: tar index key incomplete json checksum media duration duplicate."""
+def check_shards(
+    folder: str | Path,
+    config: CheckConfig | None = None,
+    workers: int = 0,
+    progress: Callable[[int, str], None] | None = None,
+) -> Report:
+    """Check every shard below `folder`, to the last byte. ValueError if there is none.
 
-    shard: str
-    key: str
-    kind: str
-    detail: str
+    `workers` processes, 0: this one alone; the report does not depend on it. `progress` is called with the
+    number of samples done and the shard of the last one.
+    """
+    config = config or CheckConfig()
+    tars = find_shards(Path(folder))
+    report, forecast, twins = Report(shards=len(tars)), Forecast(), Twins()
+    for found in _around(Path(folder), tars):
+        report.add(found, config.accept)
 
+    def samples() -> Iterator[Sample | Problem]:
+        for tar in tars:
+            yield from walk_shard(tar, str(tar.relative_to(folder)))
 
-@dataclass
-class Report:
-    """What a check found. `forecast`: seconds of work a sample, 16 frames and all checksums, mean and worst."""
-
-    shards: int = 0
-    samples: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    forecast: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
-
-
-def check_shards(folder: str | Path) -> Report:
-    """Check every shard below `folder`, to the last byte. ValueError if there is none."""
-    tars = sorted(Path(folder).rglob("*.tar"))
-    if not tars:
-        raise ValueError(f"no shards: {folder} has no .tar in it")
-    report, first_of, seconds = Report(shards=len(tars)), {}, []
-    for tar in tars:
-        name = str(tar.relative_to(folder))
-        for sample in _samples(tar, name, report.problems):
-            report.samples += 1
-            begun = time.process_time()
-            report.problems += sample.problems()
-            seconds.append(time.process_time() - begun)
-            for crc in sample.fingerprints():
-                first = first_of.setdefault(crc, f"{name}/{sample.key}")
-                if first != f"{name}/{sample.key}":
-                    report.problems.append(sample.problem("duplicate", f"the same medium as {first}"))
-    if seconds:
-        report.forecast = {"mean_s": sum(seconds) / len(seconds), "max_s": max(seconds)}
+    for sample, examined in ordered(partial(_examine, config=config), samples(), workers, _crashed):
+        if isinstance(sample, Problem):
+            report.add(sample, config.accept)
+            continue
+        findings = list(examined.findings)
+        if not any(kind in PROBLEMS and kind not in (*MENDED, *config.accept) for kind, _ in findings):
+            findings += twins.of(sample, examined)  # of what is not used there can be no second use
+        for kind, detail in findings:
+            report.add(Problem(sample.shard, sample.key, kind, detail), config.accept)
+        if examined.seconds is not None:
+            forecast.add(sample.shard, sample.key, examined.seconds, examined.frames, examined.conversations)
+        report.samples += 1
+        if progress:
+            progress(report.samples, sample.shard)
+    report.forecast = forecast.summary(config.frames, config.image_size)
     return report
 
 
-def _samples(tar: Path, name: str, problems: list[Problem]) -> Iterator[_Sample]:
-    """Whole samples of one shard; what is not whole goes to `problems`."""
-    index: dict[str, SampleRecord] = {}
+def _examine(sample: Sample | Problem, config: CheckConfig) -> Examined:
+    """Problems travel with the samples so that all stay in order."""
+    return Examined() if isinstance(sample, Problem) else examine(sample, config)
+
+
+def _crashed(sample: Sample | Problem) -> Examined:
+    return Examined([("crash", "decoding it ended the process: not a video to train on, and maybe an attack")])
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """All tars below a folder, in order. ValueError if there is none."""
+    tars = sorted(p for p in folder.rglob("*.tar") if p.is_file())
+    if not tars:
+        raise ValueError(f"no shards: {folder} has no .tar in it")
+    return tars
+
+
+def _around(folder: Path, tars: list[Path]) -> Iterator[Problem]:
+    """What lies beside the shards, or does not and should."""
+    for index in sorted(folder.rglob(f"*{SUFFIX}")):
+        tar = index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
+        if not tar.exists():
+            detail = f"the shard is missing, though its index {index.name} is there; put it back or delete the index"
+            yield Problem(str(tar.relative_to(folder)), "", "index", detail)
+    for merged in sorted(folder.rglob(MERGED)):
+        yield from _merged(folder, merged, [tar for tar in tars if tar.parent == merged.parent])
+    for partial_file in sorted(folder.rglob("*.tar.*tmp")):
+        name = str(partial_file.relative_to(folder))
+        yield Problem(name, "", "shards", "left over from a writer that was stopped; run it again, or delete this")
+    rows: dict[Path, dict[int, Path]] = {}
+    for tar in tars:
+        if match := NUMBERED.fullmatch(tar.name):
+            rows.setdefault(tar.with_name(match[1]), {})[int(match[2])] = tar
+    for row in rows.values():
+        for before, number in zip(sorted(row), sorted(row)[1:]):
+            if number > before + 1:
+                detail = f"{number - before - 1} numbers are missing between {row[before].name} and this shard"
+                yield Problem(str(row[number].relative_to(folder)), "", "shards", detail)
+
+
+def _merged(folder: Path, merged: Path, tars: list[Path]) -> Iterator[Problem]:
+    """The index of a folder beside those of its shards."""
+    remedy, name = f"run `timeviper shards index {merged.parent}`", str(merged.relative_to(folder))
     try:
-        index = {s.key: s for s in read_index(tar).samples}
-    except ValueError as error:
-        problems.append(Problem(name, "", "index", str(error)))
-    try:
-        members = scan_tar(tar)
-    except ShardError as error:
-        problems.append(Problem(name, error.key, error.kind, error.detail))
+        there = decode(merged.read_bytes(), merged.name, remedy, lambda shard: str(merged.with_name(shard)))
+    except (ValueError, OSError) as error:
+        yield Problem(name, "", "index", str(error))
         return
-    keys = set()
-    for found in group(tar, members):
+    known = {shard.name: shard for shard in there}
+    for tar in tars:
+        if tar.name not in known:
+            yield Problem(str(tar.relative_to(folder)), "", "index", f"is not in {merged.name}; {remedy}")
+        elif index_path(tar).exists():
+            with suppress(ValueError, OSError):  # what is wrong with its own index comes with its samples
+                if read_index(tar) != known[tar.name]:
+                    detail = f"{merged.name} and {index_path(tar).name} tell it differently; delete both and {remedy}"
+                    yield Problem(str(tar.relative_to(folder)), "", "index", detail)
+    for shard in there:
+        if not shard.path.exists():
+            detail = f"the shard is missing, though {merged.name} knows it; put it back or {remedy}"
+            yield Problem(str(shard.path.relative_to(folder)), "", "index", detail)
+
+
+def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Problem]:
+    """The whole samples of one shard, as far as they can be got at, and what is wrong with the others.
+
+    In a damaged archive an index that still fits tells where the samples are; without one, those before the
+    damage come out.
+    """
+    known: dict[str, SampleRecord] | None = None
+    try:
+        known = {record.key: record for record in read_index(tar).samples}
+    except (ValueError, OSError) as error:
+        yield Problem(shard, "", "index", str(error))
+    members, damage = [], None
+    try:
+        for member in iter_tar(tar):
+            members.append(member)
+    except (ShardError, OSError) as error:
+        damage = error
+        detail = error.detail if isinstance(error, ShardError) else f"cannot be read: {error}"
+        yield Problem(shard, getattr(error, "key", ""), getattr(error, "kind", "tar"), detail)
+        if isinstance(error, OSError):
+            return
+    if damage and known:
+        members = [Member(r.key, f, *at[:2]) for r in known.values() for f, at in r.members.items()]
+    size, keys = tar.stat().st_size, set()
+    for found in group(tar, [m for m in members if m.offset + m.size <= size]):
         if isinstance(found, ShardError):
-            problems.append(Problem(name, found.key, found.kind, found.detail))
+            yield Problem(shard, found.key, found.kind, found.detail)
+            keys.add(found.key)
             continue
         keys.add(found[0])
-        yield _Sample(tar, name, *found, index.get(found[0]))
-    if index and keys != set(index):
-        odd = ", ".join(sorted(keys ^ set(index))[:5])
-        problems.append(Problem(name, "", "index", f"{index_path(tar).name} and the tar differ in the samples {odd}"))
-
-
-@dataclass
-class _Sample:
-    """One sample under examination."""
-
-    tar: Path
-    name: str  # of the tar, below the folder that is checked
-    key: str
-    members: dict[str, Member]
-    index: SampleRecord | None
-
-    def problem(self, kind: str, detail: str) -> Problem:
-        return Problem(self.name, self.key, kind, detail)
-
-    def problems(self) -> list[Problem]:
-        found = self._checksums()
-        at = self.members["json"]
-        try:
-            record = parse_record(read_member(self.tar, at.offset, at.size), self.members)
-        except SchemaError as error:
-            return [*found, self.problem("json", str(error))]
-        for medium in record["media"]:
-            found += self._medium(medium)
-        return found
-
-    def fingerprints(self) -> list[tuple[int, int]]:
-        """(checksum, size) of every medium: two samples with one of them show the same."""
-        media = [m for m in self.members.values() if media_type(m.field)]
-        return [(slice_crc32(self.tar, m.offset, m.size), m.size) for m in media]
-
-    def _checksums(self) -> list[Problem]:
-        if self.index is None:
-            return []
-        bad = []
-        for name, member in self.members.items():
-            known = self.index.members.get(name)
-            if known is None or (known.offset, known.size) != (member.offset, member.size):
-                bad.append(
-                    self.problem("index", f"{name} is not where the index says; delete the index and write it anew")
-                )
-            elif slice_crc32(self.tar, member.offset, member.size) != known.crc32:
-                bad.append(self.problem("checksum", f"{name} is not what it was when the index was written"))
-        return bad
-
-    def _medium(self, medium: dict[str, Any]) -> list[Problem]:
-        """Can frames from all over it be decoded, and is it as long as the json says?"""
-        member = self.members[medium["member"]]
-        try:
-            with SliceFile(self.tar, member.offset, member.size) as file:
-                info = probe_video(file)
-            with SliceFile(self.tar, member.offset, member.size) as file:
-                frames = read_video(file, TRIED_SIZE, TRIED)
-        except VideoError as error:
-            return [self.problem("media", f"{member.field}: {error.reason}")]
-        if frames.missing:
-            tried = frames.missing + len(frames.times)
-            detail = f"{member.field}: {frames.missing} of {tried} frames from all over it cannot be decoded"
-            return [self.problem("media", detail)]
-        return [] if medium["type"] == "image" else self._length(medium, info.duration, info.frames)
-
-    def _length(self, medium: dict[str, Any], seconds: float, frames: int) -> list[Problem]:
-        claimed = medium.get("duration") or seconds
-        # A frame more or less is a matter of counting; beyond that the texts' times do not fit the frames.
-        if abs(claimed - seconds) > max(0.02 * seconds, 1.5 * seconds / frames):
-            detail = f"{medium['member']}: lasts {seconds:.2f} s, the json says {claimed:.2f} s"
-            return [self.problem("duration", detail)]
-        if medium.get("frames") not in (None, frames):
-            detail = f"{medium['member']}: has {frames} frames, the json says {medium['frames']}"
-            return [self.problem("duration", detail)]
-        return []
+        if known is not None and found[0] not in known:
+            yield Problem(shard, found[0], "index", f"is not in {index_path(tar).name}; delete that and write it anew")
+        yield Sample(tar, shard, *found, known.get(found[0]) if known else None)
+    for key in (k for k in known or {} if k not in keys):
+        yield Problem(shard, key, "missing", f"is in {index_path(tar).name}, but not in the tar; copy the shard again")

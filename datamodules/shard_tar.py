@@ -131,15 +131,6 @@ def read_member(path: str | Path, offset: int, size: int, crc32: int | None = No
     return data
 
 
-def slice_crc32(path: str | Path, offset: int, size: int) -> int:
-    """Checksum of a slice, a megabyte at a time."""
-    crc = 0
-    with SliceFile(path, offset, size) as file:
-        while chunk := file.read(CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
-
-
 def scan_tar(path: Path) -> list[Member]:
     """All members in order, from the headers. ShardError unless the archive is whole to its last byte."""
     return list(iter_tar(path))

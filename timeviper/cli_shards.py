@@ -54,7 +54,7 @@ def shards_write(
 def shards_index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
 ) -> None:
-    """Index shards that were made elsewhere (any WebDataset tars)."""
+    """Index shards that were made elsewhere (any WebDataset tars), and merge the indexes for reading them remotely."""
     from timeviper.datamodules.shards import index_shards
 
     written = index_shards(folder, progress=lambda name: _progress(str(name)))
@@ -72,9 +72,9 @@ def shards_check(
     recipe: Annotated[
         Path | None, typer.Option(metavar="RECIPE", help="Decode the frames that this recipe wants.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(min=0.0, help="Frames a second that are decoded.  [default: 1]")] = None,
-    max_frames: Annotated[int | None, typer.Option(min=1, help="At most so many of a video.  [default: 256]")] = None,
-    max_text: Annotated[int | None, typer.Option(min=1, help="Bytes of a conversation.  [default: 131072]")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.0, help="Frames a second that are decoded; 1 if not said.")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="At most so many of a video; 256 if not said.")] = None,
+    max_text: Annotated[int | None, typer.Option(min=1, help="Bytes of a conversation; 131072 if not said.")] = None,
     accept: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Count this kind of problem as a note; may be repeated.")
     ] = None,

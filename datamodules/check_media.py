@@ -1,0 +1,149 @@
+"""One medium under examination: are the frames there that training wants, and is it what it says that it is?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import IO
+
+import numpy as np
+
+from timeviper.config import FramesConfig
+from timeviper.datamodules.container import Container, VideoError
+from timeviper.datamodules.decode import FrameReader
+from timeviper.datamodules.perceptual import FRAMES, SIZE, Signature, signature
+from timeviper.datamodules.timeline import Timeline, read_timeline
+from timeviper.datamodules.video import is_turned, iter_video, lead_in, read_video, sample_times
+
+Finding = tuple[str, str]  # kind, detail
+Open = Callable[[], IO[bytes]]
+
+KEY_SECONDS = 2.0  # what keyframes are compared with: `--fix` puts one at least so often
+KEY_COST = 2.0  # times the decoding that this takes; more is worth a note
+
+
+@dataclass
+class Medium:
+    """What a file really holds. Lengths in seconds; a file that cannot be opened holds nothing."""
+
+    findings: list[Finding] = field(default_factory=list)
+    start: float = 0.0
+    duration: float = 0.0
+    count: int = 0
+    """Frames in the whole file."""
+    frames: int = 0
+    """Frames that were wanted and decoded."""
+    seconds: float = 0.0
+    """CPU time that they took: opening, decoding, resizing."""
+    seen: Signature | None = None
+
+    @property
+    def end(self) -> float:
+        return self.start + self.duration
+
+
+def examine_medium(open_file: Open, frames: FramesConfig, size: int) -> Medium:
+    """Decode what `frames` asks for, resized to `size` pixels square, and the last frame; look at all time stamps."""
+    medium = Medium()
+    try:
+        with closing(open_file()) as file:
+            _decode(medium, file, frames, size)
+        with closing(open_file()) as file, Container(file) as container:
+            if not container.is_image:
+                medium.findings += _time_stamps(medium, container, frames)
+        with closing(open_file()) as file:
+            medium.seen = signature(read_video(file, SIZE, FRAMES).pixels)
+    except VideoError as error:
+        if not any(kind == "media" for kind, _ in medium.findings):
+            medium.findings.append(("media", error.reason))
+    return medium
+
+
+def _decode(medium: Medium, file: IO[bytes], frames: FramesConfig, size: int) -> None:
+    begun, missing = time.process_time(), 0
+    for piece in iter_video(file, size, frames, chunk=32):
+        medium.frames += len(piece.times)
+        medium.duration, medium.count, missing = piece.duration, piece.count, piece.missing
+    medium.seconds = time.process_time() - begun
+    if missing:
+        detail = f"{missing} of {missing + medium.frames} frames from all over it cannot be decoded"
+        medium.findings.append(("media", detail))
+
+
+def _time_stamps(medium: Medium, container: Container, frames: FramesConfig) -> Iterator[Finding]:
+    timeline = read_timeline(container)
+    medium.start = lead_in(container, timeline.start)
+    if medium.start > 0.5 * medium.duration / medium.count:  # half a frame
+        yield "start", f"its sound begins {medium.start:.3f} s before its first frame; times count from the sound"
+    yield from _claim(medium, container)
+    if timeline.counted is not None:
+        yield "stamps", f"its packets ({container.format}) do not tell when frames are shown: every frame is decoded"
+    stamps = timeline.counted or sorted(
+        p.pts for p in container.packets() if p.pts is not None and not p.is_discard
+    )  # in ticks
+    yield from _steadiness(stamps, container.tick)
+    if timeline.counted is None:
+        yield from _keyframes(medium, stamps, timeline, container.tick, frames)
+    with Container(container.source) as again:
+        yield from _last_frame(again, read_timeline(again), stamps[-1])
+
+
+def _claim(medium: Medium, container: Container) -> Iterator[Finding]:
+    """The stream's length as the container states it. A promise of more than is there shows as missing frames."""
+    stream = container.stream
+    claimed = container.seconds(stream.duration) if stream.duration else (container.file.duration or 0) / 1e6
+    if stream.duration is None and len(container.file.streams) > 1:
+        return  # of the whole file: sound may be longer
+    frame = medium.duration / medium.count
+    if not claimed:
+        yield "container", f"states no length; it lasts {medium.duration:.2f} s"
+    elif abs(claimed - medium.duration) > max(0.02 * medium.duration, 1.5 * frame, 0.1):
+        yield "container", f"states {claimed:.2f} s; it lasts {medium.duration:.2f} s"
+
+
+def _steadiness(stamps: list[int], tick: float) -> Iterator[Finding]:
+    shown = np.diff(np.array(stamps)) if len(stamps) > 2 else np.array([1])
+    usual = float(np.median(shown))
+    if np.abs(shown - usual).max() > 0.25 * usual + 2:  # clocks of whole milliseconds round 33, 33, 34
+        yield (
+            "variable",
+            f"its frames are shown for {shown.min() * tick:.3f} to {shown.max() * tick:.3f} s, mostly "
+            f"{usual * tick:.3f} s",
+        )
+
+
+def _keyframes(
+    medium: Medium, stamps: list[int], timeline: Timeline, tick: float, frames: FramesConfig
+) -> Iterator[Finding]:
+    """How many frames are decoded for the wanted ones? With a keyframe in 2 s it is those of 1 s each, on average."""
+    numbers = np.array(stamps)
+    offsets = sample_times(medium.duration, frames, len(stamps)) / tick
+    wanted = np.searchsorted(numbers, timeline.start + offsets, side="right") - 1
+    keys = np.searchsorted(numbers, np.array(timeline.keys or stamps[:1]))
+    needed = _decoded(wanted, keys)
+    usual = KEY_SECONDS / 2 * len(stamps) / medium.duration
+    would = np.minimum(np.diff(wanted, prepend=-1), usual + 1).sum()
+    if needed > KEY_COST * would:
+        yield (
+            "keyframes",
+            f"up to {timeline.key_gap * tick:.1f} s without a keyframe: {needed:,} frames are decoded for "
+            f"{len(wanted)}, {needed / would:.0f} times as many as with one in {KEY_SECONDS:.0f} s; --fix re-encodes",
+        )
+
+
+def _decoded(wanted: np.ndarray, keys: np.ndarray) -> int:
+    """Frames from each keyframe (by number) to the last wanted one that it serves."""
+    groups = np.searchsorted(keys, wanted, side="right") - 1
+    last = {int(group): int(number) for group, number in zip(groups, wanted)}
+    return sum(number - int(keys[max(group, 0)]) + 1 for group, number in last.items())
+
+
+def _last_frame(container: Container, timeline: Timeline, stamp: int) -> Iterator[Finding]:
+    """Files are cut at their end: the frame that nothing comes after is decoded as well."""
+    frame = next(FrameReader(container, timeline).read([stamp]), None)
+    if frame is None:
+        yield "media", f"the last frame, at {container.seconds(stamp):.2f} s, cannot be decoded: cut or damaged"
+    elif is_turned(frame[0]):
+        yield "rotation", f"is stored turned or mirrored (by {frame[0].rotation % 360} degrees)"
