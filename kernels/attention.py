@@ -7,6 +7,7 @@ the end, so that cached keys just work) and `visible` only lower that number.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +116,20 @@ def key_limit(bounds_q: Bounds, bounds_k: Bounds, causal: bool, visible: Tensor 
     return limit if visible is None else torch.minimum(limit, visible.to(limit.dtype))
 
 
+def group_by_length(queries: Sequence[int], keys: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """The sequences that are padded and computed together, and those that are computed alone, from their numbers
+    of queries and keys."""
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    alone: list[int] = []
+    for s, (n, m) in enumerate(zip(queries, keys)):
+        if n and m and max(n, m) <= SHORT:
+            buckets[n.bit_length(), m.bit_length()].append(s)
+        elif n:
+            alone.append(s)
+    together = [members for members in buckets.values() if len(members) > 1]
+    return together, sorted(alone + [s for members in buckets.values() if len(members) == 1 for s in members])
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Which sequences are padded and computed together, of like lengths by powers of two, and which alone."""
@@ -134,15 +149,7 @@ class _Plan:
 
     @classmethod
     def _build(cls, bounds_q: Bounds, bounds_k: Bounds) -> _Plan:
-        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-        alone: list[int] = []
-        for s, (n, m) in enumerate(zip(bounds_q.lengths, bounds_k.lengths)):
-            if n and m and max(n, m) <= SHORT:
-                buckets[n.bit_length(), m.bit_length()].append(s)
-            elif n:
-                alone.append(s)
-        together = [members for members in buckets.values() if len(members) > 1]
-        alone = sorted(alone + [s for members in buckets.values() if len(members) == 1 for s in members])
+        together, alone = group_by_length(bounds_q.lengths, bounds_k.lengths)
         starts, end = [0] * bounds_q.num_sequences, 0
         for members in together:
             longest = max(bounds_q.lengths[s] for s in members)

@@ -34,6 +34,13 @@ BLOCK_CPU, BLOCK = 1 << 17, 1 << 24
 Waves = Iterable[tuple[int, int, int]]
 
 
+def tokens_per_chunk(chunk_size: int, state: int, longest: int, device_type: str) -> int:
+    """Tokens a chunk for heads with a state of `state` = P * N elements, where the longest sequence has `longest`."""
+    if device_type == "cpu":  # where products are cheap next to exponentials of the [Q, Q] decays
+        chunk_size = min(chunk_size, 64 if state > 4096 else 32)
+    return min(chunk_size, 1 << (longest - 1).bit_length())
+
+
 def chunked_scan(
     x: Tensor,
     step: Tensor,
@@ -49,9 +56,7 @@ def chunked_scan(
 
     chunk_size is the most tokens of a chunk; fewer are taken where that is faster.
     """
-    if x.device.type == "cpu":  # where products are cheap next to exponentials of the [Q, Q] decays
-        chunk_size = min(chunk_size, 64 if state.shape[-1] * state.shape[-2] > 4096 else 32)
-    chunk_size = min(chunk_size, 1 << (bounds.max_length - 1).bit_length())
+    chunk_size = tokens_per_chunk(chunk_size, state.shape[-1] * state.shape[-2], bounds.max_length, x.device.type)
     plan = bounds.cache.get(("ssd", chunk_size))
     if plan is None:
         plan = bounds.cache["ssd", chunk_size] = Plan.of(bounds, chunk_size)

@@ -12,12 +12,11 @@ from typing import Annotated
 
 import typer
 
-from timeviper.cli_shards import HELP, shards
-from timeviper.errors import ConfigError
+from timeviper.cli_shards import HELP, STOPPED, shards
+from timeviper.errors import ConfigError, is_first_to_say
 
 # `--steps=3` must reach the recipe loader, whose message says how an override is written.
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
-STOPPED = 130  # asked to stop before the last step: what waits for the stage (make) must not go on
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -135,6 +134,27 @@ def preview(
     show_plan(load_recipe(recipe, overrides or []), steps, ranks, start=start, keys=keys)
 
 
+@app.command(context_settings=OVERRIDES)
+def plan(
+    recipe: RecipeFile,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE2] [KEY=VALUE]...", help="A recipe to compare with; settings, for both."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs in all, on nodes of 8.")] = 8,
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100-80, l40s or rtx4090.")] = "h200",
+    efficiency: Annotated[float, typer.Option(help="Share of the GPU's peak arithmetic that is reached.")] = 0.4,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure.")] = False,
+) -> None:
+    """Print what a stage needs, before it runs: tokens, FLOPs, memory of a GPU, hours, and what would make it fit."""
+    from timeviper.cost.hardware import Assumptions
+    from timeviper.cost.plan import plan as show_costs
+
+    others = [Path(word) for word in overrides or [] if "=" not in word and word.endswith(".yaml")]
+    changes = [word for word in overrides or [] if Path(word) not in others]
+    show_costs([recipe, *others], changes, gpus, gpu, Assumptions(efficiency=efficiency), as_text=not json)
+
+
 @app.command("import")
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A local checkpoint: config.json and .safetensors.")],
@@ -158,6 +178,22 @@ def export_weights(
     print(f"{describe(export_hf(folder, out))}: {out}")
 
 
+@app.command(context_settings=OVERRIDES)
+def replay(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder in RUN/incidents.")],
+    overrides: Overrides = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Print sizes of activations and gradients.")] = False,
+) -> None:
+    """Repeat a step that went wrong, in one process; ends with 0 if it goes wrong in the same way.
+
+    Start it where the run was started. Overrides say where its data lie now, such as data.sources.x.shards=FOLDER.
+    """
+    from timeviper.replay import replay as repeat
+
+    if not repeat(bundle, overrides or [], layers=layers):
+        raise typer.Exit(1)
+
+
 def _again() -> str:
     """What continues this run: its command line, unless a launcher wrote it."""
     if "LOCAL_WORLD_SIZE" in os.environ:
@@ -177,9 +213,10 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        if type(error) is ValueError:  # perhaps not meant for people: our own errors are subclasses
-            print("(add --debug to see where this comes from)", file=sys.stderr)
+        if is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr)
+            if type(error) is ValueError:  # perhaps not meant for people: our own errors are subclasses
+                print("(add --debug to see where this comes from)", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 

@@ -39,15 +39,13 @@ def phases_of(recipe: Recipe, assume: Assumptions) -> list[PhasePacks]:
     found = []
     for start, end in zip(starts, [*starts[1:], recipe.train.steps]):
         name, frames, weights = phase_at(start, recipe.data, recipe.train.phases)
+        packs, source = (), "shard index"
         if plan is not None:
             steps = islice(plan.steps(start), min(assume.index_steps, end - start))
             packs = tuple(_real_packs(steps, tokens_per_frame(recipe.model), assume))
-            source = "shard index"
-        else:
+        if not packs:
             packs = (longest_pack(recipe, frames.max_frames, name, assume),)
-            source = (
-                f"full packs of samples of {frames.max_frames} frames and {assume.text_tokens} text tokens; {reason}"
-            )
+            source = f"full of the longest samples, with {assume.text_tokens} text tokens each; {reason}"
         found.append(PhasePacks(name, start, end - start, frames, weights, packs, source))
     return found
 
@@ -73,7 +71,7 @@ def _index(recipe: Recipe) -> tuple[Plan | None, str]:
     try:
         return build_plan(recipe, Tokenizer.load(recipe.model.tokenizer)), ""
     except (ValueError, OSError) as error:
-        return None, f"no index: {str(error).splitlines()[0]}"
+        return None, f"no shard index: {str(error).splitlines()[0]}"
 
 
 def _real_packs(steps: Iterator[StepPlan], a_frame: int, assume: Assumptions) -> Iterator[PackShape]:

@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         transv = transv or TransVConfig()
         _check(cfg, transv)
         self.cfg, self.transv_cfg = cfg, transv
-        self.segments = _segments(cfg.layout, transv)
+        self.segments = cut_layout(cfg.layout, transv)
         self.embeddings = Embedding(cfg.vocab_size, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg, letter) for letter in cfg.layout)
         self.norm_f = RMSNorm(cfg.width, cfg.norm_eps)
@@ -132,26 +132,26 @@ class Decoder(nn.Module):
         )
         self.transfer_enabled = True
 
-    def reset_parameters(self) -> None:
-        """Random weights, also after `to_empty` from the meta device: every module fills its own."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # pyright: ignore[reportCallIssue]
-
-    @torch.no_grad()
-    def init_transv_from_attention(self) -> None:
-        """Start every transfer from the attention block at or after its layer (else the last one before):
-        its norm, q, k, v and o. The gates stay shut."""
+    def transv_origins(self) -> dict[str, str]:
+        """Which parameter each of a transfer starts from, by names: norm, q, k, v and o of the attention block at
+        or after its layer (else the last one before)."""
         attention = [i for i, letter in enumerate(self.cfg.layout) if letter == "*"]
+        origins: dict[str, str] = {}
         for segment in self.segments:
             if segment.name not in self.transv:
                 continue
             nearest = next((i for i in attention if i >= segment.blocks.start), attention[-1])
-            block = cast(Block, self.blocks[nearest])
-            weights = block.mixer.state_dict() | {"norm.weight": block.norm.weight}
-            own = self.transv[segment.name].state_dict()
-            for name in own.keys() & weights.keys():
-                own[name].copy_(weights[name])
+            for name, _ in self.transv[segment.name].named_parameters():
+                if name != "alpha":
+                    inside = name if name.startswith("norm") else f"mixer.{name}"
+                    origins[f"transv.{segment.name}.{name}"] = f"blocks.{nearest}.{inside}"
+        return origins
+
+    @torch.no_grad()
+    def init_transv_from_attention(self) -> None:
+        """Start every transfer from an attention block (see `transv_origins`). The gates stay shut."""
+        for name, origin in self.transv_origins().items():
+            self.get_parameter(name).copy_(self.get_parameter(origin))
 
     @contextmanager
     def transfer(self, enabled: bool) -> Iterator[None]:
@@ -290,7 +290,7 @@ def _check(cfg: DecoderConfig, transv: TransVConfig) -> None:
         raise ConfigError("the decoder cannot be built", problems)
 
 
-def _segments(layout: str, transv: TransVConfig) -> list[Segment]:
+def cut_layout(layout: str, transv: TransVConfig) -> list[Segment]:
     """Cut the layout before the block of every stage; the first segment has no stage (and, where a stage
     runs before block 0, no blocks)."""
     stages = [(name, stage) for name, stage in transv.stages.items() if stage is not None]
