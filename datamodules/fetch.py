@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from timeviper.config import FramesConfig
+from timeviper.datamodules.block_cache import BlockCache
+from timeviper.datamodules.block_sums import BLOCK
 from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.datamodules.feature_file import decode_features
+from timeviper.datamodules.member_file import open_member, read_whole
 from timeviper.datamodules.mixture import Unit
-from timeviper.datamodules.shard_schema import parse_record
-from timeviper.datamodules.shard_tar import SliceFile, read_member
-from timeviper.datamodules.video import Frames, read_video
+from timeviper.datamodules.shard_schema import FEATURES, parse_record
+from timeviper.datamodules.video import Frames, frame_count, read_video
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,44 @@ class Fetched:
         return sum(m.missing for m in self.media)
 
 
-def fetch(unit: Unit, frames: FramesConfig, size: int, classes: Mapping[str, ClassDataset]) -> Fetched:
+def fetch(
+    unit: Unit,
+    frames: FramesConfig,
+    size: int,
+    classes: Mapping[str, ClassDataset],
+    cache: BlockCache | None = None,
+) -> Fetched:
     """Read and decode a unit; `classes` are the sources that are Python classes, by name.
 
-    Raises ValueError or OSError that says what is wrong with the sample, never anything else.
+    `cache` keeps what was read of remote shards (None: the default folder). Raises ValueError or OSError that says
+    what is wrong with the sample, never anything else.
     """
-    if dataset := classes.get(unit.source):
-        record = dataset.record(unit.record.key)
-        opened = {m["member"]: dataset.open(unit.record.key, m["member"]) for m in record["media"]}
-    else:
-        record = _record(unit)
-        opened = {m["member"]: SliceFile(unit.shard, *unit.record.members[m["member"]][:2]) for m in record["media"]}
-    media = [read_video(opened[m["member"]], size, frames, m.get("duration")) for m in record["media"]]
+    record, media = fetch_sample(unit, frames, size, classes, cache)
     return Fetched(record["conversations"][unit.conversation], media)
 
 
-def _record(unit: Unit) -> dict[str, Any]:
-    """The sample's json, with its checksum verified: a flipped bit in a text reads as good text."""
-    raw = read_member(unit.shard, *unit.record.members["json"])
-    return parse_record(raw, unit.record.members)
+def fetch_sample(
+    unit: Unit,
+    frames: FramesConfig,
+    size: int,
+    classes: Mapping[str, ClassDataset],
+    cache: BlockCache | None = None,
+) -> tuple[dict[str, Any], list[Frames]]:
+    """The whole json of a unit's sample and its media; otherwise as `fetch`."""
+    if dataset := classes.get(unit.source):
+        record = dataset.record(unit.record.key)
+        opened = {m["member"]: dataset.open(unit.record.key, m["member"]) for m in record["media"]}
+        return record, [read_video(opened[m["member"]], size, frames, m.get("duration")) for m in record["media"]]
+    record = parse_record(read_whole(unit.shard, unit.record, "json", cache), unit.record.members)
+    if unit.record.fingerprint:
+        raw = read_whole(unit.shard, unit.record, FEATURES, cache)
+        return record, list(decode_features(raw, size, frames))
+    return record, [_medium(unit, medium, frames, size, cache) for medium in record["media"]]
+
+
+def _medium(unit: Unit, medium: dict[str, Any], frames: FramesConfig, size: int, cache: BlockCache | None) -> Frames:
+    member, duration = medium["member"], medium.get("duration")
+    # A frame is wanted for each block, on average: then hardly a block will be left out.
+    dense = frame_count(duration or unit.record.duration, frames) * BLOCK >= unit.record.members[member].size
+    with open_member(unit.shard, unit.record, member, cache, whole=dense or medium["type"] == "image") as file:
+        return read_video(file, size, frames, duration)

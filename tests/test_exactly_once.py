@@ -64,7 +64,7 @@ def read(recipe: Recipe, start: int, steps: int, world: int, workers: int) -> li
 
     def rank(number: int) -> list[StepBatch]:
         sampler = PlanSampler(lambda: islice(plan.steps(start), steps), number, world)
-        return list(make_loader(reader, sampler, workers, 2, False))
+        return list(make_loader(reader, sampler, workers, 2, False, step_bytes=1 << 20, prefetch_gb=1.0))
 
     return [list(step) for step in zip(*(rank(r) for r in range(world)))]
 

@@ -189,10 +189,9 @@ def bounded(by: str, epochs: float, seed: int = 0, stages: dict | None = None) -
 
 def all_of(made: Plan, start: int = 0) -> list[StepPlan]:
     """Steps until every source has gone through its epochs."""
-    steps = []
+    steps: list[StepPlan] = []
     with pytest.raises(UsedUp, match=r"raise data.sources.<name>.epochs or lower train.steps"):
-        for step in made.steps(start):
-            steps.append(step)
+        steps.extend(made.steps(start))
     return steps
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from own_data import image, video
 
+from timeviper.datamodules.findings import NOTES, PROBLEMS
 from timeviper.datamodules.shards import load_index
 
 DOC = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
@@ -47,3 +48,9 @@ def test_the_document_shows_every_way_in() -> None:
     written = " ".join(WRITES)
     for source in ("clips.jsonl", "clips", "llava.json", "captions.csv", "moments.jsonl", "films", "webdataset"):
         assert f"shards write {source} data/" in written
+
+
+def test_the_document_lists_all_that_the_doctor_finds() -> None:
+    for kind, meaning in (PROBLEMS | NOTES).items():
+        assert f"`{kind}`" in DOC
+        assert meaning in DOC

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from timeviper.config import Recipe, SourceConfig
+from timeviper.datamodules.storage import hindrance, is_remote
 from timeviper.errors import ConfigError, Problem
 
 
@@ -19,7 +20,7 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def missing(recipe: Recipe) -> Iterator[Problem]:
-    """Missing inputs in the order of the recipe; remote places (s3://...) are not looked at."""
+    """Missing inputs in the order of the recipe; remote places (s3://...) are not asked."""
     model, data, start = recipe.model, recipe.data, recipe.train.init_from
     if model.tokenizer and not Path(model.tokenizer).exists():
         message = "there is no such folder or tokenizer.json: copy the tokenizer of the checkpoint there."
@@ -31,8 +32,8 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key, folder, message)
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
-            if source and not source.dataset and not _has_shards(source):
-                yield Problem(f"{group}.{name}.shards", source.shards, f"there are no shards: {_shards_hint(source)}")
+            if source and not source.dataset and (problem := _lacks_shards(source)):
+                yield Problem(f"{group}.{name}.shards", source.shards, problem)
     if start and not Path(start).is_dir():
         yield Problem("train.init_from", start, f"there is no such export: {_export_hint(start)}")
     if hindrance := _hindrance(Path(recipe.run_dir)):
@@ -49,11 +50,14 @@ def _hindrance(folder: Path) -> str:
         return f"{place}: {error.strerror}"
 
 
-def _has_shards(source: SourceConfig) -> bool:
-    if "://" in source.shards:
-        return True
+def _lacks_shards(source: SourceConfig) -> str:
+    """What is wrong with the place of a source; empty if nothing is, as far as can be told without the network."""
+    if is_remote(source.shards):
+        return hindrance(source.shards)
     path = Path(source.shards)
-    return any(path.glob("*.tar")) if path.is_dir() else any(name.endswith(".tar") for name in glob(source.shards))
+    if any(path.glob("*.tar")) if path.is_dir() else any(name.endswith(".tar") for name in glob(source.shards)):
+        return ""
+    return f"there are no shards: {_shards_hint(source)}"
 
 
 def _shards_hint(source: SourceConfig) -> str:

@@ -1,0 +1,29 @@
+"""Reads and fills a block cache at random, as a loader process does: `cache_writer.py FOLDER BOUND SEED COUNT`."""
+
+from __future__ import annotations
+
+import random
+import sys
+import zlib
+
+from timeviper.datamodules.block_cache import BlockCache
+from timeviper.datamodules.block_sums import BLOCK, Block
+
+
+def block_of(number: int) -> tuple[Block, bytes]:
+    data = random.Random(number).randbytes(1000 + number % 100)
+    return Block(number * BLOCK, len(data), zlib.crc32(data)), data
+
+
+def fill(folder: str, bound: int, seed: int, count: int) -> None:
+    cache, rng = BlockCache(folder, bound), random.Random(seed)
+    for _ in range(count):
+        block, data = block_of(rng.randrange(200))
+        found = cache.get("a.tar", block)
+        assert found in (None, data)
+        if found is None:
+            cache.put("a.tar", block, data)
+
+
+if __name__ == "__main__":
+    fill(sys.argv[1], *map(int, sys.argv[2:]))

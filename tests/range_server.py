@@ -1,0 +1,105 @@
+"""A web server that knows ranges, counts what it sends, and can be as unreliable as real ones."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class RangeServer(ThreadingHTTPServer):
+    """Serves a folder at `url`. Its settings may be changed between two requests."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.ranges = True
+        self.fail_every = 0
+        """One request in so many gets a 503, is cut in the middle of its body, or has its connection closed."""
+        self.status = 0
+        """What every request is answered with."""
+        self.delay = 0.0
+        """Seconds before each answer."""
+        self.sent: dict[str, int] = {}
+        """Bytes of bodies, by path."""
+        self.requests: list[tuple[str, str]] = []
+        """Path and range of each request."""
+        self.failures = 0
+        self.lock = threading.Lock()
+
+    def tar_bytes(self) -> int:
+        return sum(size for path, size in self.sent.items() if path.endswith(".tar"))
+
+    def forget(self) -> None:
+        self.sent, self.requests, self.failures = {}, [], 0
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that went away is not worth a line."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: RangeServer
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers.get("Range", "")
+        with server.lock:
+            server.requests.append((self.path, wanted))
+            fails = server.fail_every and len(server.requests) % server.fail_every == 0
+            server.failures += bool(fails)
+            kind = server.failures % 3 if fails else None
+        time.sleep(server.delay)
+        path = server.folder / self.path.lstrip("/")
+        if server.status or kind == 0:
+            self.answer(server.status or 503, b"")
+            return
+        if kind == 1:
+            self.close_connection = True
+            return
+        if not path.is_file():
+            self.answer(404, b"")
+            return
+        data, status, headers = path.read_bytes(), 200, {}
+        if server.ranges and (match := re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)):
+            start, last = int(match[1]), min(int(match[2]), len(data) - 1)
+            if start >= len(data):
+                self.answer(416, b"")
+                return
+            headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
+            data, status = data[start : last + 1], 206
+        self.answer(status, data, headers, cut=kind == 2)
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        part = body[: len(body) // 2] if cut else body
+        with self.server.lock:  # before the client has it: a test may look at once
+            self.server.sent[self.path] = self.server.sent.get(self.path, 0) + len(part)
+        self.wfile.write(part)
+        self.close_connection = cut
+
+    def log_message(self, format, *args) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[RangeServer]:
+    server = RangeServer(folder)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
