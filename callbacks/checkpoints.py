@@ -1,117 +1,167 @@
-"""Sharded checkpoints that are either whole or not there, and a clean stop on Ctrl-C, SIGTERM or SIGUSR1."""
+"""When a checkpoint is written: every so many steps, at the end, and on Ctrl-C, SIGTERM or SIGUSR1."""
 
 from __future__ import annotations
 
-import shutil
 import signal
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import CheckpointException
 
-PREFIX = "step="
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first. A folder gets its final name only when all of it is on disk."""
-    return sorted((p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()), key=step_of)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    return next(reversed(whole_checkpoints(folder)), None)
+from timeviper.config import TrainConfig
+from timeviper.strategy import Sharded
 
 
 class Checkpoints(pl.Callback):
-    """Writes `<folder>/step=N` every `every` steps, at the end, and when asked to stop; keeps the newest `keep`."""
+    """Saves every `train.checkpoint_every` steps, and ends a run cleanly when it is asked to stop."""
 
-    def __init__(self, folder: Path, every: int, keep: int, resume_hint: str) -> None:
-        self.folder, self.every, self.keep, self.resume_hint = folder, every, keep, resume_hint
+    def __init__(
+        self,
+        train: TrainConfig,
+        resume_hint: str,
+        pause: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """`resume_hint`: the command that continues the run. `pause`: entered while a checkpoint is waited for."""
+        self.train, self.resume_hint, self.pause = train, resume_hint, pause
         self.asked_to_stop = 0
         self.stopped = False
-        self._saved = -1
+        self._asked = ""
+        self._deadline: threading.Timer | None = None
         self._handlers: dict[int, Any] = {}
+        self._saved = -1
+        self._began = self._step_seconds = self._save_seconds = 0.0
+        self._doing = ""
+
+    # ---- signals ----------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._doing = "starting"
+        self._strategy = cast(Sharded, trainer.strategy)
+
+    def listen(self) -> None:
+        """Take over the signals. Must come after Lightning has (it answers SIGTERM with a broadcast from within the
+        handler, which waits for ever when the ranks are at different places) and before the first data are read."""
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._handlers[s] = signal.signal(s, self._note)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = trainer.global_step
-        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._handlers[s] = signal.signal(s, self._note)
+        self._began = time.monotonic()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for s, handler in self._handlers.items():
             signal.signal(s, handler)
         self._handlers = {}
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(trainer.strategy, Sharded):
+            trainer.strategy.abandon_write(self.train.stop_within)
+        self.teardown(trainer, pl_module, "fit")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked_to_stop += 1
-        name = signal.Signals(number).name
-        if self.asked_to_stop == 1:
-            print(f"\n{name}: finishing this step and saving; once more to stop without saving", flush=True)
-        else:
-            raise KeyboardInterrupt(f"{name} twice: stopped without saving")
+        self._asked = signal.Signals(number).name
+        if self.asked_to_stop > 1:
+            raise KeyboardInterrupt(f"{self._asked} twice: stopped without saving")
+        seconds = self.train.stop_within
+        self._deadline = threading.Timer(seconds, self._late)
+        self._deadline.daemon = True
+        self._deadline.start()
+        if self._strategy.global_rank == 0:
+            needs = self._step_seconds + self._save_seconds
+            slow = f" (expected to take {needs:.0f} s, more than train.stop_within={seconds:g})" * (needs > seconds)
+            print(
+                f"\n{self._asked}: finishing this step and saving{slow}; once more to stop without saving", flush=True
+            )
+
+    def _late(self) -> None:
+        """The grace is over and the process still here: say what a kill would leave."""
+        if self._strategy.global_rank:
+            return
+        kept = self._strategy.store.latest()
+        print(
+            f"{self._asked} was {self.train.stop_within:g} s ago (train.stop_within), and nothing is saved yet: "
+            f"still {self._doing}. Killed now, the run would continue from {kept.name if kept else 'its beginning'}. "
+            "Ask for an earlier signal (SLURM: --signal=USR1@SECONDS), or save more often (train.checkpoint_every).",
+            flush=True,
+        )
+
+    # ---- steps ------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._doing = f"in step {trainer.global_step}"
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        stop = self._any_rank_asked(trainer)
+        now = time.monotonic()
+        self._step_seconds, self._began = now - self._began, now
+        stop, failed = self._any_rank(trainer, self.asked_to_stop > 0, self._strategy.write_failed)
+        if failed:
+            self.finish()
         step = trainer.global_step
+        self._doing = f"waiting for data before step {step}"
         last = step >= trainer.max_steps
-        if stop or last or (self.every and step % self.every == 0):
+        if stop or last or step % self.train.checkpoint_every == 0:
             self.save(trainer)
         if stop and not last:
+            self.finish()
             self.stopped = True
             trainer.should_stop = True
             if trainer.is_global_zero:
-                print(f"saved {self.folder}/{PREFIX}{step}. To continue: {self.resume_hint}", flush=True)
+                print(f"saved {self._strategy.store.path(step)}. To continue: {self.resume_hint}", flush=True)
 
-    def _any_rank_asked(self, trainer: pl.Trainer) -> bool:
-        """Signals reach ranks at different steps; all must leave after the same one."""
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """A validation may take longer than there is time: it ends here, and the stop follows the next step."""
+        self._doing = "validating"
+        if self._any_rank(trainer, self.asked_to_stop > 0)[0]:
+            cast(Any, pl_module).validation_cut = True
+            raise StopIteration  # how Lightning's loop is told that there are no more batches
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.finish()
+
+    def _any_rank(self, trainer: pl.Trainer, *flags: bool) -> list[bool]:
+        """Signals and failures reach ranks at different steps; all must act on them after the same one."""
         if trainer.world_size == 1:
-            return self.asked_to_stop > 0
-        flag = torch.tensor(float(self.asked_to_stop > 0), device=trainer.strategy.root_device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+            return list(flags)
+        shared = torch.tensor([float(f) for f in flags], device=trainer.strategy.root_device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return [bool(f) for f in shared.tolist()]
+
+    # ---- writing ----------------------------------------------------------------------------------------
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write under a temporary name, then rename: whatever happens, older checkpoints stay as they are."""
+        """Begin a checkpoint of this step, once the one before is on disk; with `checkpoint_async` off, also end it."""
         step = trainer.global_step
         if step == self._saved:
             return
-        final, partial = self.folder / f"{PREFIX}{step}", self.folder / f"{PREFIX}{step}.tmp"
-        if trainer.is_global_zero:
-            for stale in self.folder.glob(f"{PREFIX}*.tmp"):
-                shutil.rmtree(stale, ignore_errors=True)
-        trainer.strategy.barrier()
-        try:
-            trainer.save_checkpoint(partial)
-        except (Exception, CheckpointException) as error:  # the latter is no Exception
-            shutil.rmtree(partial, ignore_errors=True)
-            kept = latest_checkpoint(self.folder)
-            # Distributed saving wraps the operating system's error; its text is what the user needs.
-            raise OSError(
-                f"could not write the checkpoint of step {step} under {self.folder}: {_root(error)}. "
-                + (f"{kept.name} is still valid; " if kept else "")
-                + f"free space or choose another out=, then continue with: {self.resume_hint}"
-            ) from error
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in whole_checkpoints(self.folder)[: -self.keep or None]:
-                shutil.rmtree(old, ignore_errors=True)
+        self._doing = "writing the checkpoint"
+        began = time.monotonic()
+        self.finish()
+        with self.pause():
+            trainer.save_checkpoint(self._strategy.store.path(step))
         self._saved = step
-        trainer.strategy.barrier()
+        if not self.train.checkpoint_async:
+            self.finish()
+        self._save_seconds = time.monotonic() - began
 
-
-def _root(error: BaseException) -> str:
-    """The innermost cause, in words."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    def finish(self) -> None:
+        """Wait for the checkpoint under way. Raises OSError, on all ranks alike, if it could not be written."""
+        with self.pause():
+            reason = self._strategy.finish_write()
+        if reason is None:
+            return
+        store = self._strategy.store
+        kept = store.latest()
+        raise OSError(
+            f"could not write the checkpoint of step {self._saved} under {store.folder}: {reason}. "
+            + (f"{kept.name} is still valid; " if kept else "")
+            + f"free space or choose another out=, then continue with: {self.resume_hint}"
+        )

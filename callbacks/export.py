@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import lightning.pytorch as pl
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import nn
 
-from timeviper.checkpoint import write_export
+from timeviper.checkpoint import follow_export, write_export
 from timeviper.config import Recipe
+from timeviper.parallel import WholeTensors
 from timeviper.tokenizer import Tokenizer
 
 
@@ -19,9 +21,10 @@ class Export(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step < self.recipe.train.steps:
             return
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_model_state_dict(pl_module.model, options=options)  # gathered on every rank, kept on rank 0
+        state = WholeTensors(cast(nn.Module, pl_module.model))
         if trainer.is_global_zero:
             write_export(self.folder, state, self.recipe, self.tokenizer, trainer.global_step)
             print(f"exported {self.folder}", flush=True)
+        else:
+            follow_export(state, self.recipe)
         trainer.strategy.barrier()

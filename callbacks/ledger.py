@@ -46,7 +46,8 @@ class Ledger(pl.Callback):
         self.total, self._new = Count(), Count()
 
     def state_dict(self) -> dict[str, Any]:
-        return {k: dict(v) if isinstance(v, Counter) else v for k, v in asdict(self.total).items()}
+        counters = {k: dict(getattr(self.total, k)) for k in ("used", "replaced")}  # asdict would count their items
+        return counters | {k: [asdict(i) for i in getattr(self.total, k)] for k in ("skipped", "truncated")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         lists = {k: [Incident(**i) for i in state_dict[k]] for k in ("skipped", "truncated")}

@@ -48,7 +48,7 @@ class Progress(pl.Callback):
         sys.stdout.flush()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        if not trainer.is_global_zero or trainer.sanity_checking or pl_module.validation_cut:
             return
         found = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         # An accuracy without a question is left out; a loss that is not a number is shown.

@@ -1,57 +1,126 @@
 """The hand-over between stages: what a stage exports and what the next one accepts.
 
-An export folder holds `model.safetensors` (full tensors, float32 or as trained), `config.yaml` (the whole
-resolved recipe), the tokenizer, and `lineage.json` (this stage, its step, its ancestors).
+An export folder holds `model.safetensors` (full tensors as trained, adapters merged; in several files with an index
+beyond 2 GB), `config.yaml` (the whole resolved recipe), the tokenizer, `lineage.json` (this stage, its step, its
+ancestors) and, after LoRA, `adapter/adapter.safetensors`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from timeviper import initialize
 from timeviper.config import ModelConfig, Recipe
 from timeviper.errors import ConfigError, Problem
-from timeviper.hub import load_weights
+from timeviper.hub_files import INDEX, TensorFolder, write_tensors
+from timeviper.initialize import Read
+from timeviper.model import lora
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
 from timeviper.recipe import dump, load_recipe
 from timeviper.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, LINEAGE = "model.safetensors", "config.yaml", "lineage.json"
+ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
+
+Model = TimeViper | TagModel
 
 
-def build_model(recipe: Recipe) -> TimeViper | TagModel:
-    """The model of a stage: random under the recipe's seed, then pretrained weights, then the previous stage's."""
-    torch.manual_seed(recipe.seed)
-    model = TimeViper(recipe.model) if recipe.train.objective == "answer" else TagModel(recipe.model)
-    if recipe.model.decoder.weights and isinstance(model, TimeViper):
-        load_weights(model.decoder, recipe.model.decoder.weights)
-    if recipe.train.init_from:
-        load_previous_stage(model, recipe)
+def meta_model(recipe: Recipe) -> Model:
+    """The model of a stage without any memory: adapters attached, parts frozen as in training."""
+    model = _bare(recipe)
+    with torch.device("meta"):
+        lora.attach(model, recipe.model.lora)
     model.freeze(recipe.train.trainable)
     return model
 
 
-def write_export(folder: Path, state: dict[str, Tensor], recipe: Recipe, tokenizer: Tokenizer, step: int) -> None:
-    """Write an export next to its place and move it there whole, so that a half export never has the name."""
+def _bare(recipe: Recipe) -> Model:
+    with torch.device("meta"):
+        return TimeViper(recipe.model) if recipe.train.objective == "answer" else TagModel(recipe.model)
+
+
+def build_model(
+    recipe: Recipe, place: Callable[[Model], nn.Module] | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The model of a stage: random under the recipe's seed, then pretrained weights, then the previous stage's.
+
+    `place` shards the model before it has any memory; after it each rank fills the rows that it keeps.
+    Raises ConfigError as `check_previous_stage` does.
+    """
+    twin = _bare(recipe)
+    stored = stored_tensors(twin, recipe)
+    model = meta_model(recipe)
+    placed = model if place is None else place(model)
+    placed.to_empty(device=device)
+    initialize.fill(placed, twin, stored, recipe.model.lora, recipe.seed)
+    return placed
+
+
+def stored_tensors(model: Model, recipe: Recipe) -> dict[str, Read]:
+    """Where the first values of a stage's model are read; what is missing is drawn at random.
+
+    Parts that the previous stage did not have stay at random (the decoder after stage 0), but a new transfer stage
+    starts from the decoder's attention. Raises ConfigError or ValueError where a file does not fit.
+    """
+    stored: dict[str, Read] = {}
+    for name, cfg in recipe.model.towers.items():
+        if cfg is not None and cfg.weights:
+            stored |= initialize.tower_weights(name, cfg, model.towers[name])
+    parts = check_previous_stage(recipe)
+    targets = recipe.model.lora.targets if recipe.model.lora.rank else []
+    if "transv" not in parts and any(target.startswith("transv") for target in targets):
+        message = (
+            "names transv, but no stage before has trained transfers: their gates are shut, and nothing behind a "
+            "shut gate learns. Train transv whole: leave it out here."
+        )
+        raise ConfigError(recipe.name, [Problem("model.lora.targets", targets, message)])
+    if recipe.model.decoder.weights and isinstance(model, TimeViper):
+        stored |= initialize.decoder_weights(Path(recipe.model.decoder.weights), recipe.model.decoder)
+        stored |= initialize.transv_from_attention(model.decoder, stored)
+    if recipe.train.init_from:
+        stored |= _previous(model, recipe)
+        if isinstance(model, TimeViper) and "transv" not in parts and "decoder" in parts:
+            stored |= initialize.transv_from_attention(model.decoder, stored)
+    return stored
+
+
+def _previous(model: Model, recipe: Recipe) -> dict[str, Read]:
+    files = TensorFolder(Path(recipe.train.init_from))
+    own = model.state_dict()
+    stray = [k for k in files.files if k not in own and part_of(k) in ("projector", "decoder")]
+    if stray:
+        raise _refused(recipe, f"The export has tensors that this model lacks: {', '.join(stray[:5])}")
+    return initialize.from_folder(files, {k: k for k in files.files if k in own})
+
+
+def write_export(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    step: int,
+    shard_bytes: int = 2 << 30,
+) -> None:
+    """Write an export next to its place and move it there whole, so that a half export never has the name.
+
+    Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held.
+    """
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    # Tied tensors are stored once; loading ties them again.
-    seen: dict[int, str] = {}
-    unique = {}
-    for name, tensor in state.items():
-        if seen.setdefault(tensor.data_ptr(), name) == name or tensor.numel() == 0:
-            unique[name] = tensor.contiguous()
-    save_file(unique, partial / WEIGHTS, metadata={"format": "pt"})
+    merged = lora.Merged(state, recipe.model.lora)
+    write_tensors(partial, merged.items(), shard_bytes)
+    if merged.adapters:
+        lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
     dump(recipe, partial / CONFIG)
     tokenizer.save(partial)
     ancestors = read_lineage(Path(recipe.train.init_from)) if recipe.train.init_from else None
@@ -60,7 +129,7 @@ def write_export(folder: Path, state: dict[str, Tensor], recipe: Recipe, tokeniz
         "size": recipe.size,
         "step": step,
         "seed": recipe.seed,
-        "parts": sorted({part_of(name) for name in state} - {""}),
+        "parts": sorted({part_of(name) for name in state}),
         "trained": sorted(recipe.train.trainable),
         "from": ancestors,
     }
@@ -69,12 +138,19 @@ def write_export(folder: Path, state: dict[str, Tensor], recipe: Recipe, tokeniz
     partial.rename(folder)
 
 
+def follow_export(state: Mapping[str, Tensor], recipe: Recipe) -> None:
+    """What the other ranks do while one writes: take part in gathering the same tensors, and keep none."""
+    for _ in lora.Merged(state, recipe.model.lora).values():
+        pass
+
+
 def read_lineage(export: Path) -> dict[str, Any]:
     return json.loads((export / LINEAGE).read_text())
 
 
 def is_export(folder: Path) -> bool:
-    return all((folder / f).is_file() for f in (WEIGHTS, CONFIG, LINEAGE))
+    weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    return weights and all((folder / f).is_file() for f in (CONFIG, LINEAGE))
 
 
 def differences(ours: Any, theirs: Any, prefix: str) -> list[str]:
@@ -132,25 +208,6 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
     return parts
 
 
-def load_previous_stage(model: nn.Module, recipe: Recipe) -> None:
-    """Copy the tensors of `train.init_from` into the model.
-
-    Parts that the previous stage did not have stay at random (a new transfer stage, the decoder after
-    stage 0). Raises ConfigError as `check_previous_stage` does.
-    """
-    export = Path(recipe.train.init_from)
-    parts = check_previous_stage(recipe)
-    state = load_file(export / WEIGHTS)
-    own = model.state_dict()
-    carried = {k: v for k, v in state.items() if k in own}
-    stray = [k for k in state if k not in own and part_of(k) in ("projector", "decoder")]
-    if stray:
-        raise _refused(recipe, f"The export has tensors that this model lacks: {', '.join(stray[:5])}")
-    model.load_state_dict(carried, strict=False)
-    if isinstance(model, TimeViper) and "transv" not in parts and "decoder" in parts:
-        model.decoder.init_transv_from_attention()
-
-
 def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper, Recipe, Tokenizer]:
     """A finished model, in eval mode, with its recipe (as overridden) and tokenizer.
 
@@ -164,11 +221,12 @@ def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper,
     recipe = load_recipe(export / CONFIG, overrides)
     if recipe.train.objective != "answer":
         raise ValueError(f"{export} is a vision tower without a language model; it cannot answer questions")
-    model = TimeViper(recipe.model)
-    missing, unexpected = model.load_state_dict(load_file(export / WEIGHTS), strict=False)
+    model, files = _bare(recipe), TensorFolder(export)
+    assert isinstance(model, TimeViper)
     own = model.state_dict()
-    tied = {own[k].data_ptr() for k in own if k not in missing}
-    missing = [k for k in missing if own[k].data_ptr() not in tied]
+    missing, unexpected = sorted(own.keys() - files.files.keys()), sorted(files.files.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(f"{export}: tensors missing: {missing[:5]}, unexpected: {unexpected[:5]}")
+    model.to_empty(device="cpu")
+    initialize.fill(model, model, initialize.from_folder(files, {name: name for name in own}))
     return model.eval().requires_grad_(False), recipe, Tokenizer.load(str(export))

@@ -12,6 +12,14 @@ from typing import Any, Literal
 
 # The parts of the model that a stage may train, and that may have a learning rate of their own.
 PARTS = ("tower", "projector", "decoder", "transv")
+# What activation checkpointing tells apart.
+BLOCK_TYPES = ("mamba", "attention", "mlp", "transv", "tower")
+# What low-rank adapters can stand beside; the word before the dot names all of its kind.
+LORA_TARGETS = (
+    *(f"attention.{name}" for name in "qkvo"),
+    *("mamba.in", "mamba.out", "mlp.up", "mlp.gate", "mlp.down", "projector.in", "projector.out"),
+    *(f"transv.{name}" for name in "qkvo"),
+)
 
 
 @dataclass
@@ -104,6 +112,23 @@ class TransVConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen linear maps; the export holds them merged, and alone in export/adapter/."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: none."""
+    alpha: float = 16.0
+    """What an adapter adds is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that are set to 0 while it learns."""
+    targets: list[str] = field(default_factory=lambda: ["attention", "mamba", "mlp"])
+    """What gets an adapter: attention, mamba, mlp, projector, transv, or single maps such as attention.q or mamba.in.
+    In a part with adapters these alone learn, at the rate of the part (optim.lrs)."""
+    weights: str = ""
+    """Adapter file to start from (adapter.safetensors of an export); empty: adapters that add nothing yet."""
+
+
+@dataclass
 class KernelConfig:
     """Which implementation runs each operation: auto takes the fastest that runs on the device."""
 
@@ -125,6 +150,7 @@ class ModelConfig:
     """Vision encoders by name; the tokens of several are laid side by side in each frame."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     transv: TransVConfig = field(default_factory=TransVConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
 
 
@@ -214,6 +240,35 @@ class PhaseConfig:
 
 
 @dataclass
+class GuardConfig:
+    """What happens when a step's loss or gradient norm is not a number, or explodes. The step is never applied."""
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    """stop: end the run; skip: go on without the step; rewind: back to the last checkpoint, then without its data."""
+    spike: float = 0.0
+    """A loss or gradient norm above this many times its running median counts, too; 0: only what is not finite."""
+    window: int = 64
+    """Steps of the running median; nothing counts as a spike before a quarter of them."""
+    limit: int = 8
+    """Incidents of the run folder after which skip and rewind stop the run."""
+    leave_out: int = 1
+    """With `rewind`: steps whose data are left out, the last of them the offending one."""
+    keep_weights: int = 2
+    """Incidents, the first ones, whose bundle holds the weights that `timeviper replay` needs."""
+
+
+@dataclass
+class WatchdogConfig:
+    """Says where each rank is when a step, or the wait for its data, takes too long."""
+
+    seconds: float = 600.0
+    """Longest step or wait for data; validation and checkpoints do not count, a start may take 5 times as long.
+    0: off."""
+    abort: bool = False
+    """End the process afterwards, and with it the job, instead of waiting on."""
+
+
+@dataclass
 class TrainConfig:
     objective: Literal["answer", "tags"] = "answer"
     """answer: next-token loss on the answers; tags: tower, projector and embeddings predict captions' words."""
@@ -233,6 +288,12 @@ class TrainConfig:
     """Steps between checkpoints; the last step and an interruption always write one."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
+    checkpoint_async: bool = True
+    """Write checkpoints while training goes on, from one copy of the weights and optimizer in host memory."""
+    stop_within: float = 30.0
+    """Seconds between SIGTERM (or SIGUSR1, Ctrl-C) and the end of the process; for a message when it is too short."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 @dataclass
@@ -242,7 +303,7 @@ class OptimConfig:
     lrs: dict[str, float | None] = field(default_factory=dict)
     """Learning rates of single parts (tower, projector, decoder, transv) where they differ; null: `lr`."""
     weight_decay: float = 0.01
-    """Not applied to norms, biases, embeddings' gates, A_log, D, dt_bias and the transfer gates."""
+    """Not applied to norms, biases, embeddings' gates, A_log, D, dt_bias, transfer gates and LoRA adapters."""
     beta1: float = 0.9
     beta2: float = 0.999
     """Decay of AdamW's running means of the gradient and of its square."""
@@ -259,13 +320,26 @@ class OptimConfig:
 @dataclass
 class ParallelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of computation; master weights, gradient reduction and state space parameters stay float32."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    """Dtype of computation; master weights, gradient reduction, norms, gates and the scan's parameters stay float32."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which frozen matrices are kept; bfloat16 halves their memory and rounds them, also in the export."""
+    activation_checkpointing: str = "none"
+    """What is computed again in the backward pass instead of kept: none, all, or block types (comma-separated) out of
+    mamba, attention, mlp, transv, tower; true means all, false none."""
+    offload_activations: bool = False
+    """Keep what blocks save for the backward pass in host memory; with checkpointing only the blocks' inputs."""
+    offload_params: bool = False
+    """Keep parameters, gradients and optimizer state in host memory, where AdamW then runs."""
     compile: bool = False
-    """torch.compile every block."""
+    """torch.compile every decoder block."""
     replicas: int = 1
     """Groups of ranks that each hold a full copy (hybrid sharding); 1: sharded over all ranks."""
+
+    @property
+    def checkpointed(self) -> frozenset[str]:
+        """The block types that `activation_checkpointing` names, known or not."""
+        named = frozenset(word.strip() for word in self.activation_checkpointing.lower().split(","))
+        return frozenset(BLOCK_TYPES) if named & {"all", "true"} else named - {"none", "false", ""}
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,24 @@ class ConfigError(ValueError):
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "\n".join(f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1))
         super().__init__(f"{source}: {count}\n{lines}")
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether this rank is the first of the job with this message: what all ranks would say, one of them says.
+
+    torchrun's own key-value store counts, which is there before the ranks know each other, and when some are gone.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    import torch.distributed as dist  # not for the sake of a verb that needs no torch
+
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"timeviper/said/{restart}/{sha256(text.encode()).hexdigest()}", 1) == 1
+    except (OSError, RuntimeError, KeyError, ValueError):  # without the store, better twice than not at all
+        return True
 
 
 def show(value: object) -> str:

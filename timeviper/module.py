@@ -13,26 +13,32 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torchmetrics import MeanMetric, MetricCollection
 
+from timeviper.callbacks.guard import Guard
 from timeviper.checkpoint import build_model
 from timeviper.config import Recipe
 from timeviper.datamodules.sample import StepBatch
 from timeviper.kernels import dispatch
+from timeviper.model.parts import Parts
 from timeviper.optim import build_optimizer, set_lr
-from timeviper.parallel import parallelize
+from timeviper.parallel import ShardedModel, home, parallelize
+from timeviper.step import accumulate
 
 
 class ViperModule(pl.LightningModule):
     """Trains TimeViper, or its tower alone, on `StepBatch`es."""
 
-    def __init__(self, recipe: Recipe, val_types: list[str]) -> None:
-        """`val_types`: the question types of the held-out data, one accuracy each."""
+    def __init__(self, recipe: Recipe, val_types: list[str], guard: Guard) -> None:
+        """`val_types`: the question types of the held-out data, one accuracy each. `guard` judges every step."""
         super().__init__()
         self.automatic_optimization = False
         self.recipe = recipe
+        self.guard = guard
+        self.validation_cut = False  # set when a stop was asked for in the middle of a validation
         self.val_loss = MeanMetric()
         self.val_accuracy = MetricCollection({t: MeanMetric() for t in ["overall", *val_types]}, compute_groups=False)
 
@@ -41,8 +47,14 @@ class ViperModule(pl.LightningModule):
             return
         dispatch.configure(self.recipe.model.kernel)
         assert self.device_mesh is not None
-        model = build_model(self.recipe).to(self.trainer.strategy.root_device)
-        self.model = parallelize(model, self.device_mesh["data_parallel"], self.recipe.parallel)
+        mesh, cfg = self.device_mesh["data_parallel"], self.recipe.parallel
+        device = home(self.trainer.strategy.root_device, cfg)
+        self.model = cast(ShardedModel, build_model(self.recipe, lambda m: self._sharded(m, mesh), device))
+
+    def _sharded(self, model: Parts, mesh: DeviceMesh) -> ShardedModel:
+        if self.trainer.is_global_zero:
+            print(model.describe_trainable(), flush=True)
+        return parallelize(model, mesh, self.recipe.parallel)
 
     def configure_optimizers(self) -> AdamW:
         return build_optimizer(self.model, self.recipe.optim)
@@ -61,18 +73,15 @@ class ViperModule(pl.LightningModule):
         if world > 1:
             dist.all_reduce(num_labels)
         num_labels = num_labels.clamp(min=1)
-        loss_sum, correct = num_labels.new_zeros(()), num_labels.new_zeros(())
-        for i, pack in enumerate(batch.packs):
-            self.model.set_requires_gradient_sync(i == len(batch.packs) - 1)
-            out = self.model(pack.to(self.device))
-            # Gradients are averaged over ranks; times world makes that the sum.
-            self.manual_backward(out.loss_sum * (world / num_labels))
-            loss_sum += out.loss_sum.detach()
-            correct += out.correct.sum()
+        # For dropout in adapters: a function of the step, so that a run that continues draws the same.
+        torch.manual_seed(self.recipe.seed + 7919 * (step * world + self.global_rank))
+        sums = accumulate(self.model, batch.packs, num_labels, world, self.device, self.manual_backward)
         norm = self._clip(optimizer)
+        self._report(*sums, num_labels, norm, optimizer)
+        if not self.guard.admits(self, batch, self.figures["loss"], norm, num_labels):
+            optimizer.zero_grad(set_to_none=True)  # the step counts, but without gradients it changes nothing
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._report(loss_sum, correct, num_labels, norm, optimizer)
 
     def _clip(self, optimizer: LightningOptimizer) -> Tensor:
         """Gradient norm over all parameters and shards, before it is cut."""
@@ -109,6 +118,10 @@ class ViperModule(pl.LightningModule):
                     cast(MeanMetric, self.val_accuracy[name]).update(right)
 
     def on_validation_epoch_end(self) -> None:
+        if self.validation_cut:
+            self.val_loss.reset()
+            self.val_accuracy.reset()
+            return
         self.log("val/loss", self.val_loss, sync_dist=True)
         for kind, metric in self.val_accuracy.items():
             self.log(f"val/accuracy/{kind}", cast(MeanMetric, metric), sync_dist=True)

@@ -11,8 +11,9 @@ from timeviper.config import OptimConfig
 from timeviper.model.viper import part_of
 
 # Parameters that weight decay would pull away from where they belong: decay rates and step sizes of
-# the state space, skip gains, transfer gates. Norms and biases are recognised by their dimension.
-NO_DECAY = ("A_log", "D", "dt_bias", "alpha")
+# the state space, skip gains, transfer gates. Norms and biases are recognised by their dimension. Of adapters decay
+# would pull the product back to 0, that is, to the model before tuning; what bounds them is their rank.
+NO_DECAY = ("A_log", "D", "dt_bias", "alpha", "lora_A", "lora_B")
 
 
 def lr_scale(step: int, steps: int, cfg: OptimConfig) -> float:

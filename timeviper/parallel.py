@@ -1,58 +1,208 @@
-"""The only file that knows of sharding: activation checkpointing, then compile, then fully_shard."""
+"""The only file that knows of sharding: activation checkpointing and offloading, compile, then fully_shard."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper, checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from timeviper.config import ParallelConfig
+from timeviper.errors import ConfigError, Problem
+from timeviper.model.decoder import Block
+from timeviper.model.layers import RMSNorm
 from timeviper.model.mamba2 import Scan
+from timeviper.model.transv import Transfer
 from timeviper.model.viper import TimeViper
+
+TYPE_OF_LETTER = {"M": "mamba", "*": "attention", "-": "mlp"}
+SMALL = 1024  # bytes: what is not worth a transfer to the host
 
 
 class ShardedModel(FSDPModule, nn.Module):
     """What `fully_shard` makes of a module, for type checkers: it is both."""
 
 
+def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> ShardedModel:
+    """Apply the settings to a model in place, also on the meta device. World size 1 takes the same path.
+
+    Raises ConfigError where the ranks cannot be cut into `replicas`.
+    """
+    if mesh.size() % cfg.replicas:
+        message = f"must divide the {mesh.size()} ranks: each replica is sharded over equally many."
+        raise ConfigError("sharding", [Problem("parallel.replicas", cfg.replicas, message)])
+    if cfg.frozen_dtype != "float32":
+        _shorten_frozen(model, getattr(torch, cfg.frozen_dtype))
+    for parent, name, kind in list(_blocks(model)):
+        block = parent.get_submodule(name)
+        if cfg.compile and kind not in ("tower", "transv"):
+            # In place, and inside of the checkpoint, because the scan breaks the graph; packs differ in length.
+            block.compile(dynamic=True)
+        if kind in cfg.checkpointed:
+            block = checkpoint_wrapper(block)
+        if cfg.offload_activations:
+            block = HostActivations(block)
+        parent.register_module(name, block)
+    if cfg.replicas > 1:
+        shape = (cfg.replicas, mesh.size() // cfg.replicas)
+        mesh = init_device_mesh(mesh.device_type, shape, mesh_dim_names=("replicate", "shard"))
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cfg.offload_params else OffloadPolicy()
+    for unit in sharding_plan(model, cfg):
+        policy = MixedPrecisionPolicy(
+            param_dtype=unit.dtype, reduce_dtype=torch.float32, cast_forward_inputs=unit.dtype is not None
+        )
+        modules = unit.modules if len(unit.modules) > 1 else unit.modules[0]
+        fully_shard(modules, mesh=mesh, mp_policy=policy, offload_policy=offload)  # pyright: ignore[reportCallIssue,reportArgumentType]
+    return cast(ShardedModel, model)
+
+
+def home(device: torch.device, cfg: ParallelConfig) -> torch.device:
+    """Where the parameters live between their uses, for a rank that computes on `device`."""
+    return torch.device("cpu") if cfg.offload_params else device
+
+
+# ---- units ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Modules whose parameters are gathered and reduced together: one call of `fully_shard`."""
+
+    modules: list[nn.Module]
+    dtype: torch.dtype | None
+    """Of the gathered parameters; None: as stored (float32)."""
+
+
+def sharding_plan(model: nn.Module, cfg: ParallelConfig) -> list[Unit]:
+    """The units in the order in which they are made; each takes the parameters that those before it left.
+
+    A decoder block, a transfer and a whole encoder are units (an encoder may run several times a step, on one
+    rank more often than on another, so that its layers must not gather one by one). The root comes last.
+    """
+    if cfg.param_dtype == "float32":
+        return [Unit([unit], None) for unit in (*sharded_units(model), model)]
+    narrow = getattr(torch, cfg.param_dtype)
+    plan = []
+    for unit in sharded_units(model):
+        wide: list[nn.Module] = [m for m in unit.modules() if isinstance(m, (Scan, RMSNorm))]
+        if isinstance(inner := unwrapped(unit), Transfer):
+            # Its gate is its own parameter: the short type is for the projections.
+            plan += [Unit([inner.q_proj, inner.k_proj, inner.v_proj, inner.o_proj], narrow), Unit([unit], None)]
+        else:
+            # A decay near 1 has no digits in bfloat16, and gains near 1 have few: these keep float32.
+            plan += [Unit(wide, None)] * bool(wide) + [Unit([unit], narrow)]
+    final = [model.decoder.norm_f] if isinstance(model, TimeViper) else []
+    return [*plan, *(Unit([norm], None) for norm in final), Unit([model], narrow)]
+
+
 def sharded_units(model: nn.Module) -> list[nn.Module]:
-    """Modules that are gathered one at a time: decoder blocks, transfer stages, encoder layers."""
+    """Modules that are gathered one at a time: decoder blocks, transfers, encoders."""
     units: list[nn.Module] = []
     if isinstance(model, TimeViper):  # stage 0 has no blocks
         units += [*model.decoder.blocks, *model.decoder.transv.values()]
-    for tower in getattr(model, "towers", {}).values():
-        units.append(tower)
-    return units
+    return [*units, *cast(Any, getattr(model, "towers", nn.ModuleDict())).values()]
 
 
-def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> ShardedModel:
-    """Apply the settings to a model in place. World size 1 takes the same path."""
+def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """(parent, name, type) of everything that activation checkpointing can wrap."""
     if isinstance(model, TimeViper):
-        for i, block in enumerate(model.decoder.blocks):
-            if cfg.activation_checkpointing:
-                block = checkpoint_wrapper(block)
-            if cfg.compile:
-                block = cast(nn.Module, torch.compile(block))
-            model.decoder.blocks[i] = block
-    if cfg.replicas > 1:
-        mesh = init_device_mesh(
-            mesh.device_type,
-            (cfg.replicas, mesh.size() // cfg.replicas),
-            mesh_dim_names=("replicate", "shard"),
-        )
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if cfg.param_dtype == "float32" else getattr(torch, cfg.param_dtype),
-        reduce_dtype=torch.float32,
-    )
-    if policy.param_dtype is not None:
-        # A decay near 1 has no digits in bfloat16: the recurrence's few parameters keep float32.
-        wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for scan in [module for module in model.modules() if isinstance(module, Scan)]:
-            fully_shard(scan, mesh=mesh, mp_policy=wide)
-    for unit in sharded_units(model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
-    return cast(ShardedModel, fully_shard(model, mesh=mesh, mp_policy=policy))
+        for name, block in model.decoder.blocks.named_children():
+            yield model.decoder.blocks, name, TYPE_OF_LETTER[cast(Block, block).letter]
+        for name in model.decoder.transv:
+            yield model.decoder.transv, name, "transv"
+    for tower in cast(nn.ModuleDict, getattr(model, "towers", nn.ModuleDict())).values():
+        layers = next(m for m in tower.modules() if isinstance(m, nn.ModuleList))
+        for name, _ in layers.named_children():
+            yield layers, name, "tower"
+
+
+def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen matrices in a shorter type; vectors (gains, biases, decays) stay as they are."""
+    for p in model.parameters():
+        if not p.requires_grad and p.ndim > 1:
+            p.data = p.data.to(dtype)
+
+
+# ---- wrappers -------------------------------------------------------------------------------------------
+
+
+class HostActivations(ActivationWrapper):
+    """Keeps what a module saves for its backward pass in host memory: of a checkpointed one, its input.
+
+    Copies are made on the computing stream; they do not overlap with computation. Weights are left where they
+    are: a gathered weight is freed after the forward pass and gathered again.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def is_weight(t: Tensor) -> bool:
+            gathered = (p for p in self.parameters() if not isinstance(p, DTensor))
+            return t.untyped_storage().data_ptr() in {p.untyped_storage().data_ptr() for p in gathered}
+
+        def pack(t: Tensor) -> tuple[torch.device, Tensor] | Tensor:
+            if t.nbytes < SMALL or is_weight(t):
+                return t
+            host = torch.empty_like(t, device="cpu", pin_memory=t.is_cuda)
+            return t.device, host.copy_(t, non_blocking=True)
+
+        def unpack(packed: tuple[torch.device, Tensor] | Tensor) -> Tensor:
+            return packed if isinstance(packed, Tensor) else packed[1].to(packed[0], non_blocking=True)
+
+        with saved_tensors_hooks(pack, unpack):
+            return self._checkpoint_wrapped_module(*args, **kwargs)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    while isinstance(module, ActivationWrapper):
+        module = module._checkpoint_wrapped_module
+    return module
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name as the model without wrappers has it."""
+    return name.replace("_checkpoint_wrapped_module.", "")
+
+
+# ---- tensors, whole and in part -------------------------------------------------------------------------
+
+
+def local_part(tensor: Tensor) -> tuple[Tensor, slice]:
+    """What this rank holds of a tensor, and which rows of the whole that is (`fully_shard` cuts like `torch.chunk`)."""
+    if not isinstance(tensor, DTensor):
+        return tensor, slice(0, len(tensor) if tensor.ndim else None)
+    assert tensor.placements[-1] == Shard(0), tensor.placements
+    rows, mesh = tensor.shape[0], tensor.device_mesh
+    each = -(-rows // mesh.size(mesh.ndim - 1))
+    start = min(mesh.get_local_rank(mesh.ndim - 1) * each, rows)
+    local = tensor.to_local()
+    assert len(local) == min(start + each, rows) - start
+    return local, slice(start, start + len(local))
+
+
+class WholeTensors(Mapping[str, Tensor]):
+    """The state dict of a model, each tensor gathered when it is looked up, on the CPU.
+
+    Every rank must look up the same tensors in the same order. No rank holds more than one, unless it keeps them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state: dict[str, Tensor] = model.state_dict()
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.state[name].detach()
+        if isinstance(tensor, DTensor):
+            # Offloaded shards are gathered where the process group works.
+            tensor = cast(DTensor, tensor.to(tensor.device_mesh.device_type)).full_tensor()
+        return tensor.cpu()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)

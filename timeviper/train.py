@@ -13,22 +13,27 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 
-from timeviper.callbacks.checkpoints import Checkpoints, latest_checkpoint, step_of
+from timeviper.callbacks.checkpoints import Checkpoints
 from timeviper.callbacks.curriculum import Curriculum
 from timeviper.callbacks.export import Export
-from timeviper.callbacks.guard import Guard
+from timeviper.callbacks.guard import Guard, Rewind
 from timeviper.callbacks.ledger import Ledger
 from timeviper.callbacks.progress import Progress
 from timeviper.callbacks.throughput import Throughput
+from timeviper.callbacks.watchdog import Watchdog
 from timeviper.checkpoint import CONFIG, check_previous_stage, differences, is_export, read_lineage
+from timeviper.checkpoint_store import CheckpointStore, check_readable, step_of
 from timeviper.config import Recipe
 from timeviper.datamodules.datamodule import VideoDataModule
+from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.errors import ConfigError, Problem
+from timeviper.features import check_features
 from timeviper.module import ViperModule
 from timeviper.recipe import dump, load_recipe
+from timeviper.strategy import Sharded
 from timeviper.tokenizer import Tokenizer
 
 log = logging.getLogger("timeviper")
@@ -51,8 +56,23 @@ _MAY_CHANGE = (
     "train.validate_samples",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.checkpoint_async",
+    "train.stop_within",
+    "train.guard",
+    "train.watchdog",
     "parallel",
     "model.kernel",
+)
+
+
+# What collectives say when another rank has ended: gloo, then NCCL.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+    "Watchdog caught collective operation timeout",
 )
 
 
@@ -81,29 +101,71 @@ def train(recipe: Recipe, *, command: str = "the same command") -> bool:
         )
         raise ConfigError(recipe.name, [problem])
     check_previous_stage(recipe)
-    checkpoint = latest_checkpoint(run / "checkpoints")
+    store = CheckpointStore(run / "checkpoints", recipe.train.keep_checkpoints, recipe)
+    checkpoint = store.latest()
     if checkpoint:
-        _check_same_recipe(run, recipe)
+        check_readable(checkpoint, recipe.run_dir)
+        _check_same_recipe(checkpoint if (checkpoint / CONFIG).is_file() else run, recipe)
     tokenizer = Tokenizer.load(recipe.model.tokenizer)
     _check_vocabulary(recipe, tokenizer)
-    data = VideoDataModule(recipe, tokenizer)
-    run.mkdir(parents=True, exist_ok=True)
-    dump(recipe, run / CONFIG)
-
+    left_out = read_left_out(run)
     quiet_lightning()
     share_cores(recipe.data.workers)
+    while True:
+        try:
+            return _fit(recipe, tokenizer, store, checkpoint, left_out, command)
+        except Rewind as back:
+            checkpoint = back.checkpoint
+            left_out = _without(back, recipe, left_out, run)
+        except RuntimeError as error:
+            lost = next((words for words in _LOST if words in str(error)), None)
+            if lost is None:
+                raise
+            kept = store.latest()
+            raise ConnectionError(
+                f"another rank is gone, or does not answer ({lost}). What ended it stands in its own output, and the "
+                "launcher's report names the first rank that failed. The run continues from "
+                f"{kept.name if kept else 'its beginning'} with: {command}"
+            ) from error
+
+
+def _fit(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    store: CheckpointStore,
+    checkpoint: Path | None,
+    left_out: frozenset[int],
+    command: str,
+) -> bool:
+    """From a checkpoint (None: the beginning) to the end, or to where the run is asked to stop, which returns False."""
+    run = Path(recipe.run_dir)
+    data = VideoDataModule(recipe, tokenizer, left_out)
+    check_features(recipe, data.plan.sources, data.val_sources)
+    run.mkdir(parents=True, exist_ok=True)
+    dump(recipe, run / CONFIG)
     pl.seed_everything(recipe.seed, verbose=False)
+    watchdog = Watchdog(recipe.train.watchdog, data.at_hand)
+    guard = Guard(recipe, run, left_out, command, watchdog.pause)
+    checkpoints = Checkpoints(recipe.train, command, watchdog.pause)
+    data.before_reading = checkpoints.listen
     types = sorted({c.type for s in data.val_sources.values() for c in s.conversations()})
-    module = ViperModule(recipe, types)
-    checkpoints = Checkpoints(
-        run / "checkpoints", recipe.train.checkpoint_every, recipe.train.keep_checkpoints, command
-    )
+    module = ViperModule(recipe, types, guard)
     start = step_of(checkpoint) if checkpoint else 0
-    trainer = build_trainer(recipe, run, tokenizer, checkpoints, start)
+    trainer = build_trainer(recipe, run, tokenizer, store, [guard], [checkpoints, watchdog], start)
     if checkpoint and trainer.is_global_zero:
         print(f"{recipe.name}: continuing from {checkpoint.name}")
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return not checkpoints.stopped
+
+
+def _without(back: Rewind, recipe: Recipe, left_out: frozenset[int], run: Path) -> frozenset[int]:
+    """The steps of the plan that are left out after going back: those before, and the offending ones."""
+    start = step_of(back.checkpoint) if back.checkpoint else 0
+    first = max(start, back.step + 1 - recipe.train.guard.leave_out)
+    left_out |= {plan_step(step, left_out) for step in range(first, back.step + 1)}
+    if dist.get_rank() == 0:
+        write_left_out(run, left_out)
+    return left_out
 
 
 def quiet_lightning() -> None:
@@ -125,8 +187,19 @@ def share_cores(workers: int) -> None:
         torch.set_num_threads(max(1, cores // ranks()[0] - workers))
 
 
-def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: Checkpoints, start: int) -> pl.Trainer:
-    """The Trainer of every stage; sharding and precision are `parallel.py`'s, not its."""
+def build_trainer(
+    recipe: Recipe,
+    run: Path,
+    tokenizer: Tokenizer,
+    store: CheckpointStore,
+    first: list[pl.Callback],
+    last: list[pl.Callback],
+    start: int,
+) -> pl.Trainer:
+    """The Trainer of every stage; sharding and precision are `parallel.py`'s, not its.
+
+    first, last: callbacks that come before and after all others.
+    """
     local, nodes = ranks()
     throughput = Throughput(recipe.log.every)
     validates = bool(recipe.data.val)
@@ -135,10 +208,12 @@ def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: 
         accelerator="gpu" if gpu else "cpu",
         devices=local,
         num_nodes=nodes,
-        strategy=ModelParallelStrategy(
+        strategy=Sharded(
+            store,
             data_parallel_size=local * nodes,
             tensor_parallel_size=1,
-            process_group_backend=None if gpu else "gloo",
+            # With offloading, the norm of gradients on the host is summed over ranks there.
+            process_group_backend="cpu:gloo,cuda:nccl" if gpu else "gloo",
         ),
         precision="32-true",
         max_steps=recipe.train.steps,
@@ -154,13 +229,13 @@ def build_trainer(recipe: Recipe, run: Path, tokenizer: Tokenizer, checkpoints: 
         enable_model_summary=False,
         logger=_loggers(recipe, run, start),
         callbacks=[
-            Guard(),
+            *first,
             Curriculum(recipe),
             Ledger(recipe.data.max_skipped, recipe.log.every),
             throughput,
             Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),
-            checkpoints,
             Export(run / "export", recipe, tokenizer),
+            *last,
         ],
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import pairwise
 
-from timeviper.config import PARTS, ModelConfig, Recipe
+from timeviper.config import BLOCK_TYPES, PARTS, ModelConfig, Recipe
 from timeviper.validate_model import Finding, at_least_one, model_problems
 
 
@@ -23,6 +23,8 @@ def problems(recipe: Recipe) -> Iterator[Finding]:
     yield from _data(recipe)
     yield from _lengths(recipe)
     yield from _train(recipe)
+    yield from _adapters(recipe)
+    yield from _parallel(recipe)
     yield from _phases(recipe)
     yield from _ranges(recipe)
     for name in recipe.callbacks:
@@ -54,6 +56,9 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         for name, source in sources.items():
             if source and source.options and not source.dataset:
                 yield Finding(f"{group}.{name}.options", "has no effect without `dataset`.")
+    lora = recipe.model.lora
+    if lora.rank == 0 and (lora.weights or lora.dropout):
+        yield Finding("model.lora.rank", "is 0: there are no adapters, and the other settings have no effect.")
     if recipe.data.workers == 0 and recipe.data.prefetch != 2:
         yield Finding("data.prefetch", "has no effect with data.workers = 0.")
 
@@ -155,6 +160,36 @@ def _train(recipe: Recipe) -> Iterator[Finding]:
     yield from at_least_one("train", train, "steps checkpoint_every keep_checkpoints validate_samples")
     if train.validate_every < 0:
         yield Finding("train.validate_every", "must be 0 (at the end only) or more.")
+    yield from at_least_one("train.guard", train.guard, "window limit leave_out")
+    if not (train.guard.spike == 0 or 1 < train.guard.spike < math.inf):
+        yield Finding("train.guard.spike", "must be 0 (off) or above 1: a multiple of the running median.")
+
+
+def _adapters(recipe: Recipe) -> Iterator[Finding]:
+    """Adapters belong to a part, which must be one that learns."""
+    lora, trainable = recipe.model.lora, recipe.train.trainable
+    if lora.rank == 0:
+        return
+    if recipe.train.objective == "tags":
+        yield Finding("model.lora.rank", "must be 0 with train.objective = tags: a new tower has nothing to adapt.")
+    for target in lora.targets:
+        kind = target.partition(".")[0]
+        part = kind if kind in PARTS else "decoder"
+        if part not in trainable:
+            message = f"{target} adapts the part {part}, which is not in train.trainable: add it there."
+            yield Finding("model.lora.targets", message)
+
+
+def _parallel(recipe: Recipe) -> Iterator[Finding]:
+    parallel = recipe.parallel
+    for word in sorted(parallel.checkpointed - set(BLOCK_TYPES)):
+        near = get_close_matches(word, BLOCK_TYPES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        allowed = f"none, all, or some of {', '.join(BLOCK_TYPES)}, separated by commas"
+        yield Finding("parallel.activation_checkpointing", f"has no block type {word}; write {allowed}.{hint}")
+    if parallel.frozen_dtype != "float32" and parallel.param_dtype == "float32":
+        message = "would round the frozen weights of a float32 computation: set parallel.param_dtype = bfloat16, too."
+        yield Finding("parallel.frozen_dtype", message)
 
 
 def _phases(recipe: Recipe) -> Iterator[Finding]:
@@ -207,6 +242,9 @@ def _ranges(recipe: Recipe) -> Iterator[Finding]:
         ("data.prefetch_gb", 0, recipe.data.prefetch_gb, math.inf, "0 (one step each) or more"),
         ("data.cache_gb", 0, recipe.data.cache_gb, math.inf, "0 (no cache) or more"),
         ("eval.samples", 0, recipe.eval.samples, math.inf, "0 (all) or more"),
+        ("train.stop_within", 1e-9, recipe.train.stop_within, math.inf, "above 0, in seconds"),
+        ("train.guard.keep_weights", 0, recipe.train.guard.keep_weights, math.inf, "0 (none) or more"),
+        ("train.watchdog.seconds", 0, recipe.train.watchdog.seconds, math.inf, "0 (off) or more"),
     ):
         if not low <= value < high:
             yield Finding(key, f"must be {words}.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 
-from timeviper.config import DecoderConfig, ModelConfig, TowerConfig, TransVStage
+from timeviper.config import LORA_TARGETS, DecoderConfig, LoraConfig, ModelConfig, TowerConfig, TransVStage
 
 LEGEND = "M Mamba-2, * attention, - MLP"
 
@@ -26,6 +27,7 @@ def model_problems(model: ModelConfig) -> Iterator[Finding]:
             yield from _tower(f"model.towers.{name}", tower)
     yield from _decoder(model.decoder)
     yield from _transv(model)
+    yield from _lora(model.lora)
 
 
 def at_least_one(prefix: str, section: object, names: str) -> Iterator[Finding]:
@@ -121,3 +123,20 @@ def _needs_attention(stage: TransVStage, layout: str) -> str:
         f"select = attention ranks with the queries and keys of its block, but block {stage.layer} "
         f"is {kind} block. Attention blocks: {blocks}. Or use select = uniform."
     )
+
+
+def _lora(lora: LoraConfig) -> Iterator[Finding]:
+    if lora.rank < 0:
+        yield Finding("model.lora.rank", "must be 0 (no adapters) or more.")
+    if not 0 < lora.alpha < float("inf"):
+        yield Finding("model.lora.alpha", "must be above 0.")
+    if not 0 <= lora.dropout < 1:
+        yield Finding("model.lora.dropout", "must be a share from 0 to below 1.")
+    if lora.rank and not lora.targets:
+        yield Finding("model.lora.targets", "is empty: name what gets adapters, as in [attention, mamba, mlp].")
+    known = list(dict.fromkeys((*(target.partition(".")[0] for target in LORA_TARGETS), *LORA_TARGETS)))
+    for target in lora.targets:
+        if target not in known:
+            near = get_close_matches(target, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            yield Finding("model.lora.targets", f"has no target {target}; targets: {', '.join(known)}.{hint}")
