@@ -183,22 +183,6 @@ def test_freeze_names_what_does_not_exist() -> None:
         part_of("language_model.weight")
 
 
-@pytest.mark.parametrize("kind", [TimeViper, TagModel])
-def test_meta_then_reset_equals_direct(kind: type) -> None:
-    with torch.device("meta"):
-        late = kind(config())
-    late.to_empty(device="cpu")
-    for p in late.parameters():
-        p.data.fill_(float("nan"))
-    torch.manual_seed(5)
-    late.reset_parameters()
-    direct = kind(config())
-    torch.manual_seed(5)
-    direct.reset_parameters()
-    for name, p in direct.named_parameters():
-        assert torch.equal(p, late.get_parameter(name)), name
-
-
 def test_tags_against_a_loop() -> None:
     """Of each sequence: every frame's soft maximum over tokens, the mean over frames, the words in any order; the
     classes are the words of the pack's captions."""

@@ -77,9 +77,9 @@ def generate_pack(
     """Answer every prompt of a pack with its frames; returns the new ids of each, as `generate` does.
 
     kept: filled with the vision tokens left after each transfer stage. chunk_frames: encode and prefill that
-    many frames at a time, one prompt after the other.
+    many frames at a time, one prompt after the other; without effect on a pack with features.
     """
-    if chunk_frames is None:
+    if chunk_frames is None or pack.features:  # features are small enough to be taken whole
         with torch.inference_mode():
             counts = [n * model.tokens_per_frame for n in pack.frame_counts]
             x = model.embed(pack)

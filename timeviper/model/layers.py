@@ -1,7 +1,7 @@
 """The small parts of every block: linear maps, norms and MLPs.
 
-Each module fills its own weights in `reset_parameters`, so that a model made on the meta device is
-ready after `to_empty` and `Decoder.reset_parameters`.
+Each module fills its own weights in `reset_parameters`, which `initialize.py` calls for a model that was made on
+the meta device.
 """
 
 from __future__ import annotations

@@ -25,19 +25,25 @@ def part_of(name: str) -> str:
     raise ValueError(f"parameter {name!r} belongs to no part; names start with one of {[p for p, _ in _PREFIXES]}")
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is of a low-rank adapter (see `lora.py`)."""
+    return name.rpartition(".")[2] in ("lora_A", "lora_B")
+
+
 class Parts(nn.Module):
     """A model whose parts can be frozen: without gradients, and in eval mode whatever `train()` says."""
 
     def freeze(self, trainable: Collection[str]) -> None:
-        """Train the named parts and freeze the others."""
+        """Train the named parts and freeze the others; in a part with adapters, these alone learn."""
         if unknown := sorted(set(trainable) - set(PARTS)):
             raise ValueError(
                 f"train.trainable: {', '.join(unknown)} is no part of the model; allowed: {', '.join(PARTS)}"
             )
-        present = set()
+        names = [name for name, _ in self.named_parameters()]
+        present, adapted = set(map(part_of, names)), {part_of(name) for name in names if is_adapter(name)}
         for name, p in self.named_parameters():
-            present.add(part_of(name))
-            p.requires_grad_(part_of(name) in trainable)
+            part = part_of(name)
+            p.requires_grad_(part in trainable and (part not in adapted or is_adapter(name)))
         for part in sorted(set(trainable) - present):
             warnings.warn(f"train.trainable names {part}, but this model has none: it has no effect", stacklevel=2)
         self.train(self.training)
@@ -50,3 +56,15 @@ class Parts(nn.Module):
                 for inner in module.modules():  # not eval(): this module may be the whole model
                     inner.training = False
         return self
+
+    def describe_trainable(self) -> str:
+        """How many parameters learn, of how many, part by part."""
+        count: dict[str, list[int]] = {}
+        for name, p in self.named_parameters():
+            kind = f"{part_of(name)} (LoRA)" if is_adapter(name) else part_of(name)
+            sums = count.setdefault(kind, [0, 0])
+            sums[0] += p.numel() * p.requires_grad
+            sums[1] += p.numel()
+        learns, total = (sum(c) for c in zip(*count.values()))
+        listed = ", ".join(f"{kind} {n:,}" for kind, (n, _) in count.items() if n)
+        return f"trains {learns:,} of {total:,} parameters ({learns / total:.2%}): {listed}"

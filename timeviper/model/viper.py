@@ -5,6 +5,7 @@ Letters: L tokens of a pack, S sequences, F frames, T tokens a frame, D decoder 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -56,16 +57,20 @@ class TimeViper(Parts):
     def tokens_per_frame(self) -> int:
         return sum(self.merge_to.values())
 
-    def reset_parameters(self) -> None:
-        """Random weights from torch's global generator, also after `to_empty` from the meta device."""
-        for part in (*self.towers.values(), *self.projectors.values(), self.decoder):
-            part.reset_parameters()  # type: ignore[operator]
+    def encode(
+        self, frames: Tensor, features: Mapping[str, Tensor] | None = None, order: Tensor | None = None
+    ) -> Tensor:
+        """uint8 `[F, 3, H, W]` -> `[F + F', T, D]`: merged, projected, towers side by side.
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """uint8 `[F, 3, H, W]` -> `[F, T, D]`: merged, projected, towers side by side."""
+        `features` `[F', T, C]` by tower and `order` `[F + F']` as in a `Pack`: frames that were encoded beforehand.
+        Towers are called also without frames (see `Tower.forward`).
+        """
         parts = []
         for name, tower in self.towers.items():
-            parts.append(self.projectors[name](tower(frames, self.merge_to[name])))
+            x = tower(frames, self.merge_to[name])
+            if features:
+                x = torch.cat([x, features[name].to(x.dtype)])
+            parts.append(self.projectors[name](x if order is None else x[order]))
         return torch.cat(parts, dim=1)
 
     def embed(self, pack: Pack) -> Tensor:
@@ -73,7 +78,7 @@ class TimeViper(Parts):
         x = self.decoder.embed(pack.ids)
         if not self.towers:
             return x
-        vision = self.encode(pack.frames).flatten(0, 1)
+        vision = self.encode(pack.frames, pack.features, pack.frame_order).flatten(0, 1)
         if pack.num_vision != vision.shape[0]:
             raise ValueError(
                 f"the pack has {pack.num_vision} vision positions, but {pack.num_frames} frames of "

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from timeviper.config import TowerConfig
 from timeviper.model.tome import merge
 
-# A frozen encoder sees this many frames at a time: the activations of an hour of video never exist at
-# once (64 frames of SigLIP at 384 pixels take about 1.5 GB in bfloat16).
-FRAMES_PER_CHUNK = 64
+# A frozen encoder sees exactly this many frames at a time. Not more, so that the activations of an hour of video
+# never exist at once (32 frames of SigLIP at 384 pixels take about 0.75 GB in bfloat16). Not fewer, because products
+# and elementwise functions choose their way by shape: alone, a frame comes out with other last bits than in a batch,
+# and features that were stored (datamodules/feature_file.py) would not be those of training.
+FRAMES_PER_CHUNK = 32
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and std of red, green, blue
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,6 +29,7 @@ class Tower(nn.Module):
     """What all encoders share: sizes, frames to pixels, chunks. A family defines `features`."""
 
     normalisation = HALF
+    fills_children = True  # `reset_parameters` is for all modules inside
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
@@ -42,13 +45,23 @@ class Tower(nn.Module):
         """uint8 `[F, 3, H, W]` -> `[F, N, C]`, or `[F, tokens, C]` merged where `tokens` is given.
 
         Frozen, it runs without gradients and merges chunk by chunk, so that the features of all patches
-        of a long video (17 GB for 10,000 frames of SigLIP) are never held. One call a step whatever the
-        number of frames: under sharding every rank gathers this module's weights equally often.
+        of a long video (17 GB for 10,000 frames of SigLIP) are never held; and a frame's result depends on no
+        other frame, to the last bit. One call a pack whatever the number of frames, 0 included: under sharding
+        every rank gathers this module's weights equally often.
         """
-        if all(not p.requires_grad for p in self.parameters()):
-            with torch.no_grad():
-                return torch.cat([self._encode(part, tokens) for part in frames.split(FRAMES_PER_CHUNK)])
-        return self._encode(frames, tokens)
+        if any(p.requires_grad for p in self.parameters()):
+            return self._encode(frames, tokens)
+        with torch.no_grad():
+            if frames.shape[0] == 0:
+                shape = (0, self.num_patches if tokens is None else tokens, self.width)
+                return torch.empty(shape, dtype=next(self.parameters()).dtype, device=frames.device)
+            return torch.cat([self._whole_chunk(part, tokens) for part in frames.split(FRAMES_PER_CHUNK)])
+
+    def _whole_chunk(self, frames: Tensor, tokens: int | None) -> Tensor:
+        """At most a chunk of frames, filled up with blank ones."""
+        count, *shape = frames.shape
+        blank = frames.new_zeros(FRAMES_PER_CHUNK - count, *shape)
+        return self._encode(torch.cat([frames, blank]) if len(blank) else frames, tokens)[:count]
 
     def _encode(self, frames: Tensor, tokens: int | None) -> Tensor:
         if frames.shape[0] == 0:  # attention of transformers cannot reshape nothing
@@ -117,7 +130,7 @@ class ViT(Tower):
                 f"that heads divide, got patch_size={cfg.patch_size}, image_size={cfg.image_size}, "
                 f"width={cfg.width}, heads={cfg.heads}"
             )
-        widths = [3, *(max(cfg.width >> i, 8) for i in range(halvings - 1, -1, -1))]
+        widths = stem_widths(cfg)
         stem: list[nn.Module] = []
         for c_in, c_out in pairwise(widths):
             stem += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(1, c_out), nn.GELU()]
@@ -133,6 +146,12 @@ class ViT(Tower):
         return x
 
 
+def stem_widths(cfg: TowerConfig) -> list[int]:
+    """Channels before and after every strided convolution of the stem of `ViT`."""
+    halvings = cfg.patch_size.bit_length() - 1
+    return [3, *(max(cfg.width >> i, 8) for i in range(halvings - 1, -1, -1))]
+
+
 def blocks_needed(cfg: TowerConfig) -> int:
     """Blocks up to the one whose output is the feature; the rest of the encoder is never built."""
     if not -cfg.layers <= cfg.feature_layer <= -1:
@@ -146,8 +165,7 @@ def blocks_needed(cfg: TowerConfig) -> int:
 def build_tower(cfg: TowerConfig) -> Tower:
     """The encoder of a config: with the weights of `cfg.weights` where given, else random.
 
-    On the meta device nothing is loaded: after `to_empty` call `reset_parameters`, or load
-    `pretrained.load_weights(cfg)`.
+    On the meta device nothing is loaded (`initialize.py` does it).
     """
     if cfg.family == "vit":
         return ViT(cfg)
