@@ -15,9 +15,10 @@ import torch
 from model_helpers import HYBRID, PLAIN, make_decoder
 from safetensors.torch import load_file, save_file
 
-from timeviper.config import DecoderConfig, TowerConfig, TransVConfig, TransVStage
+from timeviper.checkpoint import build_model
+from timeviper.config import DecoderConfig, Recipe, TowerConfig, TrainConfig, TransVConfig, TransVStage
 from timeviper.errors import ConfigError
-from timeviper.hub import export_hf, import_hf, load_decoder, load_weights, open_weights
+from timeviper.hub import export_hf, import_hf, load_decoder, open_weights
 from timeviper.hub_config import decoder_config, hub_config, read_config
 from timeviper.hub_files import TensorFolder, write_tensors
 from timeviper.hub_names import hub_names, hub_shape
@@ -104,12 +105,20 @@ def test_transfers_start_from_loaded_attention(tmp_path: Path) -> None:
     decoder = load_decoder(tmp_path, torch.float64, transv=transv)
     assert torch.equal(decoder.transv["a"].q_proj.weight, decoder.blocks[5].mixer.q_proj.weight)
     assert decoder.transv["a"].alpha.item() == 0
-    other = Decoder(HYBRID, transv)
-    load_weights(other, tmp_path)
-    assert all(torch.equal(p.double(), q) for p, q in zip(other.parameters(), decoder.parameters()))
-    load_weights(Decoder(replace(HYBRID, rope_theta=7.0)), tmp_path)  # nothing here reads it
-    with pytest.raises(ValueError, match=r"model.decoder.norm_eps is 0.1, the folder says 1e-05"):
-        load_weights(Decoder(replace(HYBRID, norm_eps=0.1)), tmp_path)
+
+
+def test_a_stage_starts_from_a_folder_row_by_row(tmp_path: Path) -> None:
+    write_hub(tmp_path, HYBRID)
+    recipe = Recipe(train=TrainConfig(trainable=["decoder"]))
+    recipe.model.decoder = replace(HYBRID, weights=str(tmp_path), rope_theta=7.0)  # which nothing here reads
+    recipe.model.transv = TransVConfig(stages={"a": TransVStage(3, 0.5)})
+    decoder = load_decoder(tmp_path, torch.float64, transv=recipe.model.transv)
+    own = dict(build_model(recipe).named_parameters())
+    for name, p in decoder.named_parameters():
+        assert torch.equal(own[f"decoder.{name}"].double(), p), name
+    recipe.model.decoder.norm_eps = 0.1
+    with pytest.raises(ValueError, match=r"model\.decoder\.norm_eps is 0\.1, the folder says 1e-05"):
+        build_model(recipe)
 
 
 def test_every_tensor_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:

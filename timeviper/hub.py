@@ -161,18 +161,6 @@ def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:
     setattr(decoder.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
-@torch.no_grad()
-def load_weights(decoder: Decoder, path: str | Path) -> None:
-    """Copy a folder's weights into a decoder of the same settings; its transfers start from them.
-
-    Raises ValueError as `open_weights` does, or where the settings differ.
-    """
-    parameters = dict(decoder.named_parameters())
-    for name, tensor in open_weights(path, decoder.cfg).tensors():
-        parameters[name].copy_(tensor)
-    decoder.init_transv_from_attention()
-
-
 def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) -> DecoderConfig | TowerConfig:
     """A Hugging Face folder to one for `model.decoder.weights` or `model.towers.<name>.weights`; dtypes as stored.
 

@@ -46,6 +46,10 @@ class TensorFolder:
     def read(self, name: str) -> Tensor:
         return self._handle(self.files[name]).get_tensor(name)
 
+    def read_rows(self, name: str, rows: slice) -> Tensor:
+        """Rows of a tensor; the others stay on disk."""
+        return self._handle(self.files[name]).get_slice(name)[rows]
+
     def _paths(self) -> list[Path]:
         if (self.path / INDEX).is_file():
             names = set(json.loads((self.path / INDEX).read_text())["weight_map"].values())

@@ -53,7 +53,7 @@ def merge_saved(n: int, tokens: int) -> float:
 def encoding_bytes(tower: TowerConfig, frames: int, a: int) -> float:
     """Largest intermediates while a frozen encoder reads one chunk of frames: the hidden units of an MLP before and
     after GELU, with five streams of the width; the merging's features and index matrix come later."""
-    F = min(frames, FRAMES_PER_CHUNK)
+    F = FRAMES_PER_CHUNK if frames else 0  # the last chunk is filled up
     patches = (tower.image_size // tower.patch_size) ** 2
     block = a * F * patches * (2 * tower.mlp_width + 5 * tower.width)
     pixels = 3 * WIDE * F * 3 * tower.image_size**2  # of the frames as numbers, scaled, normalised

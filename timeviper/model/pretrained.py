@@ -30,6 +30,8 @@ class Pretrained(Tower):
     Its parameters depend on the config alone, never on the folder in `cfg.weights`.
     """
 
+    built_empty = True  # the modules inside draw nothing when they are made
+
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__(cfg)
         self.prefix = 0  # class and register tokens, before the patches
@@ -40,11 +42,12 @@ class Pretrained(Tower):
             self.encoder = _cut(_classes(cfg)[0](_hf_config(cfg)))
         self.to_empty(device=torch.get_default_device())
         self.reset_parameters()
+        self.reset_buffers()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        for ids in self.encoder.buffers():  # SigLIP's position ids, which no checkpoint holds
+    def reset_buffers(self) -> None:
+        """What no checkpoint holds and no generator draws; to be called after `to_empty`."""
+        for ids in self.encoder.buffers():  # SigLIP's position ids
             ids.copy_(torch.arange(ids.numel(), device=ids.device).view_as(ids))
 
     def features(self, pixels: Tensor) -> Tensor:

@@ -10,9 +10,3 @@ class Projector(nn.Sequential):
 
     def __init__(self, tower_width: int, width: int) -> None:
         super().__init__(nn.Linear(tower_width, width), nn.GELU(), nn.Linear(width, width))
-
-    def reset_parameters(self) -> None:
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-                nn.init.zeros_(layer.bias)

@@ -53,10 +53,6 @@ class TagModel(Parts):
         )
         self.decoder = Words(cfg.decoder.vocab_size, cfg.decoder.width)
 
-    def reset_parameters(self) -> None:
-        for module in (*self.towers.values(), *self.projectors.values(), self.decoder.embeddings):
-            module.reset_parameters()  # type: ignore[operator]
-
     def forward(self, pack: Pack) -> ViperOutput:
         """Bag-of-words likelihood of each sequence's labels given its frames, in any order.
 
