@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from timeviper.callbacks import watchdog
 from timeviper.cli import main
 from timeviper.datamodules.world_render import encode_image
 from timeviper.module import ViperModule
@@ -211,3 +213,13 @@ def losses(run: Path) -> dict[int, float]:
 
 def incident(bundle: Path) -> dict[str, Any]:
     return json.loads((bundle / "incident.json").read_text())
+
+
+def small_files(rank: int) -> None:
+    """As on a disk that is full: no file may grow beyond 100 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def no_grace(rank: int) -> None:
+    """The watchdog alarms at once."""
+    watchdog.GRACE = 0.5

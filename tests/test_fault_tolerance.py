@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from jobs import Job, Pictures, losses, run, weights, write_recipe
+from jobs import Job, Pictures, losses, no_grace, run, small_files, weights, write_recipe
 
 from timeviper.callbacks.watchdog import Watchdog
 from timeviper.checkpoint_store import CheckpointStore, step_of
@@ -172,10 +171,6 @@ def test_no_space_is_one_message_and_the_checkpoint_before_stays(
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == before
 
 
-def small_files(rank: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def test_latest_decides_and_retention_spares_what_is_newer(recipe: Path, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, 2, load_recipe(recipe))
     assert store.latest() is None
@@ -243,12 +238,6 @@ def test_the_watchdog_names_rank_step_and_sample_and_ends_the_job(recipe: Path, 
     other = job.said(1 - reader)
     assert f"watchdog: rank {1 - reader} has been in step " in other
     assert "Samples of the step: pictures/" in other
-
-
-def no_grace(rank: int) -> None:
-    from timeviper.callbacks import watchdog
-
-    watchdog.GRACE = 0.5
 
 
 def test_validation_and_checkpoints_do_not_alarm_the_watchdog(capfd: pytest.CaptureFixture[str]) -> None:

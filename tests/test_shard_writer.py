@@ -148,10 +148,10 @@ def kill_and_continue(tmp_path: Path, times: int, shards: int) -> None:
     for i in range(times):
         before = shards_in(out)
         writer = start(source, out, *options)
-        new = draw.randrange(shards // times)
+        new = draw.randrange(shards // (2 * times))
         while writer.poll() is None and shards_in(out) < before + new:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.05))
+        time.sleep(draw.uniform(0, 0.02))
         assert writer.poll() is None, "it must be killed at work"
         (os.killpg if i % 2 else os.kill)(writer.pid, signal.SIGKILL)
         writer.communicate()  # returns when the last process of the group has gone
