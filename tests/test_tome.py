@@ -54,11 +54,12 @@ def test_rounds_halve_until_the_last() -> None:
 
 
 def test_the_published_size() -> None:
-    x = torch.randn(2, 729, 32)
+    # In float64: among so many pairs two are often as alike as float32 can tell.
+    x = torch.randn(2, 729, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     merged = merge(x, 16)
     assert merged.shape == (2, 16, 32)
     # The reference loop on one frame of full size.
-    torch.testing.assert_close(merged[:1].double(), merge_one_frame(x[0].double(), 16)[None], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(merged[:1], merge_one_frame(x[0], 16)[None])
 
 
 @pytest.mark.parametrize("n", [9, 16])
