@@ -76,7 +76,7 @@ def main() -> None:
         from timeviper.recipe import load_recipe
 
         recipes = [load_recipe(name) for name in args.recipes]
-        lines = bench_loader.table(recipes, args.steps, args.runs, args.small, args.epochs)
+        lines = bench_loader.table(recipes, args.steps, args.runs, args.small, args.epochs, args.cache)
         hardware = f"{machine}-cpu-{os.cpu_count()}cores"
     print(f"written: {write_page(args.what, hardware, lines, args.out)}")
 

@@ -12,6 +12,8 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +21,13 @@ from typing import Any, NamedTuple
 import torch
 
 from timeviper.config import FramesConfig, Recipe, SourceConfig
+from timeviper.datamodules.bench_decoding import write_video
 from timeviper.datamodules.datamodule import build_plan, cost_model, load_sources, pack_format
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
 from timeviper.datamodules.plan import StepPlan, held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import StepBatch
+from timeviper.datamodules.shard_pool import write_shards
 from timeviper.datamodules.shard_tar import SliceFile
 from timeviper.datamodules.video import read_video
 from timeviper.tokenizer import Tokenizer
@@ -170,9 +174,27 @@ def _resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def table(recipes: list[Recipe], steps: int, runs: int, small: str, epochs: int) -> list[str]:
+def everyday(recipe: Recipe, cache: Path) -> Recipe:
+    """The recipe on videos of three minutes (320 x 240, H.264, a keyframe every two seconds), 64 frames of 224 pixels
+    of each, four to a step. Its model is not built."""
+    folder = cache / "three_minutes"
+    video = write_video(cache / "3min_gop60.mp4", 3.0, 60)
+    talk = [{"role": "user", "content": "What happens?"}, {"role": "assistant", "content": "Numbers count up."}]
+    samples = [{"__key__": f"{i:02d}", "mp4": video, "json": {"messages": talk}} for i in range(16)]
+    write_shards(samples, folder)
+    recipe = replace(recipe, name="three_minutes", train=replace(recipe.train, phases={}))
+    recipe.data = replace(recipe.data, sources={"videos": SourceConfig(shards=str(folder))}, tokens_per_pack=1300)
+    recipe.data.frames = FramesConfig(fps=1.0, max_frames=64)
+    for tower in recipe.model.towers.values():
+        if tower:
+            tower.image_size = 224
+    return recipe
+
+
+def table(recipes: list[Recipe], steps: int, runs: int, small: str, epochs: int, cache: Path) -> list[str]:
     """The lines of a page; memory is watched with the first recipe."""
     torch.set_num_threads(1)
     loads = [Load(recipe) for recipe in recipes]
     lines = [line for load in loads for line in [*speed_rows(load, steps, runs), ""]]
+    lines += [*speed_rows(Load(everyday(deepcopy(recipes[0]), cache)), steps // 4, runs), ""]
     return [*lines, *memory_rows(loads[0], small, epochs)]
