@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.cost.balance import frame_work
-from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.chat import estimate_tokens
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.left_out import plan_step, steps_without
@@ -19,8 +18,9 @@ from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
 from timeviper.datamodules.reader import PackFormat, PackReader
 from timeviper.datamodules.reading import Reading
+from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shard_index import load_index
+from timeviper.datamodules.shards.index import load_index
 from timeviper.tokenizer import Tokenizer
 
 

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from timeviper.datamodules.shard_index import SampleRecord, ShardIndex, conversation_sizes, measured
-from timeviper.datamodules.shard_schema import parse_record
+from timeviper.datamodules.shards.index import SampleRecord, ShardIndex, conversation_sizes, measured
+from timeviper.datamodules.shards.schema import parse_record
 
 
 class Dataset(Protocol):

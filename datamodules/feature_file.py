@@ -21,7 +21,7 @@ from torch import Tensor
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.fingerprint import METADATA, Fingerprint, read_metadata, same_count
-from timeviper.datamodules.video import Frames, frame_count
+from timeviper.datamodules.frames.video import Frames, frame_count
 
 FACTS = ("kind", "duration", "count", "fps", "missing")  # of `Frames`, in the metadata
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.block_cache import BlockCache
-from timeviper.datamodules.block_sums import BLOCK
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.feature_file import decode_features
-from timeviper.datamodules.member_file import open_member, read_whole
+from timeviper.datamodules.frames.video import Frames, frame_count, read_video
 from timeviper.datamodules.mixture import Unit
-from timeviper.datamodules.shard_schema import FEATURES, parse_record
-from timeviper.datamodules.video import Frames, frame_count, read_video
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.member_file import open_member, read_whole
+from timeviper.datamodules.shards.block_sums import BLOCK
+from timeviper.datamodules.shards.schema import FEATURES, parse_record
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any, BinaryIO
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.video import frame_count
+from timeviper.datamodules.frames.video import frame_count
 
 # Raised with every change of decoding, resizing, encoding or merging that makes other features of the same file.
 VERSION = 1

@@ -18,8 +18,8 @@ from typing import Any
 from timeviper.datamodules.formats.entry import Entry
 from timeviper.datamodules.formats.recognise import read_entries
 from timeviper.datamodules.formats.talk import marks, with_talk
-from timeviper.datamodules.shard_schema import PLACEHOLDERS, VIDEO, SchemaError, media_type, parse_record
-from timeviper.datamodules.shard_writer import Payload, Sample
+from timeviper.datamodules.shards.schema import PLACEHOLDERS, VIDEO, SchemaError, media_type, parse_record
+from timeviper.datamodules.shards.writer import Payload, Sample
 
 SHOWN = 10  # problems listed in a message
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from timeviper.datamodules.shard_index import Conversation, SampleRecord, ShardIndex
+from timeviper.datamodules.shards.index import Conversation, SampleRecord, ShardIndex
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from itertools import islice
 import numpy as np
 
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, TransVConfig
+from timeviper.datamodules.frames.video import frame_count
 from timeviper.datamodules.mixture import Mixture, Source, Unit, UsedUp
-from timeviper.datamodules.video import frame_count
 
 
 @dataclass(frozen=True)

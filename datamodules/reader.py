@@ -11,16 +11,16 @@ import torch
 from torch.utils.data import Dataset
 
 from timeviper.config import ChatConfig
-from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.chat import Media, encode_chat
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.feature_file import StoredFrames
 from timeviper.datamodules.fetch import fetch
+from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
 from timeviper.datamodules.reading import Reading
+from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.sample import Incident, Pack, StepBatch
-from timeviper.datamodules.video import Frames
 from timeviper.tokenizer import Tokenizer
 
 

@@ -6,8 +6,8 @@ import random
 import sys
 import zlib
 
-from timeviper.datamodules.block_cache import BlockCache
-from timeviper.datamodules.block_sums import BLOCK, Block
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.shards.block_sums import BLOCK, Block
 
 
 def block_of(number: int) -> tuple[Block, bytes]:

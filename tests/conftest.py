@@ -18,7 +18,7 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default data at a fiftieth of its size."""
-    from timeviper.datamodules.world import build_world
+    from timeviper.datamodules.world.world import build_world
 
     folder = tmp_path_factory.mktemp("world")
     build_world(folder, scale=0.02, workers=1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from timeviper.callbacks import watchdog
 from timeviper.cli import main
-from timeviper.datamodules.world_render import encode_image
+from timeviper.datamodules.world.render import encode_image
 from timeviper.module import ViperModule
 from timeviper.parallel import local_part
 
@@ -32,7 +32,7 @@ FORK = multiprocessing.get_context("forkserver")
 # What takes seconds to import is imported once, in the server that ranks are forked from. (It does not have this
 # folder on its path, so it cannot import this module.)
 FORK.set_forkserver_preload(
-    ["timeviper.train", "timeviper.replay", "timeviper.cli", "timeviper.datamodules.world_render"]
+    ["timeviper.train", "timeviper.replay", "timeviper.cli", "timeviper.datamodules.world.render"]
 )
 
 RECIPE: dict[str, Any] = {

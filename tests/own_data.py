@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from timeviper.datamodules.manifest import Manifest, read_manifest
-from timeviper.datamodules.shards import Sample, TarSlice
-from timeviper.datamodules.world_render import encode_image, encode_video
-from timeviper.datamodules.world_scene import draw_video
+from timeviper.datamodules.shards.writer import Sample, TarSlice
+from timeviper.datamodules.world.render import encode_image, encode_video
+from timeviper.datamodules.world.scene import draw_video
 
 
 @cache

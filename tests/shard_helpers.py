@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from timeviper.datamodules.world_render import encode_image, encode_video
-from timeviper.datamodules.world_scene import draw_video
+from timeviper.datamodules.world.render import encode_image, encode_video
+from timeviper.datamodules.world.scene import draw_video
 
 QUESTION = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a ring"}]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from timeviper.config import ChatConfig
 from timeviper.datamodules.chat import Media, encode_chat, estimate_tokens, time_sentence
 from timeviper.datamodules.sample import IGNORE, Kind
-from timeviper.datamodules.world import world_text
+from timeviper.datamodules.world.world import world_text
 from timeviper.tokenizer import Message, Tokenizer, train
 
 T = 3  # tokens a frame

@@ -15,9 +15,9 @@ from timeviper.config import Recipe, SourceConfig
 from timeviper.datamodules.datamodule import build_plan, class_datasets, load_sources, pack_format
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.shards import write_shards
-from timeviper.datamodules.world_render import encode_video
-from timeviper.datamodules.world_scene import draw_video
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.world.render import encode_video
+from timeviper.datamodules.world.scene import draw_video
 from timeviper.recipe import load_recipe
 from timeviper.tokenizer import Tokenizer
 

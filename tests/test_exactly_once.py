@@ -17,9 +17,9 @@ from timeviper.datamodules.mixture import UsedUp
 from timeviper.datamodules.plan import StepPlan
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shard_index import load_index
-from timeviper.datamodules.shards import write_shards
-from timeviper.datamodules.world_render import encode_image
+from timeviper.datamodules.shards.index import load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.world.render import encode_image
 from timeviper.recipe import load_recipe
 from timeviper.tokenizer import Tokenizer
 

@@ -24,14 +24,17 @@ from torch import Tensor
 from timeviper.checkpoint import build_model, load_export, write_export
 from timeviper.config import FramesConfig, Recipe, TowerConfig
 from timeviper.datamodules import loader
+from timeviper.datamodules.checks.shards import check_shards
 from timeviper.datamodules.datamodule import build_plan, load_sources, pack_format
 from timeviper.datamodules.feature_file import StoredFrames, decode_features
 from timeviper.datamodules.fetch import fetch_sample
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shards import check_shards, index_path, load_index, read_member, write_shards
-from timeviper.datamodules.world_render import encode_image, encode_video
-from timeviper.datamodules.world_scene import draw_video
+from timeviper.datamodules.shards.index import index_path, load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import read_member
+from timeviper.datamodules.world.render import encode_image, encode_video
+from timeviper.datamodules.world.scene import draw_video
 from timeviper.errors import ConfigError
 from timeviper.evaluate import Evaluation
 from timeviper.features import check_features, fingerprint, frozen_towers

@@ -22,15 +22,16 @@ from shard_helpers import QUESTION, clip, flip_bit, raw_tar
 from video_helpers import write_clip
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules import container
+from timeviper.datamodules.checks.shards import CheckConfig, check_shards
 from timeviper.datamodules.datamodule import build_plan, pack_format
+from timeviper.datamodules.frames import container
+from timeviper.datamodules.frames.video import VideoError, probe_video, read_video
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.shard_check import CheckConfig, check_shards
-from timeviper.datamodules.shard_index import write_index
-from timeviper.datamodules.shard_schema import MAX_JSON
-from timeviper.datamodules.shards import ShardError, index_shards, load_index, write_shards
-from timeviper.datamodules.video import VideoError, probe_video, read_video
-from timeviper.datamodules.world_render import encode_image
+from timeviper.datamodules.shards.index import index_shards, load_index, write_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.schema import MAX_JSON
+from timeviper.datamodules.shards.tar import ShardError
+from timeviper.datamodules.world.render import encode_image
 from timeviper.recipe import load_recipe
 from timeviper.tokenizer import Tokenizer
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from own_data import image, put, put_json, put_lines, samples, talk, video
 
+from timeviper.datamodules.checks.shards import check_shards
 from timeviper.datamodules.formats.talk import QUESTIONS, span
 from timeviper.datamodules.formats.timed_text import read_timed_text
 from timeviper.datamodules.manifest import ManifestError, read_manifest
-from timeviper.datamodules.shard_schema import SchemaError
-from timeviper.datamodules.shards import check_shards, load_index, write_shards
+from timeviper.datamodules.shards.index import load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.schema import SchemaError
 from timeviper.metrics import parse_interval
 
 A_DOG = "A dog runs."

@@ -14,7 +14,7 @@ from conftest import ROOT, Run
 
 from timeviper.datamodules.datamodule import build_plan, pack_format
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.shard_index import load_index
+from timeviper.datamodules.shards.index import load_index
 from timeviper.recipe import load_recipe
 from timeviper.tokenizer import Tokenizer
 

@@ -16,11 +16,11 @@ import torch
 from video_helpers import write_clip
 
 from timeviper.config import Recipe, SourceConfig
-from timeviper.datamodules.bench_loader import Load, resident_mb
+from timeviper.datamodules.bench.loader import Load, resident_mb
 from timeviper.datamodules.loader import SHARED, PlanSampler, make_loader, most_bytes, plan_bytes, that_fit
 from timeviper.datamodules.plan import StepPlan
 from timeviper.datamodules.sample import Pack
-from timeviper.datamodules.shards import write_shards
+from timeviper.datamodules.shards.pool import write_shards
 from timeviper.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +124,7 @@ def test_a_program_that_fails_ends_although_its_loader_runs(recipe: Recipe):
 if __name__ == "__main__":
     from itertools import islice
     from timeviper.config import SourceConfig
-    from timeviper.datamodules.bench_loader import Load
+    from timeviper.datamodules.bench.loader import Load
     from timeviper.recipe import load_recipe
 
     recipe = load_recipe("recipes/tiny/stage2_instruct.yaml")

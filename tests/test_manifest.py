@@ -13,9 +13,11 @@ import pytest
 from own_data import put, put_lines, samples
 
 from timeviper import cli
+from timeviper.datamodules.checks.shards import check_shards
 from timeviper.datamodules.manifest import ManifestError, read_manifest
-from timeviper.datamodules.shard_schema import MAX_JSON
-from timeviper.datamodules.shards import check_shards, load_index, write_shards
+from timeviper.datamodules.shards.index import load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.schema import MAX_JSON
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, SourceConfig, TransVConfig, TransVStage
 from timeviper.datamodules.mixture import Mixture, Source, UsedUp
 from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
-from timeviper.datamodules.shard_index import Conversation, SampleRecord, ShardIndex
+from timeviper.datamodules.shards.index import Conversation, SampleRecord, ShardIndex
 
 
 def sample(

@@ -15,19 +15,21 @@ import torch
 from range_server import RangeServer, serving
 
 from timeviper.config import FramesConfig, Recipe, SourceConfig
-from timeviper.datamodules import storage
-from timeviper.datamodules.block_cache import BlockCache
-from timeviper.datamodules.block_sums import BLOCK
 from timeviper.datamodules.datamodule import build_plan, load_sources, pack_format
 from timeviper.datamodules.fetch import fetch
 from timeviper.datamodules.loader import PlanSampler, make_loader
-from timeviper.datamodules.member_file import LocalMember, open_member, read_whole
 from timeviper.datamodules.mixture import Source, Unit
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.remote_index import expand
+from timeviper.datamodules.remote import storage
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.index import expand
+from timeviper.datamodules.remote.member_file import LocalMember, open_member, read_whole
 from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shards import ShardError, index_path, index_shards, load_index, write_shards
-from timeviper.datamodules.world_render import encode_image
+from timeviper.datamodules.shards.block_sums import BLOCK
+from timeviper.datamodules.shards.index import index_path, index_shards, load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import ShardError
+from timeviper.datamodules.world.render import encode_image
 from timeviper.inputs import missing
 from timeviper.recipe import load_recipe
 from timeviper.tokenizer import Tokenizer

@@ -26,13 +26,14 @@ from video_helpers import write_clip
 from timeviper.check_shards import check as check_folder
 from timeviper.check_shards import config_of
 from timeviper.config import FramesConfig
-from timeviper.datamodules.bench_lookalikes import copy
-from timeviper.datamodules.findings import NOTES, PROBLEMS
-from timeviper.datamodules.shard_check import CheckConfig, Report, check_shards
-from timeviper.datamodules.shard_index import read_index, write_index
-from timeviper.datamodules.shards import ShardError, index_path, index_shards, load_index, read_member, write_shards
-from timeviper.datamodules.world_render import draw, encode_image
-from timeviper.datamodules.world_scene import draw_image
+from timeviper.datamodules.bench.lookalikes import copy
+from timeviper.datamodules.checks.findings import NOTES, PROBLEMS
+from timeviper.datamodules.checks.shards import CheckConfig, Report, check_shards
+from timeviper.datamodules.shards.index import index_path, index_shards, load_index, read_index, write_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import ShardError, read_member
+from timeviper.datamodules.world.render import draw, encode_image
+from timeviper.datamodules.world.scene import draw_image
 
 SMALL = CheckConfig(image_size=32)
 
@@ -147,7 +148,7 @@ def test_the_report_is_the_same_with_any_number_of_workers(tmp_path: Path) -> No
 
 
 def test_a_file_that_ends_the_decoder_is_named_and_the_rest_is_checked(tmp_path: Path) -> None:
-    from timeviper.datamodules.ordered_pool import ordered
+    from timeviper.datamodules.checks.ordered_pool import ordered
 
     jobs = [0, 1, 0, 1, 0]  # exit codes: a process that ends with 1 is as good as one that crashed
     found = list(ordered(leave, jobs, 1, lambda job: "crashed"))

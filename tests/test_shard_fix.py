@@ -15,11 +15,13 @@ from video_helpers import numbers, write_clip
 
 from timeviper.check_shards import check
 from timeviper.config import FramesConfig
-from timeviper.datamodules.reencode import reencode
-from timeviper.datamodules.shard_check import CheckConfig, check_shards
-from timeviper.datamodules.shard_fix import fix_shards
-from timeviper.datamodules.shards import load_index, read_member, write_shards
-from timeviper.datamodules.video import probe_video, read_video
+from timeviper.datamodules.checks.fix import fix_shards
+from timeviper.datamodules.checks.reencode import reencode
+from timeviper.datamodules.checks.shards import CheckConfig, check_shards
+from timeviper.datamodules.frames.video import probe_video, read_video
+from timeviper.datamodules.shards.index import load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import read_member
 
 ALL = FramesConfig(fps=1000, max_frames=1000)
 SPARSE = FramesConfig(fps=1)

@@ -18,10 +18,12 @@ from conftest import ROOT
 from own_data import put, put_lines, video
 from webdataset.writer import TarWriter
 
-from timeviper.datamodules import shard_pool
 from timeviper.datamodules.manifest import read_manifest
-from timeviper.datamodules.shard_index import index_shard
-from timeviper.datamodules.shards import ShardError, TarSlice, Written, load_index, write_shard, write_shards
+from timeviper.datamodules.shards import pool
+from timeviper.datamodules.shards.index import index_shard, load_index
+from timeviper.datamodules.shards.pool import Written, write_shards
+from timeviper.datamodules.shards.tar import ShardError
+from timeviper.datamodules.shards.writer import TarSlice, write_shard
 
 
 def entries(folder: Path, count: int) -> Path:
@@ -60,7 +62,7 @@ def test_a_shard_is_what_webdataset_writes(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"skip" + video() + b"skip")
     for payload in (video(), tmp_path / "clip.mp4", TarSlice(tmp_path / "other", 4, len(video()))):
         got = io.BytesIO()
-        from timeviper.datamodules.shard_writer import _add
+        from timeviper.datamodules.shards.writer import _add
 
         with tarfile.open(fileobj=got, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             _add(tar, Path("x.tar"), sample | {"mp4": payload})
@@ -196,7 +198,7 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
 
 def test_a_worker_that_is_killed_ends_the_writing_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = read_manifest(entries(tmp_path, 8)).samples
-    monkeypatch.setattr(shard_pool, "_write_counted", _killed)
+    monkeypatch.setattr(pool, "_write_counted", _killed)
     with pytest.raises(OSError, match="was killed, perhaps for want of memory"):
         write_shards(samples, tmp_path / "out", 4, workers=2)
     monkeypatch.undo()

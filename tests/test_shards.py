@@ -13,17 +13,11 @@ import av
 import pytest
 from shard_helpers import QUESTION, clip, picture, raw_tar
 
-from timeviper.datamodules.shards import (
-    ShardError,
-    SliceFile,
-    check_shards,
-    index_path,
-    index_shards,
-    load_index,
-    read_member,
-    write_shard,
-    write_shards,
-)
+from timeviper.datamodules.checks.shards import check_shards
+from timeviper.datamodules.shards.index import index_path, index_shards, load_index
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import ShardError, SliceFile, read_member
+from timeviper.datamodules.shards.writer import write_shard
 
 
 def kinds(folder: Path) -> list[str]:

@@ -14,10 +14,10 @@ import pytest
 from cache_writer import block_of
 from range_server import RangeServer, serving
 
-from timeviper.datamodules import storage
-from timeviper.datamodules.block_cache import BlockCache
-from timeviper.datamodules.block_sums import BLOCK, Block, Blocks, summed
-from timeviper.datamodules.storage import StorageError, hindrance, read_file, read_range, wait
+from timeviper.datamodules.remote import storage
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.storage import StorageError, hindrance, read_file, read_range, wait
+from timeviper.datamodules.shards.block_sums import BLOCK, Block, Blocks, summed
 
 DATA = random.Random(0).randbytes(5 * BLOCK // 2)
 

@@ -28,9 +28,10 @@ from timeviper import cli
 from timeviper.checkpoint import build_model, write_export
 from timeviper.config import Recipe, SourceConfig
 from timeviper.datamodules.datamodule import VideoDataModule, pack_format
+from timeviper.datamodules.frames.video import Frames, read_video, sample_times
 from timeviper.datamodules.sample import Kind, Pack, StepBatch
-from timeviper.datamodules.shards import load_index, write_shards
-from timeviper.datamodules.video import Frames, read_video, sample_times
+from timeviper.datamodules.shards.index import load_index
+from timeviper.datamodules.shards.pool import write_shards
 from timeviper.evaluate import Evaluation
 from timeviper.model.viper import TimeViper
 from timeviper.recipe import load_recipe

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from video_helpers import all_frames, numbers, picture, shown_at, write_clip
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.video import (
+from timeviper.datamodules.frames.video import (
     VideoError,
     frame_count,
     iter_video,

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from timeviper.datamodules.shards import check_shards, index_path, load_index
-from timeviper.datamodules.world import SOURCES, WorldSource, build_world, describe, sample, world_text
-from timeviper.datamodules.world_questions import NUMBERS, QUESTIONS
-from timeviper.datamodules.world_render import draw, encode_image, encode_video
-from timeviper.datamodules.world_scene import COLOURS, SHAPES, SIZES, Event, Scene, draw_video, held_out_looks, in_order
+from timeviper.datamodules.checks.shards import check_shards
+from timeviper.datamodules.shards.index import index_path, load_index
+from timeviper.datamodules.world.questions import NUMBERS, QUESTIONS
+from timeviper.datamodules.world.render import draw, encode_image, encode_video
+from timeviper.datamodules.world.scene import COLOURS, SHAPES, SIZES, Event, Scene, draw_video, held_out_looks, in_order
+from timeviper.datamodules.world.world import SOURCES, WorldSource, build_world, describe, sample, world_text
 from timeviper.metrics import parse_interval
 
 TRAIN = [source for source in SOURCES if source.train]

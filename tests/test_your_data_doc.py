@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 from own_data import image, video
 
-from timeviper.datamodules.findings import NOTES, PROBLEMS
-from timeviper.datamodules.shards import load_index
+from timeviper.datamodules.checks.findings import NOTES, PROBLEMS
+from timeviper.datamodules.shards.index import load_index
 
 DOC = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", DOC, re.MULTILINE | re.DOTALL)

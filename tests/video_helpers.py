@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from timeviper.datamodules.video import Frames
+from timeviper.datamodules.frames.video import Frames
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:

@@ -10,8 +10,8 @@ import torch
 
 from timeviper.checkpoint import load_export
 from timeviper.datamodules.datamodule import pack_format
+from timeviper.datamodules.frames.video import read_video
 from timeviper.datamodules.reader import build_pack
-from timeviper.datamodules.video import read_video
 from timeviper.evaluate import find_export, pick_device
 from timeviper.generate import generate_pack
 from timeviper.kernels import dispatch

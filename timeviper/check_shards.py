@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.forecast import sentence
-from timeviper.datamodules.shard_check import PROBLEMS, CheckConfig, Report, check_shards
+from timeviper.datamodules.checks.forecast import sentence
+from timeviper.datamodules.checks.shards import PROBLEMS, CheckConfig, Report, check_shards
 from timeviper.recipe import load_recipe
 
 LIVE, PLAIN = 0.1, 10.0  # seconds between two lines, on a terminal and elsewhere
@@ -38,7 +38,7 @@ def check(
     _show(report)
     if fix is None:
         return not report.problems
-    from timeviper.datamodules.shard_fix import DROPPED, fix_shards
+    from timeviper.datamodules.checks.fix import DROPPED, fix_shards
 
     with _Progress("mended") as progress:
         dropped = fix_shards(folder, fix, report, config, workers, progress)

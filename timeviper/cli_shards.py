@@ -22,7 +22,7 @@ def shards_world(
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
 ) -> None:
     """Draw the default data: a procedural video world with captions and questions."""
-    from timeviper.datamodules.world import build_world
+    from timeviper.datamodules.world.world import build_world
 
     build_world(out, scale, workers or os.cpu_count() or 1, seed, lambda n, total: _progress(f"{n}/{total} samples"))
     print(f"\n{out}")
@@ -55,7 +55,7 @@ def shards_index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
 ) -> None:
     """Index shards that were made elsewhere (any WebDataset tars), and merge the indexes for reading them remotely."""
-    from timeviper.datamodules.shards import index_shards
+    from timeviper.datamodules.shards.index import index_shards
 
     written = index_shards(folder, progress=lambda name: _progress(str(name)))
     print(f"\n{len(written)} indexes in {folder}")

@@ -18,11 +18,11 @@ from rich.table import Table
 
 from timeviper.checkpoint import LINEAGE, is_export, load_export, read_lineage
 from timeviper.config import Recipe
-from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.datamodule import class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
 from timeviper.datamodules.plan import held_out
 from timeviper.datamodules.reader import PackReader
+from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.sample import Kind, Pack
 from timeviper.features import check_features
 from timeviper.generate import generate_pack

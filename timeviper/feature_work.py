@@ -10,8 +10,8 @@ from timeviper.config import FramesConfig, Recipe, SourceConfig
 from timeviper.datamodules.datamodule import class_dataset, load_sources
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.fingerprint import same_count
-from timeviper.datamodules.index_file import SampleRecord, ShardIndex
 from timeviper.datamodules.mixture import Unit
+from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex
 from timeviper.errors import ConfigError, Problem
 from timeviper.features import show, wanted_frames
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from timeviper import initialize
 from timeviper.checkpoint import differences, meta_model, stored_tensors
 from timeviper.config import FramesConfig, Recipe
-from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.fingerprint import Fingerprint, read_metadata, same_count
-from timeviper.datamodules.index_file import SampleRecord, ShardIndex
-from timeviper.datamodules.member_file import open_member
+from timeviper.datamodules.frames.video import frame_count
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import phase_at
-from timeviper.datamodules.shard_schema import FEATURES
-from timeviper.datamodules.video import frame_count
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.member_file import open_member
+from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex
+from timeviper.datamodules.shards.schema import FEATURES
 from timeviper.errors import ConfigError, Problem
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from timeviper.config import Recipe, SourceConfig
-from timeviper.datamodules.storage import hindrance, is_remote
+from timeviper.datamodules.remote.storage import hindrance, is_remote
 from timeviper.errors import ConfigError, Problem
 
 

@@ -213,7 +213,7 @@ _ENGLISH = (
 
 def train(vocab_size: int = 1024, lines: int = 4000) -> Tokenizer:
     """Byte-level BPE on the text of the default data: single digits, every text round-trips."""
-    from timeviper.datamodules.world import world_text  # it imports the video libraries
+    from timeviper.datamodules.world.world import world_text  # it imports the video libraries
 
     texts = list(islice(world_text(seed=0), lines))
     fast = FastTokenizer(models.BPE())

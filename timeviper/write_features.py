@@ -20,17 +20,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from timeviper.config import FramesConfig, Recipe
 from timeviper.console import LiveLine
-from timeviper.datamodules.block_cache import BlockCache
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.feature_file import encode_features
 from timeviper.datamodules.fetch import fetch_sample
 from timeviper.datamodules.fingerprint import Fingerprint
+from timeviper.datamodules.frames.video import Frames, frame_count
 from timeviper.datamodules.loader import ignore_signals
 from timeviper.datamodules.mixture import Unit
-from timeviper.datamodules.shard_index import SampleRecord, index_shard, read_index, write_index
-from timeviper.datamodules.shard_schema import FEATURES
-from timeviper.datamodules.shard_writer import write_shard
-from timeviper.datamodules.video import Frames, frame_count
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.shards.index import SampleRecord, index_shard, read_index, write_index
+from timeviper.datamodules.shards.schema import FEATURES
+from timeviper.datamodules.shards.writer import write_shard
 from timeviper.errors import ConfigError, Problem
 from timeviper.evaluate import pick_device
 from timeviper.feature_work import Work, plan_work

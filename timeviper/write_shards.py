@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from timeviper.datamodules.manifest import read_manifest
-from timeviper.datamodules.shard_pool import Written, write_shards
+from timeviper.datamodules.shards.pool import Written, write_shards
 
 LIVE, PLAIN = 0.1, 10.0  # seconds between two lines, on a terminal and elsewhere
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from timeviper.datamodules.shard_schema import SchemaError
-from timeviper.datamodules.shard_writer import Payload
+from timeviper.datamodules.shards.schema import SchemaError
+from timeviper.datamodules.shards.writer import Payload
 
 
 class Entry(NamedTuple):

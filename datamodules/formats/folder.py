@@ -13,7 +13,7 @@ from pathlib import Path
 from timeviper.datamodules.formats.entry import Entry
 from timeviper.datamodules.formats.text_files import parse_object, read_text
 from timeviper.datamodules.formats.timed_text import ENDINGS, read_timed_text
-from timeviper.datamodules.shard_schema import SchemaError, media_type
+from timeviper.datamodules.shards.schema import SchemaError, media_type
 
 TEXTS = (".json", ".txt", *ENDINGS)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from timeviper.datamodules.formats.entry import Entry
 from timeviper.datamodules.formats.talk import ask_when
-from timeviper.datamodules.shard_schema import SchemaError, check_segments
+from timeviper.datamodules.shards.schema import SchemaError, check_segments
 
 VIDEO = ("video", "video_id", "vid", "video_name", "video_path", "path", "file")
 QUERY = ("query", "sentence", "description")

@@ -13,7 +13,7 @@ from timeviper.datamodules.formats.grounding import is_grounding, read_grounding
 from timeviper.datamodules.formats.table import read_table
 from timeviper.datamodules.formats.tars import COMPRESSED, read_tars
 from timeviper.datamodules.formats.text_files import parse_object, read_lines, read_list
-from timeviper.datamodules.shard_schema import SchemaError, media_type
+from timeviper.datamodules.shards.schema import SchemaError, media_type
 
 FORMATS = {
     "json": "JSONL or a .json list: our entries, or LLaVA's",

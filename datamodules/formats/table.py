@@ -8,7 +8,7 @@ from pathlib import Path
 
 from timeviper.datamodules.formats.entry import Entry
 from timeviper.datamodules.formats.text_files import read_lines
-from timeviper.datamodules.shard_schema import SchemaError, media_type
+from timeviper.datamodules.shards.schema import SchemaError, media_type
 
 DELIMITERS = ",\t;|"
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from timeviper.datamodules.shard_schema import PLACEHOLDERS, SchemaError, check_segments
+from timeviper.datamodules.shards.schema import PLACEHOLDERS, SchemaError, check_segments
 from timeviper.metrics import WHEN
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}

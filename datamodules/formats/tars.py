@@ -12,9 +12,9 @@ from typing import Any
 
 from timeviper.datamodules.formats.entry import Entry
 from timeviper.datamodules.formats.text_files import not_utf8, parse_object
-from timeviper.datamodules.shard_schema import MAX_JSON, SchemaError
-from timeviper.datamodules.shard_tar import Member, ShardError, group, read_member, scan_tar
-from timeviper.datamodules.shard_writer import TarSlice
+from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError
+from timeviper.datamodules.shards.tar import Member, ShardError, group, read_member, scan_tar
+from timeviper.datamodules.shards.writer import TarSlice
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 TEXTS = ("json", "txt")

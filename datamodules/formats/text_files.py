@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from timeviper.datamodules.shard_schema import MAX_JSON, SchemaError
+from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError
 
 MAX_LIST = 2 << 30  # bytes of a .json list, which is parsed as a whole and then takes 3 to 6 times as much memory
 CHUNK = 1 << 20

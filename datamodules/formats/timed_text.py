@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from timeviper.datamodules.formats.text_files import read_text
-from timeviper.datamodules.shard_schema import MAX_JSON, SchemaError, check_segments
+from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError, check_segments
 
 ENDINGS = (".vtt", ".srt", ".ttml", ".dfxp")
 

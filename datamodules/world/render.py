@@ -17,7 +17,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
-from timeviper.datamodules.world_scene import COLOURS, SIZES, Event, Scene
+from timeviper.datamodules.world.scene import COLOURS, SIZES, Event, Scene
 
 CHUNK = 64  # frames drawn at once: 3 MB of float32 at 64 pixels
 NOISE = 3.0  # standard deviation, of 255

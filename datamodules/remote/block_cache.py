@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from timeviper.config import DataConfig
-from timeviper.datamodules.block_sums import Block
+from timeviper.datamodules.shards.block_sums import Block
 
 KEEP = 0.9  # share of the bound that is left when it was reached, so that not every block costs a look at all files
 FOLDERS = 256

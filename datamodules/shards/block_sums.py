@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from timeviper.datamodules.shard_tar import Slice, SliceFile
+from timeviper.datamodules.shards.tar import Slice, SliceFile
 
 BLOCK = 1 << 16  # bytes: 6 bytes of index for each, and the least that is read of a remote shard
 WIDTH = 4  # bytes of a checksum, little-endian

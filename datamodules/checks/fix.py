@@ -18,19 +18,19 @@ from typing import IO, Any
 import numpy as np
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.check_sample import CheckConfig, Sample
-from timeviper.datamodules.container import Container, VideoError
-from timeviper.datamodules.decode import FrameReader
-from timeviper.datamodules.findings import MENDED, Problem, Report
-from timeviper.datamodules.ordered_pool import ordered
-from timeviper.datamodules.reencode import reencode
-from timeviper.datamodules.shard_check import find_shards, walk_shard
-from timeviper.datamodules.shard_index import index_shards
-from timeviper.datamodules.shard_schema import FEATURES, parse_record
-from timeviper.datamodules.shard_tar import Member, SliceFile, read_member
-from timeviper.datamodules.shard_writer import TarSlice, write_shard
-from timeviper.datamodules.timeline import read_timeline
-from timeviper.datamodules.video import is_turned, lead_in, probe_video, sample_times
+from timeviper.datamodules.checks.findings import MENDED, Problem, Report
+from timeviper.datamodules.checks.ordered_pool import ordered
+from timeviper.datamodules.checks.reencode import reencode
+from timeviper.datamodules.checks.sample import CheckConfig, Sample
+from timeviper.datamodules.checks.shards import find_shards, walk_shard
+from timeviper.datamodules.frames.container import Container, VideoError
+from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.timeline import read_timeline
+from timeviper.datamodules.frames.video import is_turned, lead_in, probe_video, sample_times
+from timeviper.datamodules.shards.index import index_shards
+from timeviper.datamodules.shards.schema import FEATURES, parse_record
+from timeviper.datamodules.shards.tar import Member, SliceFile, read_member
+from timeviper.datamodules.shards.writer import TarSlice, write_shard
 
 DROPPED = "dropped.jsonl"
 MAX_LOST = 0.01  # share of a video's frames that may be undecodable; texts speak of what was shown in the rest

@@ -20,9 +20,9 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.container import Container
-from timeviper.datamodules.timeline import Timeline, read_timeline
-from timeviper.datamodules.video import is_turned, lead_in, sample_times, upright
+from timeviper.datamodules.frames.container import Container
+from timeviper.datamodules.frames.timeline import Timeline, read_timeline
+from timeviper.datamodules.frames.video import is_turned, lead_in, sample_times, upright
 
 KEY_SECONDS = 2.0  # a keyframe at least so often, for recipes that sample other instants
 CRF = "20"  # of x264: hardly visible losses

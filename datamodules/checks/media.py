@@ -11,11 +11,11 @@ from typing import IO
 import numpy as np
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.container import Container, VideoError
-from timeviper.datamodules.decode import FrameReader
-from timeviper.datamodules.perceptual import FRAMES, SIZE, Signature, signature
-from timeviper.datamodules.timeline import Timeline, read_timeline
-from timeviper.datamodules.video import is_turned, iter_video, lead_in, read_video, sample_times
+from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Signature, signature
+from timeviper.datamodules.frames.container import Container, VideoError
+from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.timeline import Timeline, read_timeline
+from timeviper.datamodules.frames.video import is_turned, iter_video, lead_in, read_video, sample_times
 
 Finding = tuple[str, str]  # kind, detail
 Open = Callable[[], IO[bytes]]

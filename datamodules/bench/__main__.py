@@ -14,7 +14,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from timeviper.datamodules import bench_decoding
+from timeviper.datamodules.bench import decoding
 
 RECIPES = ["recipes/tiny/stage2_instruct.yaml", "recipes/tiny/stage3_long.yaml"]
 PAGES = {
@@ -62,21 +62,21 @@ def main() -> None:
     args, machine = parse(), platform.machine()
     if args.what == "decoding":
         if args.peers:
-            bench_decoding.install_peers(args.cache / "peers")
-        lines = bench_decoding.table(args.cache, args.minutes, args.frames, args.gop, args.size, args.runs)
+            decoding.install_peers(args.cache / "peers")
+        lines = decoding.table(args.cache, args.minutes, args.frames, args.gop, args.size, args.runs)
         hardware = f"{machine}-cpu-1thread"
     elif args.what == "features":
-        from timeviper.datamodules import bench_features
+        from timeviper.datamodules.bench import features
         from timeviper.recipe import load_recipe
 
-        lines = bench_features.table(load_recipe(args.recipes[0]), args.steps, args.runs, args.cache)
+        lines = features.table(load_recipe(args.recipes[0]), args.steps, args.runs, args.cache)
         hardware = f"{machine}-cpu-1thread"
     else:
-        from timeviper.datamodules import bench_loader
+        from timeviper.datamodules.bench import loader
         from timeviper.recipe import load_recipe
 
         recipes = [load_recipe(name) for name in args.recipes]
-        lines = bench_loader.table(recipes, args.steps, args.runs, args.small, args.epochs, args.cache)
+        lines = loader.table(recipes, args.steps, args.runs, args.small, args.epochs, args.cache)
         hardware = f"{machine}-cpu-{os.cpu_count()}cores"
     print(f"written: {write_page(args.what, hardware, lines, args.out)}")
 

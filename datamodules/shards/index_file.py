@@ -23,8 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
-from timeviper.datamodules.block_sums import sums_size
-from timeviper.datamodules.shard_tar import Slice
+from timeviper.datamodules.shards.block_sums import sums_size
+from timeviper.datamodules.shards.tar import Slice
 
 VERSION = 2
 SUFFIX = ".idx.json"

@@ -20,7 +20,7 @@ from timeviper.checkpoint import build_model
 from timeviper.config import Recipe, SourceConfig
 from timeviper.datamodules.datamodule import build_plan, load_sources, pack_format
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.shard_schema import FEATURES
+from timeviper.datamodules.shards.schema import FEATURES
 from timeviper.model.viper import TimeViper
 from timeviper.tokenizer import Tokenizer
 from timeviper.write_features import write_features

@@ -17,8 +17,8 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from timeviper.datamodules.container import Container
-from timeviper.datamodules.timeline import Timeline
+from timeviper.datamodules.frames.container import Container
+from timeviper.datamodules.frames.timeline import Timeline
 
 SEEK_GAIN = 8  # frames that a jump must save; a jump costs about as much as decoding a few small frames
 CAN_SKIP = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}  # obey a change between two packets

@@ -14,11 +14,11 @@ from types import TracebackType
 
 from av.error import err_check
 
-from timeviper.datamodules.block_cache import BlockCache
-from timeviper.datamodules.block_sums import BLOCK, Blocks
-from timeviper.datamodules.index_file import SampleRecord
-from timeviper.datamodules.shard_tar import RangeFile, ShardError
-from timeviper.datamodules.storage import StorageError, is_remote, read_range
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.storage import StorageError, is_remote, read_range
+from timeviper.datamodules.shards.block_sums import BLOCK, Blocks
+from timeviper.datamodules.shards.index_file import SampleRecord
+from timeviper.datamodules.shards.tar import RangeFile, ShardError
 
 HELD = 16  # blocks that one open file has in memory, 1 MiB; also the most that one request asks for
 AHEAD = 6  # blocks read in a row for each that is asked for beyond: at most a sixth is for nothing

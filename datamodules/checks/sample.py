@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.check_media import Finding, Medium, examine_medium
-from timeviper.datamodules.check_text import examine_text
-from timeviper.datamodules.index_file import SampleRecord
-from timeviper.datamodules.perceptual import Signature
-from timeviper.datamodules.shard_index import conversation_sizes, measured
-from timeviper.datamodules.shard_schema import FEATURES, SchemaError, media_type, parse_record
-from timeviper.datamodules.shard_tar import CHUNK, Member, Slice, SliceFile, read_member
+from timeviper.datamodules.checks.media import Finding, Medium, examine_medium
+from timeviper.datamodules.checks.perceptual import Signature
+from timeviper.datamodules.checks.text import examine_text
+from timeviper.datamodules.shards.index import conversation_sizes, measured
+from timeviper.datamodules.shards.index_file import SampleRecord
+from timeviper.datamodules.shards.schema import FEATURES, SchemaError, media_type, parse_record
+from timeviper.datamodules.shards.tar import CHUNK, Member, Slice, SliceFile, read_member
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _bytes(sample: Sample, slices: dict[str, Slice]) -> Iterator[Finding]:
 def _unused(sample: Sample, record: dict[str, Any]) -> Iterator[Finding]:
     used = {"json", FEATURES, *(m["member"] for m in record["media"])}
     for name in sorted(sample.members.keys() - used):
-        yield "unused", f"{name} is read by nothing; media end as shard_schema.py lists"
+        yield "unused", f"{name} is read by nothing; media end as docs/your-data.md lists"
 
 
 def _features(sample: Sample) -> Iterator[Finding]:

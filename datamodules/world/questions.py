@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from timeviper.datamodules.world_scene import Event, Scene
+from timeviper.datamodules.world.scene import Event, Scene
 
 NUMBERS = ("one", "two", "three")
 

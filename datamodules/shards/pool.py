@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.shard_tar import ShardError
-from timeviper.datamodules.shard_writer import TEMPORARY, Sample, write_shard
+from timeviper.datamodules.shards.tar import ShardError
+from timeviper.datamodules.shards.writer import TEMPORARY, Sample, write_shard
 
 EVERY = 0.5  # seconds between two reports of progress
 AHEAD = 2  # shards that wait for each process

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import av
 
-from timeviper.datamodules.container import MAX_PACKETS, Container, VideoError
+from timeviper.datamodules.frames.container import MAX_PACKETS, Container, VideoError
 
 
 @dataclass(frozen=True)

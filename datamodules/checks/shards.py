@@ -12,14 +12,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from timeviper.datamodules.check_sample import CheckConfig, Examined, Sample, examine
-from timeviper.datamodules.findings import MENDED, NOTES, PROBLEMS, Problem, Report
-from timeviper.datamodules.forecast import Forecast
-from timeviper.datamodules.index_file import MERGED, SUFFIX, SampleRecord, decode
-from timeviper.datamodules.ordered_pool import ordered
-from timeviper.datamodules.shard_index import index_path, read_index
-from timeviper.datamodules.shard_tar import Member, ShardError, group, iter_tar
-from timeviper.datamodules.twins import Twins
+from timeviper.datamodules.checks.findings import MENDED, NOTES, PROBLEMS, Problem, Report
+from timeviper.datamodules.checks.forecast import Forecast
+from timeviper.datamodules.checks.ordered_pool import ordered
+from timeviper.datamodules.checks.sample import CheckConfig, Examined, Sample, examine
+from timeviper.datamodules.checks.twins import Twins
+from timeviper.datamodules.shards.index import index_path, read_index
+from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, SampleRecord, decode
+from timeviper.datamodules.shards.tar import Member, ShardError, group, iter_tar
 
 __all__ = ["NOTES", "PROBLEMS", "CheckConfig", "Problem", "Report", "check_shards", "find_shards", "walk_shard"]
 

@@ -123,7 +123,7 @@ Run = Callable[[], "NDArray[np.uint8]"]
 
 def _ours(job: Job) -> Run:
     from timeviper.config import FramesConfig
-    from timeviper.datamodules.video import read_video
+    from timeviper.datamodules.frames.video import read_video
 
     frames = FramesConfig(fps=FPS, max_frames=job.frames)
     return lambda: read_video(job.video, job.size, frames).pixels
@@ -134,7 +134,7 @@ def _sequential(job: Job) -> Run:
     import av
     import numpy as np
 
-    from timeviper.datamodules.video import resized
+    from timeviper.datamodules.frames.video import resized
 
     def run() -> NDArray[np.uint8]:
         pixels, wanted = np.empty((job.frames, 3, job.size, job.size), np.uint8), iter(job.wanted)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from timeviper.datamodules.shard_schema import MAX_JSON
+from timeviper.datamodules.shards.schema import MAX_JSON
 
 BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
 CHUNK = 1 << 20

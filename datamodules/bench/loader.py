@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 import torch
 
 from timeviper.config import FramesConfig, Recipe, SourceConfig
-from timeviper.datamodules.bench_decoding import write_video
+from timeviper.datamodules.bench.decoding import write_video
 from timeviper.datamodules.datamodule import build_plan, cost_model, load_sources, pack_format
+from timeviper.datamodules.frames.video import read_video
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
 from timeviper.datamodules.plan import StepPlan, held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shard_pool import write_shards
-from timeviper.datamodules.shard_tar import SliceFile
-from timeviper.datamodules.video import read_video
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import SliceFile
 from timeviper.tokenizer import Tokenizer
 
 GB = 2.0  # that may be read ahead: more than these steps need

@@ -1,6 +1,6 @@
 """How alike are different media, and the same ones encoded anew? The limits of `perceptual.py` stand between.
 
-    python -m timeviper.datamodules.bench_lookalikes SHARDS OUT.md [--clips FILE ...] [--samples 2000]
+    python -m timeviper.datamodules.bench.lookalikes SHARDS OUT.md [--clips FILE ...] [--samples 2000]
 
 Every pair of different media of `SHARDS` (near-duplicate there is none, so each alarm is a false one), and each of
 the first videos and of the `--clips` with re-encoded copies of it.
@@ -19,11 +19,11 @@ from typing import IO, Any
 import av
 import numpy as np
 
-from timeviper.datamodules.perceptual import FRAMES, SAME_CELL, SAME_RMS, SIZE, Lookalikes, Signature, signature
-from timeviper.datamodules.shard_check import Problem, find_shards, walk_shard
-from timeviper.datamodules.shard_schema import media_type
-from timeviper.datamodules.shard_tar import SliceFile
-from timeviper.datamodules.video import read_video
+from timeviper.datamodules.checks.perceptual import FRAMES, SAME_CELL, SAME_RMS, SIZE, Lookalikes, Signature, signature
+from timeviper.datamodules.checks.shards import Problem, find_shards, walk_shard
+from timeviper.datamodules.frames.video import read_video
+from timeviper.datamodules.shards.schema import media_type
+from timeviper.datamodules.shards.tar import SliceFile
 
 COPIES: dict[str, dict[str, Any]] = {
     "H.264, crf 30": {"crf": "30"},
@@ -102,7 +102,7 @@ def main() -> None:
     lines = [
         "# How alike media are",
         "",
-        f"`python -m timeviper.datamodules.bench_lookalikes`, {platform.processor() or platform.machine()}. Limits: "
+        f"`python -m timeviper.datamodules.bench.lookalikes`, {platform.processor() or platform.machine()}. Limits: "
         f"{SAME_RMS} levels of 255 (RMS of all cells) and {SAME_CELL:.0f} (any cell).",
         "",
         f"False alarms: {alarms} among {sum(map(len, found.values()))} different media.",

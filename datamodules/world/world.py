@@ -1,9 +1,9 @@
 """The default data: a seeded procedural video world, encoded to H.264 in WebDataset shards.
 
-    python -m timeviper.datamodules.world OUT [--scale 0.1] [--workers 2] [--seed 0]
+    python -m timeviper.datamodules.world.world OUT [--scale 0.1] [--workers 2] [--seed 0]
 
 writes OUT/train/<source> and OUT/val/<source> for the sources images, clips, videos and long. What happens is in
-`world_scene.py`, how it looks in `world_render.py`, what is said about it in `world_questions.py`.
+`scene.py`, how it looks in `render.py`, what is said about it in `questions.py`.
 Held-out data have other seeds, and half of their samples show an object that training never shows in this size,
 colour and shape.
 """
@@ -25,16 +25,17 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from timeviper.datamodules.shards import index_path, write_shard
-from timeviper.datamodules.world_questions import (
+from timeviper.datamodules.shards.index import index_path
+from timeviper.datamodules.shards.writer import write_shard
+from timeviper.datamodules.world.questions import (
     clip_questions,
     image_questions,
     needle_questions,
     sentence,
     video_questions,
 )
-from timeviper.datamodules.world_render import GOP, draw, encode_image, encode_video
-from timeviper.datamodules.world_scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
+from timeviper.datamodules.world.render import GOP, draw, encode_image, encode_video
+from timeviper.datamodules.world.scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
 
 __all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 

@@ -14,9 +14,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.container import MAX_PIXELS, Container, Source, VideoError
-from timeviper.datamodules.decode import FrameReader
-from timeviper.datamodules.timeline import Timeline, read_timeline
+from timeviper.datamodules.frames.container import MAX_PIXELS, Container, Source, VideoError
+from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.timeline import Timeline, read_timeline
 
 __all__ = [
     "Frames",

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from timeviper.datamodules.shard_index import (
+from timeviper.datamodules.shards.index import (
     SampleRecord,
     ShardIndex,
     index_shard,
     read_index,
     write_index,
 )
-from timeviper.datamodules.shard_tar import ShardError, SliceFile
+from timeviper.datamodules.shards.tar import ShardError, SliceFile
 
 TEMPORARY = ".tmp"
 

@@ -12,10 +12,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.block_sums import summed
-from timeviper.datamodules.container import Source
 from timeviper.datamodules.fingerprint import Fingerprint, read_metadata
-from timeviper.datamodules.index_file import (
+from timeviper.datamodules.frames.container import Source
+from timeviper.datamodules.frames.video import probe_video
+from timeviper.datamodules.remote.index import load_remote
+from timeviper.datamodules.remote.storage import is_remote
+from timeviper.datamodules.shards.block_sums import summed
+from timeviper.datamodules.shards.index_file import (
     MERGED,
     SUFFIX,
     Conversation,
@@ -25,11 +28,8 @@ from timeviper.datamodules.index_file import (
     encode,
     write_whole,
 )
-from timeviper.datamodules.remote_index import load_remote
-from timeviper.datamodules.shard_schema import FEATURES, SchemaError, parse_record
-from timeviper.datamodules.shard_tar import Member, ShardError, Slice, SliceFile, group, read_member, scan_tar
-from timeviper.datamodules.storage import is_remote
-from timeviper.datamodules.video import probe_video
+from timeviper.datamodules.shards.schema import FEATURES, SchemaError, parse_record
+from timeviper.datamodules.shards.tar import Member, ShardError, Slice, SliceFile, group, read_member, scan_tar
 
 
 def index_path(shard: Path) -> Path:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
-from timeviper.datamodules.index_file import MERGED, SUFFIX, ShardIndex, decode
-from timeviper.datamodules.storage import StorageError, hindrance, is_http, list_tars, notice, read_file
+from timeviper.datamodules.remote.storage import StorageError, hindrance, is_http, list_tars, notice, read_file
+from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, ShardIndex, decode
 
 REMEDY = "run `timeviper shards index FOLDER` where the shards were made, and upload the indexes again"
 REQUESTS = 16  # for indexes, at a time

@@ -1,6 +1,6 @@
 """Packs filled and dealt by cost (after ToMe and TransV) against packs filled by length: how long ranks wait.
 
-    python -m timeviper.datamodules.bench_packing
+    python -m timeviper.datamodules.bench.packing
 
 Nothing is timed: the packs are simulated, and a rank's work is the model FLOPs of its packs (tower, projector and
 decoder, forward and backward; `timeviper.cost.flops`). Three ways, with budgets that just hold the longest sample:
@@ -29,7 +29,7 @@ from timeviper.cost.flops import model_flops
 from timeviper.cost.shape import PackShape
 from timeviper.datamodules.mixture import Mixture, Source
 from timeviper.datamodules.plan import CostModel, Item, Plan, kept_share
-from timeviper.datamodules.shard_index import Conversation, SampleRecord, ShardIndex
+from timeviper.datamodules.shards.index import Conversation, SampleRecord, ShardIndex
 from timeviper.recipe import load_recipe
 
 SAMPLES = 4000  # of each source
@@ -167,7 +167,7 @@ def main() -> None:
     args = parser.parse_args()
     head = f"{args.ranks} ranks, {args.steps} steps, mean of {args.seeds} seeds, {args.recipe}"
     lines = [f"# Idle time of ranks by the way packs are filled\n\n{date.today()}, {head}, made by\n"]
-    lines += ["    python -m timeviper.datamodules.bench_packing\n", "```", (__doc__ or "").strip(), "```", ""]
+    lines += ["    python -m timeviper.datamodules.bench.packing\n", "```", (__doc__ or "").strip(), "```", ""]
     print(head)
     for row in table(load_recipe(args.recipe), args.ranks, args.steps, args.seeds):
         print(row, flush=True)

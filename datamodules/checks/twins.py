@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from timeviper.datamodules.check_sample import Examined, Sample
-from timeviper.datamodules.perceptual import Lookalikes
+from timeviper.datamodules.checks.perceptual import Lookalikes
+from timeviper.datamodules.checks.sample import Examined, Sample
 
 
 class Twins:
