@@ -16,6 +16,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def make_loader(
     """
     if workers:
         workers, prefetch = that_fit(workers, prefetch, step_bytes, prefetch_gb)
-    return DataLoader(
+    return _Loader(
         _InOneBlock(reader) if workers else reader,
         sampler=sampler,
         batch_size=None,
@@ -121,10 +122,27 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class _Loader(DataLoader[StepBatch]):
+    """Its processes leave Ctrl-C, SIGTERM and SIGUSR1 to the training process, which stops them when it has saved.
+    SLURM and terminals send a signal to all processes of a job, and one may come while they start."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # children inherit it; here it comes afterwards
+        try:
+            if self.num_workers:
+                resource_tracker.ensure_running()  # else it is started with the first process, and unblocks some
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_signals(_: int) -> None:
-    """Loader processes leave Ctrl-C and SIGTERM to the training process, which stops them when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
 
 
 @atexit.register
