@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
+from timeviper.console import LiveLine
 from timeviper.datamodules.manifest import read_manifest
 from timeviper.datamodules.shards.pool import Written, write_shards
-
-LIVE, PLAIN = 0.1, 10.0  # seconds between two lines, on a terminal and elsewhere
 
 
 def write(
@@ -59,23 +57,18 @@ class _Progress:
 
     def __init__(self, samples: int, shards: int) -> None:
         self.samples, self.shards = samples, shards
-        self.live = sys.stdout.isatty()
-        self.begun = self.shown = time.monotonic()
+        self.line, self.begun = LiveLine(), time.monotonic()
         self.last = Written()
 
     def __call__(self, done: Written) -> None:
-        self.last, now = done, time.monotonic()
-        if now - self.shown >= (LIVE if self.live else PLAIN):
-            self.shown = now
-            self._show()
+        self.last = done
+        self.line(self._text())
 
     def close(self) -> None:
         """Leave the last state on the screen."""
-        self._show()
-        if self.live:
-            print(flush=True)
+        self.line(self._text(), last=True)
 
-    def _show(self) -> None:
+    def _text(self) -> str:
         done, seconds = self.last, time.monotonic() - self.begun
         new, left = done.samples - done.kept, self.samples - done.samples
         line = f"{done.samples:,}/{self.samples:,} samples  {done.shards:,}/{self.shards:,} shards"
@@ -85,5 +78,4 @@ class _Progress:
             line += f"  {done.bytes / 1e6 / max(seconds, 1e-3):.1f} MB/s"
         if new and left:
             line += f"  left {timedelta(seconds=round(seconds / new * left))}"
-        sys.stdout.write(f"\r\x1b[K{line}" if self.live else f"{line}\n")
-        sys.stdout.flush()
+        return line
