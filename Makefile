@@ -7,7 +7,7 @@
 # OUT     folder that holds data/ and runs/
 # NPROC   processes on this node, one a GPU; NNODES nodes, each with the same command and HEAD=host:port of one
 # SCALE   size of the default data: default or small
-# RUN, VIDEO, Q  for `ask` and `eval`
+# RUN, VIDEO, Q  for `ask` and `eval`; A and B are the runs that `compare` compares
 SIZE ?= tiny
 RECIPE ?=
 ARGS ?=
@@ -19,6 +19,8 @@ HEAD ?= localhost:29400
 SCALE ?= default
 RUN ?= runs/$(SIZE)/stage2_instruct
 VIDEO ?=
+A ?=
+B ?=
 Q ?= Describe the video.
 
 SHELL := /bin/bash
@@ -49,7 +51,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval ask shards doctor explain preview plan bench bench-data bench-cache bench-seeds cache check-real-weights check-real-data clean
+        eval compare ask shards doctor explain preview plan bench bench-data bench-cache bench-seeds cache check-real-weights check-real-data clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -112,6 +114,7 @@ train-stage3: $(READY) ## long videos with a frame curriculum, and all that it n
 	$(call table,stage3_long)
 
 # The tiny recipes stand on each other and on the default data, which are made when they are missing.
+# (On one process: they have one pack a step, and ARGS are for the stage that is named.)
 # The published ones need weights and data that only you can bring: the stage says which.
 ifeq ($(SIZE),tiny)
 train-stage1: | $(WORLD) $(call export,stage0_tower)
@@ -120,7 +123,7 @@ train-stage3: | $(WORLD) $(call export,stage2_instruct)
 endif
 
 $(OUT)/runs/tiny/%/export/lineage.json: | $(READY) $(WORLD)
-	$(IN_OUT)$(LAUNCH) train $(call here,recipes/tiny/$*.yaml)
+	$(IN_OUT)$(if $(filter 1,$(NNODES)),$(TIMEVIPER),$(LAUNCH)) train $(call here,recipes/tiny/$*.yaml)
 $(call export,stage1_align): | $(call export,stage0_tower)
 $(call export,stage2_instruct): | $(call export,stage1_align)
 
@@ -130,6 +133,10 @@ $(WORLD): | $(READY)
 
 eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines
 	$(IN_OUT)$(TIMEVIPER) eval $(RUN) $(ARGS)
+
+compare: $(READY) ## two runs on the same held-out questions: make compare A=runs/tiny/stage2_instruct B=runs/mine
+	@test -n "$(A)" -a -n "$(B)" || { echo 'error: name two runs: make compare A=runs/tiny/stage2_instruct B=runs/mine'; exit 1; }
+	@$(IN_OUT)$(TIMEVIPER) compare $(A) $(B) $(ARGS)
 
 ask: $(READY) ## a question about a file: make ask VIDEO=clip.mp4 Q="What happens?" RUN=runs/tiny/stage2_instruct
 	@test -n "$(VIDEO)" || { echo 'error: name a file: make ask VIDEO=clip.mp4 Q="What happens?"'; exit 1; }

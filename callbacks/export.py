@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from torch import nn
 
 from timeviper.checkpoint import follow_export, write_export
 from timeviper.config import Recipe
+from timeviper.lineage import source_digest
 from timeviper.parallel import WholeTensors
 from timeviper.tokenizer import Tokenizer
 
@@ -23,7 +24,9 @@ class Export(pl.Callback):
             return
         state = WholeTensors(cast(nn.Module, pl_module.model))
         if trainer.is_global_zero:
-            write_export(self.folder, state, self.recipe, self.tokenizer, trainer.global_step)
+            sources = cast(Any, trainer).datamodule.plan.sources  # a VideoDataModule: train.py gives it to fit
+            data = {name: source_digest(source) for name, source in sources.items()}
+            write_export(self.folder, state, self.recipe, self.tokenizer, trainer.global_step, data=data)
             print(f"exported {self.folder}", flush=True)
         else:
             follow_export(state, self.recipe)

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from timeviper import cli as module
 
-VERBS = ("train", "eval", "ask", "explain", "doctor", "preview", "import", "export", "shards")
+VERBS = ("train", "eval", "compare", "ask", "explain", "doctor", "preview", "import", "export", "shards")
 STAGE2 = "recipes/tiny/stage2_instruct.yaml"
 
 
@@ -42,6 +42,7 @@ def test_help_names_every_verb(run) -> None:
     [
         ("train", ["RECIPE", "KEY=VALUE"]),
         ("eval", ["RUN", "KEY=VALUE", "--again"]),
+        ("compare", ["RUN_A", "RUN_B", "KEY=VALUE", "--json"]),
         ("ask", ["QUESTION", "--run", "--video", "--json"]),
         ("explain", ["RECIPE", "KEY=VALUE"]),
         ("preview", ["RECIPE", "--steps", "--ranks"]),

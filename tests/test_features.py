@@ -382,7 +382,9 @@ def test_evaluation_from_features_equals_that_from_videos(videos: Path, export: 
     for shards in (videos, stored):
         overrides = [f"data.val.mine.shards={shards}", "eval.max_new_tokens=4", "data.frames.fps=2"]
         evaluation = Evaluation(*load_export(export, overrides))
-        answers.append([evaluation.answers("x", blind=blind, quiet=True) for blind in (False, True)])
+        found = [evaluation.answers("x", blind=blind, quiet=True) for blind in (False, True)]
+        # `sample` digests the bytes that were read, and these are other ones
+        answers.append([[replace(a, sample="") for a in each] for each in found])
     assert answers[0] == answers[1]
     assert answers[0][0] != answers[0][1] or len(answers[0][0]) > 8
     with pytest.raises(ConfigError, match="frames: 4 there, 2 here"):

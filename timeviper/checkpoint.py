@@ -22,13 +22,14 @@ from timeviper.config import ModelConfig, Recipe
 from timeviper.errors import ConfigError, Problem
 from timeviper.hub_files import INDEX, TensorFolder, write_tensors
 from timeviper.initialize import Read
+from timeviper.lineage import LINEAGE, WeightsDigest, describe, read_lineage
 from timeviper.model import lora
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
 from timeviper.recipe import dump, load_recipe
 from timeviper.tokenizer import Tokenizer
 
-WEIGHTS, CONFIG, LINEAGE = "model.safetensors", "config.yaml", "lineage.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
 
 Model = TimeViper | TagModel
@@ -109,30 +110,24 @@ def write_export(
     tokenizer: Tokenizer,
     step: int,
     shard_bytes: int = 2 << 30,
+    data: Mapping[str, str] | None = None,
 ) -> None:
     """Write an export next to its place and move it there whole, so that a half export never has the name.
 
-    Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held.
+    Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held. data: digests of
+    the training data for the lineage.
     """
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     merged = lora.Merged(state, recipe.model.lora)
-    write_tensors(partial, merged.items(), shard_bytes)
+    digest = WeightsDigest()
+    write_tensors(partial, digest.passing(merged.items()), shard_bytes)
     if merged.adapters:
         lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
     dump(recipe, partial / CONFIG)
     tokenizer.save(partial)
-    ancestors = read_lineage(Path(recipe.train.init_from)) if recipe.train.init_from else None
-    lineage = {
-        "name": recipe.name,
-        "size": recipe.size,
-        "step": step,
-        "seed": recipe.seed,
-        "parts": sorted({part_of(name) for name in state}),
-        "trained": sorted(recipe.train.trainable),
-        "from": ancestors,
-    }
+    lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data)
     (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -144,21 +139,23 @@ def follow_export(state: Mapping[str, Tensor], recipe: Recipe) -> None:
         pass
 
 
-def read_lineage(export: Path) -> dict[str, Any]:
-    return json.loads((export / LINEAGE).read_text())
-
-
 def is_export(folder: Path) -> bool:
     weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     return weights and all((folder / f).is_file() for f in (CONFIG, LINEAGE))
 
 
-def differences(ours: Any, theirs: Any, prefix: str) -> list[str]:
-    """Dotted paths where two nested dicts differ, with both values."""
+def differing(ours: Any, theirs: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted paths where two nested dicts differ, with both values; None for what one of them lacks."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
+        dot = f"{prefix}." if prefix else ""
         keys = sorted(set(ours) | set(theirs))
-        return [d for k in keys for d in differences(ours.get(k), theirs.get(k), f"{prefix}.{k}")]
-    return [] if ours == theirs else [f"{prefix}: {theirs!r} there, {ours!r} here"]
+        return [d for k in keys for d in differing(ours.get(k), theirs.get(k), f"{dot}{k}")]
+    return [] if ours == theirs else [(prefix, ours, theirs)]
+
+
+def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """`differing` as lines for a message."""
+    return [f"{key}: {b!r} there, {a!r} here" for key, a, b in differing(ours, theirs, prefix)]
 
 
 # What may differ between a stage and its predecessor without touching a tensor.
@@ -208,16 +205,21 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
     return parts
 
 
-def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper, Recipe, Tokenizer]:
-    """A finished model, in eval mode, with its recipe (as overridden) and tokenizer.
-
-    Raises FileNotFoundError with what to run when there is none, ValueError when it is a tower alone.
-    """
+def check_export(export: Path) -> None:
+    """Raises FileNotFoundError with what to run when there is none."""
     if not is_export(export):
         raise FileNotFoundError(
             f"{export} is not an export (no {WEIGHTS}, {CONFIG} and {LINEAGE}). It appears when a training "
             "stage has finished; give the run folder or its export/."
         )
+
+
+def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper, Recipe, Tokenizer]:
+    """A finished model, in eval mode, with its recipe (as overridden) and tokenizer.
+
+    Raises FileNotFoundError with what to run when there is none, ValueError when it is a tower alone.
+    """
+    check_export(export)
     recipe = load_recipe(export / CONFIG, overrides)
     if recipe.train.objective != "answer":
         raise ValueError(f"{export} is a vision tower without a language model; it cannot answer questions")

@@ -69,10 +69,31 @@ def evaluate(
         run, changes = Path(load_recipe(run, changes).run_dir), []
     from timeviper import evaluate
 
-    if not again and (report := evaluate.read_report(run, changes)):
-        evaluate.print_table(report)
+    report = None if again else evaluate.read_report(run, changes)
+    evaluate.print_table(report or evaluate.evaluate(run, changes))
+
+
+@app.command(context_settings=OVERRIDES)
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder or an export.")],
+    b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Compare two runs on the same held-out questions, with intervals; answers what they have not answered yet.
+
+    Overrides change both evaluations, such as data.val.videos.shards=FOLDER for other questions.
+    """
+    from json import dumps
+
+    from timeviper import compare
+    from timeviper.compare_table import print_comparison
+
+    report = compare.compare(a, b, overrides or [])
+    if json:
+        print(dumps(report, indent=2))
     else:
-        evaluate.evaluate(run, changes)
+        print_comparison(report)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -141,7 +162,7 @@ def plan(
         list[str] | None,
         typer.Argument(metavar="[RECIPE2] [KEY=VALUE]...", help="A recipe to compare with; settings, for both."),
     ] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs in all, on nodes of 8.")] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs in all, on nodes of 8.")] = 1,
     gpu: Annotated[str, typer.Option(help="h200, h100, a100-80, l40s or rtx4090.")] = "h200",
     efficiency: Annotated[float, typer.Option(help="Share of the GPU's peak arithmetic that is reached.")] = 0.4,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure.")] = False,

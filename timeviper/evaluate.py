@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from timeviper.checkpoint import LINEAGE, is_export, load_export, read_lineage
+from timeviper.checkpoint import is_export, load_export
 from timeviper.config import Recipe
 from timeviper.datamodules.datamodule import class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
@@ -27,10 +28,12 @@ from timeviper.datamodules.sample import Kind, Pack
 from timeviper.features import check_features
 from timeviper.generate import generate_pack
 from timeviper.kernels import dispatch
+from timeviper.lineage import LINEAGE, question_digest, read_lineage
 from timeviper.metrics import Answered, chance, score
 from timeviper.model.viper import TimeViper
 from timeviper.tokenizer import Tokenizer
 
+REPORT, ANSWERS = "eval.json", "answers.jsonl"
 GREY = 128  # what the towers' normalisation maps to zero
 
 
@@ -57,6 +60,8 @@ class Evaluation:
         cache = BlockCache.of(recipe.data)
         classes = class_datasets(recipe.data.val)
         self.reader = PackReader(tokenizer, pack_format(recipe), classes, prompt_only=True, cache=cache)
+        units = (item.unit for plan in self.plans for pack in plan.packs for item in pack)
+        self.samples = {unit.key: question_digest(unit) for unit in units}
         self.skipped: list[str] = []
 
     def answers(self, name: str, *, blind: bool = False, transfer: bool = True, quiet: bool = False) -> list[Answered]:
@@ -94,11 +99,12 @@ class Evaluation:
         texts = [self.tokenizer.decode(ids.tolist()) for ids in written]
         prompts = zip(pack.ids.split(pack.lengths), pack.kind.split(pack.lengths))
         asked = [self.tokenizer.decode(ids[kind != Kind.VISION].tolist()) for ids, kind in prompts]
-        return [Answered(*row) for row in zip(pack.keys, pack.types, texts, pack.answers, asked)]
+        samples = [self.samples[key] for key in pack.keys]
+        return [Answered(*row) for row in zip(pack.keys, pack.types, texts, pack.answers, asked, samples)]
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> dict:
-    """Answer the held-out questions of a finished stage; write `eval.json` into its run folder and print the table.
+    """Answer the held-out questions of a finished stage; write `eval.json` and `answers.jsonl` into its run folder.
 
     Raises FileNotFoundError when there is no export, ValueError for unusable data.
     """
@@ -115,25 +121,71 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = Fa
     counts = {t: sum(a.type == t for a in ours) for t in sorted({a.type for a in ours})}
     report["n"] = {"overall": len(ours), **counts}
     report["skipped"] = evaluation.skipped
-    report["checkpoint"] = f"{export}@{read_lineage(export)['step']}"
+    lineage = read_lineage(export)
+    report["checkpoint"] = f"{export}@{lineage['step']}"
+    report["weights"] = lineage.get("weights")
     report["recipe"] = recipe.name
     report["overrides"] = list(overrides)
+    rows = "".join(json.dumps({**asdict(a), "correct": a.correct, "iou": a.iou}) + "\n" for a in ours).encode()
+    report["answers"] = sha256(rows).hexdigest()[:16]
     folder = _folder(export)
-    (folder / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "answers.jsonl").write_text("".join(json.dumps(vars(a)) + "\n" for a in ours))
-    print_table(report)
+    (folder / ANSWERS).write_bytes(rows)
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
 def read_report(run: str | Path, overrides: Sequence[str] = ()) -> dict | None:
-    """The `eval.json` of exactly this export and these overrides; None if there is none."""
+    """The `eval.json` of exactly this export and these overrides; None if there is none.
+
+    DamagedReportError names the file.
+    """
     export = find_export(run)
-    path = _folder(export) / "eval.json"
+    path = _folder(export) / REPORT
     if not path.is_file() or not is_export(export):
         return None
-    report = json.loads(path.read_text())
-    fresh = path.stat().st_mtime >= (export / LINEAGE).stat().st_mtime
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        _ = report["accuracy"]["overall"], report["n"]["overall"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedReportError(path, run, f"is no report of an evaluation ({error!r})") from error
+    weights = read_lineage(export).get("weights")
+    by_time = path.stat().st_mtime >= (export / LINEAGE).stat().st_mtime  # all there is to go by in old exports
+    fresh = report.get("weights") == weights if weights else by_time
     return report if fresh and report.get("overrides") == list(overrides) else None
+
+
+def read_answers(run: str | Path, report: dict) -> list[Answered] | None:
+    """The answers behind a report of `read_report`; None if an earlier version wrote them, without digests.
+
+    DamagedReportError names file and line, or says that they are not those of the report.
+    """
+    path = _folder(find_export(run)) / ANSWERS
+    if "answers" not in report or not path.is_file():
+        return None
+    raw = path.read_bytes()
+    names = [f.name for f in fields(Answered)]
+    found = []
+    for number, line in enumerate(raw.decode(errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            answer = Answered(*(row[name] for name in names))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DamagedReportError(path, run, f"line {number} is no answer ({error!r})") from error
+        if not all(isinstance(value, str) for value in vars(answer).values()):
+            raise DamagedReportError(path, run, f"line {number} is no answer (not all of {', '.join(names)} are texts)")
+        found.append(answer)
+    if sha256(raw).hexdigest()[:16] != report["answers"]:
+        raise DamagedReportError(
+            path, run, f"holds {len(found)} answers, but not those that {REPORT} beside it was made from"
+        )
+    return found
+
+
+class DamagedReportError(ValueError):
+    """A file of an evaluation that is not as it was written."""
+
+    def __init__(self, path: Path, run: str | Path, what: str) -> None:
+        super().__init__(f"{path} {what}; answer again: timeviper eval {run} --again")
 
 
 def _folder(export: Path) -> Path:

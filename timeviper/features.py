@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from timeviper import initialize
 from timeviper.checkpoint import differences, meta_model, stored_tensors
 from timeviper.config import FramesConfig, Recipe
+from timeviper.curriculum import phase_at
 from timeviper.datamodules.fingerprint import Fingerprint, read_metadata, same_count
 from timeviper.datamodules.frames.video import frame_count
 from timeviper.datamodules.mixture import Source
-from timeviper.datamodules.plan import phase_at
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import open_member
 from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex
@@ -82,7 +82,8 @@ def wanted_frames(recipe: Recipe, source: str, held_out: bool) -> dict[str, Fram
         return {"data.frames": recipe.data.frames}
     starts = sorted({0, *(p.start for p in recipe.train.phases.values() if p)})
     phases = (phase_at(step, recipe.data, recipe.train.phases) for step in starts)
-    drawn = {f"train.phases.{n}" if n else "data.frames": f for n, f, weights in phases if weights.get(source, 0) > 0}
+    read = [phase for phase in phases if phase.weights.get(source, 0) > 0]
+    drawn = {f"train.phases.{phase.name}" if phase.name else "data.frames": phase.frames for phase in read}
     return drawn or {"data.frames": recipe.data.frames}
 
 
@@ -148,7 +149,7 @@ def _differences(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
     """All fields but which frames are taken."""
     a, b = ours.as_dict(), theirs.as_dict()
     del a["frames"], b["frames"]
-    return [line.removeprefix(".") for line in differences(a, b, "")]
+    return differences(a, b)
 
 
 def _other_frames(

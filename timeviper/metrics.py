@@ -40,6 +40,23 @@ class Answered:
     written: str
     right: str
     question: str = ""
+    """The prompt without its vision tokens."""
+    sample: str = ""
+    """`lineage.question_digest`: what was asked about which bytes, wherever they lie."""
+
+    @property
+    def correct(self) -> bool:
+        return is_right(self.type, self.written, self.right)
+
+    @property
+    def iou(self) -> float | None:
+        """Of the intervals; None where the answer is none."""
+        return interval_iou(self.written, self.right) if self.type == WHEN else None
+
+    @property
+    def video(self) -> str:
+        """The key without the conversation: what several questions share."""
+        return self.key.rpartition("#")[0] or self.key
 
 
 def is_right(type: str, written: str, right: str) -> bool:
@@ -59,8 +76,8 @@ def score(answers: list[Answered]) -> dict:
     """`{"accuracy": {"overall", type...}, "miou"}` of a set of answers."""
     scores: dict[str, list[float]] = defaultdict(list)
     for a in answers:
-        scores[a.type].append(float(is_right(a.type, a.written, a.right)))
-    return _table(scores, [interval_iou(a.written, a.right) for a in answers if a.type == WHEN])
+        scores[a.type].append(float(a.correct))
+    return _table(scores, [iou for a in answers if (iou := a.iou) is not None])
 
 
 def _without_repeats(answers: list[Answered]) -> list[str]:
