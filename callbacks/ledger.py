@@ -12,7 +12,10 @@ import torch.distributed as dist
 
 from timeviper.datamodules.sample import Incident, StepBatch
 
-log = logging.getLogger("timeviper")
+# Each rank names what it has lost itself: another has not seen it. (The command line quiets ranks above 0, which would
+# only repeat what rank 0 says.)
+log = logging.getLogger("timeviper.ledger")
+log.setLevel(logging.WARNING)
 
 
 @dataclass

@@ -88,6 +88,8 @@ def _wrong(stored: Fingerprint, features: dict[str, Tensor], times: np.ndarray, 
         return f"towers {', '.join(sorted(features))}, but the fingerprint names {', '.join(sorted(stored.towers))}"
     if times.shape != (count,) or times.dtype != np.float64:
         return f"times {times.dtype} {list(times.shape)} of {count} frames"
+    if not np.isfinite(times).all():
+        return f"times of {count} frames, {int((~np.isfinite(times)).sum())} of which are not finite"
     for name, f in features.items():
         tower = stored.towers[name]
         if tuple(f.shape) != (count, tower["tokens"], tower["width"]) or str(f.dtype) != f"torch.{stored.dtype}":

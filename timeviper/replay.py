@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,13 +18,16 @@ from timeviper import initialize
 from timeviper.checkpoint import meta_model
 from timeviper.config import Recipe
 from timeviper.console import console
+from timeviper.curriculum import transv_at
 from timeviper.datamodules.datamodule import build_plan, class_datasets, pack_format
-from timeviper.datamodules.left_out import steps_without
+from timeviper.datamodules.left_out import plan_step, steps_without
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.sample import Pack
 from timeviper.hub_files import TensorFolder
 from timeviper.incident import CONFIG, RNG, WEIGHTS, Findings, Incident, examine, set_rng_state
 from timeviper.kernels import dispatch
+from timeviper.model.decoder import set_transv
+from timeviper.optim import hold_still
 from timeviper.parallel import ShardedModel, home, parallelize
 from timeviper.probe import PackReport, Size
 from timeviper.recipe import load_recipe
@@ -47,7 +51,7 @@ def replay(bundle: Path, overrides: Sequence[str] = (), *, layers: bool = False)
     print(f"{incident.recipe}, step {incident.step}, {incident.ranks} ranks, {incident.time}: {incident.reason}")
     print(f"then: loss {incident.loss:.6g}, gradient norm {incident.grad_norm:.6g}. {incident.findings.describe()}")
     packs = read_packs(incident, recipe)
-    found = _examine(bundle, incident, recipe, packs)
+    found = repeat(bundle, incident, recipe, packs)
     print(f"now:  loss {found.loss:.6g}, gradient norm {found.grad_norm:.6g}. {found.describe()}")
     if layers and (pack := found.first() or found.worst()):
         _print_layers(pack, found)
@@ -89,7 +93,7 @@ def read_packs(incident: Incident, recipe: Recipe) -> list[list[Pack]]:
     return [share.packs for share in shares]
 
 
-def _examine(bundle: Path, incident: Incident, recipe: Recipe, packs: list[list[Pack]]) -> Findings:
+def repeat(bundle: Path, incident: Incident, recipe: Recipe, packs: list[list[Pack]]) -> Findings:
     """The step under the sharding of one rank, which is the path that training takes, precision included."""
     dispatch.configure(recipe.model.kernel)
     gpu = torch.cuda.is_available()
@@ -100,9 +104,18 @@ def _examine(bundle: Path, incident: Incident, recipe: Recipe, packs: list[list[
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         model = _load(bundle, recipe, device)
+        place = plan_step(incident.step, frozenset(incident.left_out))
+        set_transv(model, transv_at(place, recipe.model.transv, recipe.train.phases))
         rng = load_file(bundle / RNG)
         return examine(
-            model, packs, incident.num_labels, 1, 0, device, before=lambda rank: set_rng_state(rng, device, rank)
+            model,
+            packs,
+            incident.num_labels,
+            1,
+            0,
+            device,
+            before=lambda rank: set_rng_state(rng, device, rank),
+            after=partial(hold_still, recipe=recipe, step=place),
         )
     finally:
         if started:

@@ -11,6 +11,14 @@ from timeviper.datamodules.sample import Pack
 from timeviper.parallel import ShardedModel
 
 
+def seed_step(seed: int, step: int, rank: int, world: int) -> None:
+    """Set torch's generators, which dropout in adapters draws from, as a function of the step.
+
+    So a run that continues, the guard's second look and a replay draw what the step drew.
+    """
+    torch.manual_seed(seed + 7919 * (step * world + rank))
+
+
 def accumulate(
     model: ShardedModel,
     packs: Sequence[Pack],
