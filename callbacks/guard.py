@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from timeviper.config import Recipe
+from timeviper.datamodules.left_out import plan_step
 from timeviper.datamodules.sample import StepBatch
-from timeviper.incident import Findings, Incident, examine, rng_state, set_rng_state
+from timeviper.incident import Findings, Incident, examine, rng_state
+from timeviper.optim import hold_still
 from timeviper.parallel import WholeTensors
+from timeviper.step import seed_step
 from timeviper.strategy import Sharded
 
 
@@ -64,9 +68,6 @@ class Guard(pl.Callback):
         before = [p for p in self.folder.glob("step=*") if p.suffix != ".tmp"]
         self._count = trainer.strategy.broadcast(len(before))
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        self._rng = rng_state(trainer.strategy.root_device, trainer.global_rank)
-
     def admits(self, module: Any, batch: StepBatch, loss: Tensor, norm: Tensor, num_labels: Tensor) -> bool:
         """Whether the optimizer may use the gradients of this step; every rank gets the same answer.
 
@@ -110,9 +111,11 @@ class Guard(pl.Callback):
         """Look at the step again and write its bundle; returns what to tell, the same text on all ranks."""
         trainer = module.trainer
         rank, device, strategy = trainer.global_rank, trainer.strategy.root_device, trainer.strategy
-        rng = self._rng
-        set_rng_state(rng, device, rank)
-        findings = examine(module.model, [batch.packs], num_labels, trainer.world_size, rank, device)
+        place, world = plan_step(batch.step, self.left_out), trainer.world_size
+        seed_step(self.recipe.seed, batch.step, rank, world)
+        rng = rng_state(device, rank)
+        after = partial(hold_still, recipe=self.recipe, step=place)
+        findings = examine(module.model, [batch.packs], num_labels, world, rank, device, after=after)
         if trainer.world_size > 1:
             every: list[Any] = [None] * trainer.world_size
             dist.all_gather_object(every, (findings.packs, rng))

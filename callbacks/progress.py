@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 
 from timeviper.callbacks.throughput import Throughput
+from timeviper.module import ViperModule
 
 
 def _short(seconds: float) -> str:
@@ -21,7 +22,8 @@ def _short(seconds: float) -> str:
 class Progress(pl.Callback):
     """Loss, learning rate, speed, data wait and time left. Rank 0 only."""
 
-    def __init__(self, name: str, steps: int, every: int, throughput: Throughput) -> None:
+    def __init__(self, name: str, steps: int, every: int, throughput: Throughput | None) -> None:
+        """throughput: where the speed is read; None: it is not shown."""
         self.name, self.steps, self.every, self.throughput = name, steps, every, throughput
         self.live = sys.stdout.isatty()
 
@@ -34,18 +36,25 @@ class Progress(pl.Callback):
             return
         elapsed = time.perf_counter() - self._start_time
         left = elapsed / max(step - self._start_step, 1) * (self.steps - step)
-        speed = self.throughput.speed
-        figures = {k: float(v) for k, v in pl_module.figures.items()}
+        figures = {k: float(v) for k, v in cast(ViperModule, pl_module).figures.items()}
         rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
         line = (
             f"{self.name} {step:>{len(str(self.steps))}}/{self.steps}  loss {figures['loss']:.4f}  "
-            f"tokens right {figures['accuracy']:.3f}  lr {rate:.1e}  {speed.get('tokens_per_s', 0):,.0f} tok/s  "
-            f"{speed.get('frames_per_s', 0):,.0f} frames/s  data wait {speed.get('data_wait', 0):.1%}  "
-            f"{speed.get('memory_gb', 0):.1f} GB  left {_short(left)}"
+            f"tokens right {figures['accuracy']:.3f}  lr {rate:.1e}  {self._speed()}left {_short(left)}"
         )
         bar = f"[{'=' * (20 * step // self.steps):<20}] " if self.live else ""
         sys.stdout.write(f"\r\x1b[K{bar}{line}" if self.live else line + "\n")
         sys.stdout.flush()
+
+    def _speed(self) -> str:
+        speed = self.throughput.speed if self.throughput else {}
+        if not speed:
+            return ""
+        mfu = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
+        return (
+            f"{speed['tokens_per_s']:,.0f} tok/s  {speed['frames_per_s']:,.0f} frames/s  {mfu}"
+            f"data wait {speed['data_wait']:.1%}  {speed['memory_gb']:.1f} GB  "
+        )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking or pl_module.validation_cut:

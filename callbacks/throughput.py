@@ -1,33 +1,68 @@
-"""How fast the run is and what it waits for, over the last `log.every` steps."""
+"""How fast the run is, what it waits for, and which share of the GPUs' arithmetic it uses, over `log.every` steps.
+
+    MFU = model FLOPs of the packs that all ranks trained on / (seconds * ranks * peak of one GPU)
+
+Model FLOPs are those of `cost/flops.py` for the real packs: every block on the tokens that TransV has left it, a
+backward pass for what learns, nothing twice. The peak is the data sheet's for dense bfloat16 products, whatever the
+run computes in.
+"""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 
+from timeviper.config import Recipe
+from timeviper.cost.flops import model_flops, total
+from timeviper.cost.hardware import gpu_of
+from timeviper.cost.shape import PackShape, segment_shapes
 from timeviper.datamodules.sample import StepBatch
+from timeviper.model.stages import transv_in_use
 
 
 class Throughput(pl.Callback):
-    """Keeps `speed`: tokens/s and frames/s of all ranks (at the decoder's input), data-wait share, step time."""
+    """Keeps `speed`, the figures of the last `log.every` steps; see docs/recipes.md for each."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, recipe: Recipe) -> None:
+        options = recipe.callbacks.throughput
+        self.recipe, self.every = recipe, recipe.log.every
+        self.peak_tflops = options.peak_tflops if options else None
         self.speed: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        device = trainer.strategy.root_device
+        if self.peak_tflops is None and device.type == "cuda":
+            gpu = gpu_of(torch.cuda.get_device_name(device))
+            self.peak_tflops = gpu.bf16_tflops if gpu else None
         self._ended = time.perf_counter()
         self._clear()
 
     def _clear(self) -> None:
         self._began = self._ended
-        self._wait = self._tokens = self._frames = 0.0
+        self._wait = 0.0
+        self._tokens = self._left = self._frames = self._flops = 0.0
         self._steps = 0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """For work between two steps that is neither training nor waiting for data."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if hasattr(self, "_ended"):
+                passed = time.perf_counter() - began
+                self._began += passed
+                self._ended += passed
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StepBatch, *_: Any
@@ -38,8 +73,7 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
-        self._tokens += sum(p.ids.shape[0] for p in batch.packs)
-        self._frames += sum(p.num_frames for p in batch.packs)
+        self._count(pl_module, batch)
         self._steps += 1
         self._ended = time.perf_counter()
         if trainer.global_step % self.every == 0:
@@ -51,22 +85,46 @@ class Throughput(pl.Callback):
             self._ended = time.perf_counter()
             self._clear()
 
+    def _count(self, pl_module: pl.LightningModule, batch: StepBatch) -> None:
+        """Add this rank's packs, with what TransV keeps at this step."""
+        train = self.recipe.train
+        model = replace(self.recipe.model, transv=transv_in_use(pl_module, self.recipe.model.transv))
+        for pack in batch.packs:
+            shape = PackShape.of(pack)
+            self._tokens += pack.ids.shape[0]
+            self._frames += pack.num_frames
+            self._flops += total(model_flops(model, shape, train.trainable, train.objective)).total
+            if train.objective == "answer":
+                self._left += segment_shapes(model, shape)[-1].num_tokens
+
     def _publish(self, trainer: pl.Trainer) -> None:
         seconds = max(self._ended - self._began, 1e-9)
+        sums = torch.tensor([self._tokens, self._left, self._frames, self._flops], dtype=torch.float64)
+        if trainer.world_size > 1:
+            sums = sums.to(trainer.strategy.root_device)
+            dist.all_reduce(sums)
+        tokens, left, frames, flops = (float(n) / seconds for n in sums)
+        tflops = flops / trainer.world_size / 1e12
         self.speed = {
-            "tokens_per_s": self._tokens * trainer.world_size / seconds,
-            "frames_per_s": self._frames * trainer.world_size / seconds,
+            "tokens_per_s": tokens,
+            "tokens_left_per_s": left,
+            "frames_per_s": frames,
+            "tflops_per_gpu": tflops,
             "data_wait": self._wait / seconds,
             "step_s": seconds / max(self._steps, 1),
-            "memory_gb": peak_memory_gb(),
+            "memory_gb": peak_memory() / 1e9,
         }
+        if self.recipe.train.objective != "answer":
+            del self.speed["tokens_left_per_s"]
+        if self.peak_tflops is not None:
+            self.speed["mfu"] = tflops / self.peak_tflops
         for logger in trainer.loggers:
             logger.log_metrics({f"speed/{k}": v for k, v in self.speed.items()}, trainer.global_step)
 
 
-def peak_memory_gb() -> float:
-    """Peak memory of this process: of the GPU where there is one, else resident."""
+def peak_memory() -> int:
+    """Bytes that this process held at most: of the GPU's allocator where there is one, else resident."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.cost.balance import frame_work
+from timeviper.curriculum import ramps, stretches, transv_at
 from timeviper.datamodules.chat import estimate_tokens
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.left_out import plan_step, steps_without
@@ -39,11 +40,13 @@ def pack_format(recipe: Recipe) -> PackFormat:
 
 def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
     form = pack_format(recipe)
+    transv, phases, depth = recipe.model.transv, recipe.train.phases, len(recipe.model.decoder.layout)
     return CostModel(
         tokens_per_frame=form.tokens_per_frame,
-        vision_share=kept_share(recipe.model.transv, len(recipe.model.decoder.layout)),
+        vision_share=kept_share(transv, depth),
         frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
         estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
+        share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(recipe) else None,
     )
 
 
@@ -126,7 +129,8 @@ class VideoDataModule(pl.LightningDataModule):
         self.before_reading()
         data, form = self.recipe.data, self.reader.form
         packs = -(-data.packs_per_step // self.trainer.world_size)
-        share = self.cost.vision_share
+        starts = [start for start, _ in stretches(self.recipe)]
+        share = min(self.cost.at(step).vision_share for step in [*starts, self.recipe.train.steps - 1])
         most = most_bytes(packs, data.tokens_per_pack, form.tokens_per_frame, share, form.image_size)
         return self._loader(self.reader, partial(self.steps, self.trainer.global_step), data.workers, most)
 

@@ -11,17 +11,15 @@ Each process makes an object of its own, so nothing of it has to be picklable.
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from timeviper.datamodules.shards.index import SampleRecord, ShardIndex, conversation_sizes, measured
 from timeviper.datamodules.shards.schema import parse_record
+from timeviper.find_class import find_class
 
 
 class Dataset(Protocol):
@@ -107,19 +105,7 @@ class ClassDataset:
 
 def _find(name: str) -> type:
     """The class behind `module:Class`."""
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ValueError(f"a class is named as module:Class, got {name!r}")
-    if os.getcwd() not in sys.path:  # the command line does not put it there
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ValueError(
-            f"{name}: cannot import {module} ({error}); it is looked for in this folder and in the environment"
-        ) from error
-    except AttributeError as error:
-        raise ValueError(f"{name}: the module {module} has no {attribute}") from error
+    found = find_class(name)
     if lacks := [method for method in METHODS if not callable(getattr(found, method, None))]:
         raise ValueError(f"{name} lacks {', '.join(lacks)}; a dataset has the methods {', '.join(METHODS)}")
     return found

@@ -14,6 +14,7 @@ from itertools import islice
 import numpy as np
 
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, TransVConfig
+from timeviper.curriculum import phase_at
 from timeviper.datamodules.frames.video import frame_count
 from timeviper.datamodules.mixture import Mixture, Source, Unit, UsedUp
 
@@ -72,6 +73,13 @@ class CostModel:
     """Computation of a frame, tower included, in text tokens that cost as much."""
     estimate: Callable[[int, int], int]
     """Text tokens of a conversation from its bytes and its number of frames."""
+    share_at: Callable[[int], float] | None = None
+    """The vision share of every step, where the curriculum changes it. A frame's work is not counted anew: it only
+    balances ranks, and most of it does not depend on what TransV keeps."""
+
+    def at(self, step: int) -> CostModel:
+        """The costs that hold at a step."""
+        return replace(self, vision_share=self.share_at(step)) if self.share_at else self
 
     def item(self, unit: Unit, frames: FramesConfig) -> Item:
         record = unit.record
@@ -81,21 +89,6 @@ class CostModel:
         vision = num_frames * self.tokens_per_frame
         work = text + num_frames * self.frame_work
         return Item(unit, num_frames, text + vision, text + vision * self.vision_share, work)
-
-
-def phase_at(step: int, data: DataConfig, phases: dict[str, PhaseConfig | None]) -> tuple[str, FramesConfig, dict]:
-    """Name, frames and source weights that hold at a step: the recipe's, as the latest phase changes them."""
-    weights = {n: s.weight for n, s in data.sources.items() if s is not None}
-    begun = [(name, phase) for name, phase in phases.items() if phase is not None and phase.start <= step]
-    if not begun:
-        return "", data.frames, weights
-    name, phase = begun[-1]
-    frames = replace(
-        data.frames,
-        max_frames=data.frames.max_frames if phase.max_frames is None else phase.max_frames,
-        fps=data.frames.fps if phase.fps is None else phase.fps,
-    )
-    return name, frames, weights | phase.weights
 
 
 class Plan:
@@ -126,11 +119,11 @@ class Plan:
         waiting: list[Unit] = []
         step = 0
         while True:
-            _, frames, weights = phase_at(step, self.data, self.phases)
-            mixture.set_weights(weights)
-            plan, waiting = self._fill(step, frames, mixture, waiting)
+            phase, cost = phase_at(step, self.data, self.phases), self.cost.at(step)
+            mixture.set_weights(phase.weights)
+            plan, waiting = self._fill(step, phase.frames, cost, mixture, waiting)
             if step >= start:
-                packs = tuple(tuple(self._with_spares(item, frames) for item in pack) for pack in plan.packs)
+                packs = tuple(tuple(self._with_spares(item, phase.frames, cost) for item in p) for p in plan.packs)
                 yield replace(plan, packs=packs)
             step += 1
 
@@ -139,14 +132,14 @@ class Plan:
         if any(source.epochs is not None for source in self.data.sources.values() if source):
             next(self.steps(steps - 1))
 
-    def _with_spares(self, item: Item, frames: FramesConfig) -> Item:
+    def _with_spares(self, item: Item, frames: FramesConfig, cost: CostModel) -> Item:
         source = self.sources[item.unit.source]
-        found = (self.cost.item(source.stand_in(item.unit, i), frames) for i in range(self.TRIES))
+        found = (cost.item(source.stand_in(item.unit, i), frames) for i in range(self.TRIES))
         fitting = (spare for spare in found if spare.cost <= item.cost and spare.unit.key != item.unit.key)
         return replace(item, spares=tuple(islice(fitting, self.SPARES)))
 
     def _fill(
-        self, step: int, frames: FramesConfig, mixture: Mixture, waiting: list[Unit]
+        self, step: int, frames: FramesConfig, cost: CostModel, mixture: Mixture, waiting: list[Unit]
     ) -> tuple[StepPlan, list[Unit]]:
         """Give each unit to the pack with the least work that has room; what fits nowhere opens the next step."""
         room = [float(self.data.tokens_per_pack)] * self.data.packs_per_step
@@ -158,11 +151,11 @@ class Plan:
         by_tokens = self.data.mixture == "tokens"
 
         def worth(unit: Unit) -> float:
-            return self.cost.item(unit, frames).tokens if by_tokens else 1.0
+            return cost.item(unit, frames).tokens if by_tokens else 1.0
 
         while len(left) < self.PATIENCE * len(packs):
             try:
-                item = self.cost.item(next(queue, None) or mixture.draw(worth), frames)
+                item = cost.item(next(queue, None) or mixture.draw(worth), frames)
             except UsedUp as error:
                 if any(packs) or left or too_long:
                     break

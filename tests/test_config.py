@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from timeviper import config, schema, validate
+from timeviper.callback_config import OwnCallback, SamplesConfig, TransferConfig
 from timeviper.config import Recipe, SourceConfig, TowerConfig, TransVStage
 from timeviper.presets import PRESETS
 from timeviper.recipe import load_recipe
@@ -168,7 +169,11 @@ FOUND_ELSEWHERE = (
         ("parallel.replicas", 0, "1 or more"),
         ("eval.batch", 0, "1 or more"),
         ("log.every", 0, "1 or more"),
-        ("callbacks", {"ema": {}}, "no optional callback"),
+        ("callbacks.throughput.peak_tflops", -1.0, "above 0"),
+        ("callbacks.memory.every", 0, "1 or more"),
+        ("callbacks.transfer.samples", 0, "1 or more"),
+        ("callbacks.samples.max_new_tokens", 0, "1 or more"),
+        ("callbacks.own", {"ema": OwnCallback("ema")}, "module:Class"),
         ("train.phases.late", config.PhaseConfig(start=100_000), "a step of the stage"),
         ("train.phases.late", config.PhaseConfig(max_frames=0), "min_frames"),
         ("train.phases.late", config.PhaseConfig(fps=0.0), "above 0"),
@@ -241,6 +246,15 @@ def test_settings_without_effect_warn(key: str, value: object, says: str) -> Non
     recipe = copy.deepcopy(STAGE2)
     setter(key, value)(recipe)
     assert any(says in f"{finding.key}: {finding.message}" for finding in validate.warnings(recipe))
+
+
+def test_a_callback_that_a_person_set_and_that_has_nothing_to_do_warns() -> None:
+    recipe = copy.deepcopy(STAGE2)
+    recipe.model.transv.stages, recipe.data.val = {}, {}
+    assert not any(f.key.startswith("callbacks") for f in validate.warnings(recipe))
+    recipe.callbacks.transfer, recipe.callbacks.samples = TransferConfig(every=5), SamplesConfig(samples=1)
+    keys = [f.key for f in validate.warnings(recipe)]
+    assert {"callbacks.transfer", "callbacks.samples"} <= set(keys)
 
 
 def test_a_group_size_without_times_warns() -> None:

@@ -252,7 +252,7 @@ def test_bad_input_is_named() -> None:
         (("--gpu", "b200"), ("b200", "h200, h100")),
         (("--gpus", "0"), ("--gpus 0",)),
         (("--gpus", "7"), ("data.packs_per_step", "7 GPUs")),
-        (("parallel.replicas=3",), ("parallel.replicas", "8 GPUs")),
+        (("--gpus", "8", "parallel.replicas=3"), ("parallel.replicas", "8 GPUs")),
         (("--efficiency", "2"), ("--efficiency",)),
         ((stage3, stage3), ("3 recipes",)),
     ):

@@ -1,8 +1,8 @@
 """A step that went wrong, written down so that `timeviper replay` can repeat it.
 
 A bundle is a folder: `incident.json` (what happened, sizes of every layer, the samples), `config.yaml`,
-`rng.safetensors` (the generators of every rank before the step) and `weights/` (before the step, and after it, since a
-step that went wrong is not applied). The data are not in it: the plan gives them from the recipe and the step.
+`rng.safetensors` (the generators of every rank as the step seeded them) and `weights/` (before the step, and after it,
+since a step that went wrong is not applied). The data are not in it: the plan gives them from the recipe and the step.
 """
 
 from __future__ import annotations
@@ -89,11 +89,13 @@ def examine(
     rank: int,
     device: torch.device,
     before: Callable[[int], None] = lambda rank: None,
+    after: Callable[[ShardedModel], None] = lambda model: None,
 ) -> Findings:
     """Repeat forward and backward of a step with a probe in the model; gradients are empty before and after.
 
     packs: those of `rank`, or of several ranks from `rank` on, one list each. world: ranks that do this together.
-    before: called with each rank before its packs, to set its random generators.
+    before: called with each rank before its packs, to set its random generators. after: called with the gradients of
+    all packs in the model, before their norms are taken.
     """
     model.zero_grad(set_to_none=True)
     labels = torch.tensor(num_labels, device=device)
@@ -106,11 +108,12 @@ def examine(
         reports += probe.reports
     if world > 1:
         torch.distributed.all_reduce(loss)
+    after(model)
     layers = gradient_norms(model)
     norm = math.sqrt(sum(n * n for n in layers.values()))
     model.zero_grad(set_to_none=True)
     weights = not_finite(model.named_parameters())
-    return Findings(float(loss) / num_labels, norm, reports, layers, weights, gates(model))
+    return Findings(float(loss / labels), norm, reports, layers, weights, gates(model))
 
 
 @dataclass

@@ -21,12 +21,15 @@ from torchmetrics import MeanMetric, MetricCollection
 from timeviper.callbacks.guard import Guard
 from timeviper.checkpoint import build_model
 from timeviper.config import Recipe
+from timeviper.curriculum import transv_at
+from timeviper.datamodules.left_out import plan_step
 from timeviper.datamodules.sample import StepBatch
 from timeviper.kernels import dispatch
+from timeviper.model.decoder import set_transv
 from timeviper.model.parts import Parts
-from timeviper.optim import build_optimizer, set_lr
+from timeviper.optim import build_optimizer, hold_still, set_lr
 from timeviper.parallel import ShardedModel, home, parallelize
-from timeviper.step import accumulate
+from timeviper.step import accumulate, seed_step
 
 
 class ViperModule(pl.LightningModule):
@@ -67,21 +70,26 @@ class ViperModule(pl.LightningModule):
         step = self.global_step
         assert batch.step == step, f"the loader delivered step {batch.step} at step {step}"
         set_lr(cast(AdamW, optimizer.optimizer), step, self.recipe.train.steps, self.recipe.optim)
+        place = plan_step(step, self.guard.left_out)  # the curriculum's
+        set_transv(self.model, transv_at(place, self.recipe.model.transv, self.recipe.train.phases))
         world = self.trainer.world_size
         # Labels, summed loss and right labels of the global step; the first is needed before the backward.
         num_labels = torch.tensor(float(sum(p.num_labels for p in batch.packs)), device=self.device)
         if world > 1:
             dist.all_reduce(num_labels)
         num_labels = num_labels.clamp(min=1)
-        # For dropout in adapters: a function of the step, so that a run that continues draws the same.
-        torch.manual_seed(self.recipe.seed + 7919 * (step * world + self.global_rank))
+        seed_step(self.recipe.seed, step, self.global_rank, world)
         sums = accumulate(self.model, batch.packs, num_labels, world, self.device, self.manual_backward)
+        hold_still(self.model, self.recipe, place)
         norm = self._clip(optimizer)
         self._report(*sums, num_labels, norm, optimizer)
         if not self.guard.admits(self, batch, self.figures["loss"], norm, num_labels):
             optimizer.zero_grad(set_to_none=True)  # the step counts, but without gradients it changes nothing
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def on_validation_start(self) -> None:
+        set_transv(self.model, self.recipe.model.transv)  # as the export has it, wherever a curriculum stands
 
     def _clip(self, optimizer: LightningOptimizer) -> Tensor:
         """Gradient norm over all parameters and shards, before it is cut."""

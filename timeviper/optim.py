@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
-from timeviper.config import OptimConfig
+from timeviper.config import OptimConfig, Recipe
+from timeviper.curriculum import keep_at, trainable_at
 from timeviper.model.viper import part_of
+from timeviper.parallel import plain_name
 
 # Parameters that weight decay would pull away from where they belong: decay rates and step sizes of
 # the state space, skip gains, transfer gates. Norms and biases are recognised by their dimension. Of adapters decay
@@ -37,7 +40,7 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
             groups.setdefault((part_of(name), decays), []).append(p)
     if not groups:
         raise ValueError("nothing to train: no parameter belongs to a part named in train.trainable")
-    return AdamW(
+    optimizer = AdamW(
         [
             {
                 "params": params,
@@ -51,6 +54,25 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
         betas=(cfg.beta1, cfg.beta2),
         fused=True,  # one call for all tensors: with sharded tensors the per-tensor form is 8 times slower
     )
+    for group in optimizer.param_groups:
+        for p in group["params"]:  # now, not at a part's first step: a checkpoint before it holds the same tensors
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    return optimizer
+
+
+def hold_still(model: nn.Module, recipe: Recipe, step: int) -> None:
+    """Drop the gradients of what does not learn at a step of the curriculum, parts and TransV stages that drop nothing:
+    they count in no norm, and AdamW, its decay included, does not touch them."""
+    trainable = trainable_at(step, recipe.train)
+    kept = keep_at(step, recipe.model.transv, recipe.train.phases)
+    idle = tuple(f"decoder.transv.{name}." for name, keep in kept.items() if keep == 1)
+    for name, p in model.named_parameters():
+        if part_of(name) not in trainable or (idle and plain_name(name).startswith(idle)):
+            p.grad = None
 
 
 def set_lr(optimizer: AdamW, step: int, steps: int, cfg: OptimConfig) -> float:

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from timeviper.config import Recipe
 from timeviper.console import console
+from timeviper.curriculum import phase_at
 from timeviper.datamodules.datamodule import build_plan
 from timeviper.datamodules.mixture import UsedUp
-from timeviper.datamodules.plan import Plan, StepPlan, phase_at
+from timeviper.datamodules.plan import Plan, StepPlan
 from timeviper.tokenizer import Tokenizer
 
 
@@ -33,12 +34,11 @@ def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: boo
     table = Table("step", "rank", "pack", "samples", "frames", "tokens", f"cost of {limit}", "from", "first sample")
     last_phase = ""
     for step in shown:
-        phase, frames, _ = phase_at(step.step, recipe.data, recipe.train.phases)
-        if phase != last_phase:
-            table.add_row(
-                "", "", "", "", "", "", "", f"phase {phase}" if phase else "", f"up to {frames.max_frames} frames"
-            )
-            last_phase = phase
+        phase = phase_at(step.step, recipe.data, recipe.train.phases)
+        if phase.name != last_phase:
+            named = f"phase {phase.name}" if phase.name else ""
+            table.add_row("", "", "", "", "", "", "", named, f"up to {phase.frames.max_frames} frames")
+            last_phase = phase.name
         _add_step(table, step, ranks, limit, keys)
     out.print(table)
     _summary(out, plan, shown, ranks)

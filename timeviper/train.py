@@ -21,6 +21,7 @@ from timeviper.callbacks.curriculum import Curriculum
 from timeviper.callbacks.export import Export
 from timeviper.callbacks.guard import Guard, Rewind
 from timeviper.callbacks.ledger import Ledger
+from timeviper.callbacks.optional import optional_callbacks
 from timeviper.callbacks.progress import Progress
 from timeviper.callbacks.throughput import Throughput
 from timeviper.callbacks.watchdog import Watchdog
@@ -31,6 +32,7 @@ from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.errors import ConfigError, Problem
 from timeviper.features import check_features
+from timeviper.launch import check_ranks
 from timeviper.module import ViperModule
 from timeviper.recipe import dump, load_recipe
 from timeviper.strategy import Sharded
@@ -93,13 +95,7 @@ def train(recipe: Recipe, *, command: str = "the same command") -> bool:
         print(f"{recipe.name}: finished already, nothing to do ({run}/export)")
         return True
     local, nodes = ranks()
-    if recipe.data.packs_per_step % (local * nodes):
-        problem = Problem(
-            "data.packs_per_step",
-            recipe.data.packs_per_step,
-            f"must be a multiple of the {local * nodes} ranks, so that all have as many packs a step.",
-        )
-        raise ConfigError(recipe.name, [problem])
+    check_ranks(recipe, local * nodes)
     check_previous_stage(recipe)
     store = CheckpointStore(run / "checkpoints", recipe.train.keep_checkpoints, recipe)
     checkpoint = store.latest()
@@ -151,7 +147,8 @@ def _fit(
     types = sorted({c.type for s in data.val_sources.values() for c in s.conversations()})
     module = ViperModule(recipe, types, guard)
     start = step_of(checkpoint) if checkpoint else 0
-    trainer = build_trainer(recipe, run, tokenizer, store, [guard], [checkpoints, watchdog], start)
+    optional = optional_callbacks(recipe, run, watchdog.pause)
+    trainer = build_trainer(recipe, run, tokenizer, store, [guard], optional, [checkpoints, watchdog], start)
     if checkpoint and trainer.is_global_zero:
         print(f"{recipe.name}: continuing from {checkpoint.name}")
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -193,15 +190,16 @@ def build_trainer(
     tokenizer: Tokenizer,
     store: CheckpointStore,
     first: list[pl.Callback],
+    optional: list[pl.Callback],
     last: list[pl.Callback],
     start: int,
 ) -> pl.Trainer:
     """The Trainer of every stage; sharding and precision are `parallel.py`'s, not its.
 
-    first, last: callbacks that come before and after all others.
+    first, last: callbacks that come before and after all others; `optional`: those that the recipe chooses.
     """
     local, nodes = ranks()
-    throughput = Throughput(recipe.log.every)
+    throughput = next((c for c in optional if isinstance(c, Throughput)), None)
     validates = bool(recipe.data.val)
     gpu = torch.cuda.is_available()
     return pl.Trainer(
@@ -232,7 +230,7 @@ def build_trainer(
             *first,
             Curriculum(recipe),
             Ledger(recipe.data.max_skipped, recipe.log.every),
-            throughput,
+            *optional,
             Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),
             Export(run / "export", recipe, tokenizer),
             *last,
@@ -261,8 +259,8 @@ def _finished(run: Path, recipe: Recipe) -> bool:
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """Refuse to continue, or to count as finished, a run of other settings."""
     before = load_recipe(folder / CONFIG)
-    if changed := differences(_fixed(recipe), _fixed(before), ""):
-        listed = "\n        ".join(d.removeprefix(".") for d in changed)
+    if changed := differences(_fixed(recipe), _fixed(before)):
+        listed = "\n        ".join(changed)
         problem = Problem(
             "out",
             recipe.run_dir,

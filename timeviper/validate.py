@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import pairwise
 
-from timeviper.config import BLOCK_TYPES, PARTS, ModelConfig, Recipe
+from timeviper.config import BLOCK_TYPES, PARTS, ModelConfig, PhaseConfig, Recipe
+from timeviper.curriculum import keep_at, ramps, transv_at
+from timeviper.find_class import PLACE
+from timeviper.validate_callbacks import callback_problems, callback_warnings
 from timeviper.validate_model import Finding, at_least_one, model_problems
 
 
@@ -27,8 +31,7 @@ def problems(recipe: Recipe) -> Iterator[Finding]:
     yield from _parallel(recipe)
     yield from _phases(recipe)
     yield from _ranges(recipe)
-    for name in recipe.callbacks:
-        yield Finding(f"callbacks.{name}", "there is no optional callback of this name.")
+    yield from callback_problems(recipe.callbacks)
 
 
 def warnings(recipe: Recipe) -> Iterator[Finding]:
@@ -45,6 +48,12 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
     for name, stage in stages.items():
         if stage and stage.keep == 1.0:
             yield Finding(f"model.transv.stages.{name}.keep", "keeps every token: the stage does nothing.")
+    if ramps(recipe):
+        last, own = keep_at(train.steps - 1, recipe.model.transv, train.phases), recipe.model.transv.stages
+        for name, keep in last.items():
+            if (stage := own[name]) and stage.keep != keep:
+                message = f"ends the training at {keep:g}, but validation and the export keep {stage.keep:g}."
+                yield Finding(f"model.transv.stages.{name}.keep", message)
     if recipe.chat.frames_per_time != 1 and recipe.chat.time != "frames":
         message = f"has no effect with chat.time = {recipe.chat.time}; it groups the frames of `frames`."
         yield Finding("chat.frames_per_time", message)
@@ -56,6 +65,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         for name, source in sources.items():
             if source and source.options and not source.dataset:
                 yield Finding(f"{group}.{name}.options", "has no effect without `dataset`.")
+    yield from callback_warnings(recipe)
     lora = recipe.model.lora
     if lora.rank == 0 and (lora.weights or lora.dropout):
         yield Finding("model.lora.rank", "is 0: there are no adapters, and the other settings have no effect.")
@@ -88,7 +98,7 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
                 yield Finding(f"{group}.{name}.shards", message)
             if source and source.shards and source.dataset:
                 yield Finding(f"{group}.{name}.dataset", "stands beside `shards`: a source is one or the other.")
-            if source and source.dataset and not re.fullmatch(r"[\w.]+:\w+", source.dataset):
+            if source and source.dataset and not PLACE.fullmatch(source.dataset):
                 yield Finding(f"{group}.{name}.dataset", "is named as module:Class, such as my_data:Clips.")
             if source and source.epochs is not None and not (math.isfinite(source.epochs) and source.epochs > 0):
                 yield Finding(f"{group}.{name}.epochs", "must be above 0, or null for no bound.")
@@ -112,24 +122,31 @@ def _lengths(recipe: Recipe) -> Iterator[Finding]:
     if not recipe.model.towers:
         yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
         return
-    limits = [("data.tokens_per_pack", recipe.data.tokens_per_pack, kept_share(recipe.model))]
-    if recipe.train.objective == "answer":
-        limits.append(("model.decoder.max_tokens", recipe.model.decoder.max_tokens, 1.0))
-    wishes = {"data.frames.max_frames": recipe.data.frames.max_frames}
+    wishes = [("data.frames.max_frames", recipe.data.frames.max_frames, kept_share(recipe.model))]
     for name, phase in recipe.train.phases.items():
-        if phase and phase.max_frames is not None:
-            wishes[f"train.phases.{name}.max_frames"] = phase.max_frames
-    for key, num_frames in wishes.items():
+        if phase and (phase.max_frames is not None or phase.keep):
+            key = f"train.phases.{name}.{'keep' if phase.max_frames is None else 'max_frames'}"
+            most = recipe.data.frames.max_frames if phase.max_frames is None else phase.max_frames
+            ends = (phase.start, phase.start + max(phase.ramp, 0))
+            wishes.append((key, most, max(kept_share(_model_at(step, recipe)) for step in ends)))
+    for key, num_frames, kept in wishes:
+        limits = [("data.tokens_per_pack", recipe.data.tokens_per_pack, kept)]
+        if recipe.train.objective == "answer":
+            limits.append(("model.decoder.max_tokens", recipe.model.decoder.max_tokens, 1.0))
         for limit_key, limit, share in limits:
             total = num_frames * tokens_per_frame * share
             if total >= limit > 0:
-                most = int((limit - 1) / (tokens_per_frame * share))
+                fitting = int((limit - 1) / (tokens_per_frame * share))
                 message = (
                     f"{num_frames} frames x {tokens_per_frame} tokens x {share:.2f} (share kept by TransV) = "
                     f"{total:.0f}, which leaves no room for text in {limit_key} = {limit}: "
-                    f"at most {most} frames, or raise {limit_key}."
+                    f"at most {fitting} frames, or raise {limit_key}."
                 )
                 yield Finding(key, message.replace(" x 1.00 (share kept by TransV)", ""))
+
+
+def _model_at(step: int, recipe: Recipe) -> ModelConfig:
+    return replace(recipe.model, transv=transv_at(step, recipe.model.transv, recipe.train.phases))
 
 
 def kept_share(model: ModelConfig) -> float:
@@ -203,10 +220,46 @@ def _phases(recipe: Recipe) -> Iterator[Finding]:
             message = f"must be at least data.frames.min_frames = {recipe.data.frames.min_frames}."
             yield Finding(f"{key}.max_frames", message)
         yield from _phase_weights(f"{key}.weights", phase.weights, recipe)
+        yield from _phase_keep(key, phase, recipe)
+        for part in phase.trainable or ():
+            if part not in recipe.train.trainable:
+                yield Finding(f"{key}.trainable", f"names {part}, which is not in train.trainable: add it there.")
+        if phase.trainable is not None and not phase.trainable:
+            yield Finding(f"{key}.trainable", "is empty: name a part of train.trainable, or null for all of them.")
     for (_, a), (key, b) in pairwise(phases.items()):
         if b.start <= a.start:
             message = f"phases stand in order of strictly rising start, and the one before starts at {a.start}."
             yield Finding(f"{key}.start", message)
+    ends = [*(phase.start for phase in list(phases.values())[1:]), recipe.train.steps]
+    for (key, phase), end in zip(phases.items(), ends):
+        if phase.ramp and phase.start + phase.ramp > end:
+            message = f"is longer than the phase, which ends before step {end}: at most {end - phase.start}."
+            yield Finding(f"{key}.ramp", message)
+
+
+def _phase_keep(key: str, phase: PhaseConfig, recipe: Recipe) -> Iterator[Finding]:
+    """What a phase keeps follows the rules of the stages: neither endpoint of a ramp may break them."""
+    stages = {name: stage for name, stage in recipe.model.transv.stages.items() if stage}
+    for name, keep in phase.keep.items():
+        if name not in stages:
+            near = get_close_matches(name, stages, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            known = ", ".join(stages) or "none"
+            yield Finding(f"{key}.keep.{name}", f"is no stage; model.transv.stages has {known}.{hint}")
+        elif not 0 < keep <= 1:
+            yield Finding(f"{key}.keep.{name}", "must be above 0 and at most 1.")
+        elif stages[name].keep == 1.0:
+            message = (
+                f"changes a stage that model.transv.stages.{name}.keep = 1 leaves out of the model: set that to "
+                "what the stage ends with."
+            )
+            yield Finding(f"{key}.keep.{name}", message)
+    merged = {name: phase.keep.get(name, stage.keep) for name, stage in stages.items()}
+    for (a, before), (b, after) in pairwise(merged.items()):
+        if phase.keep and after > before:
+            yield Finding(f"{key}.keep", f"never rises from stage to stage: {b} would keep {after:g}, {a} {before:g}.")
+    if phase.ramp < 0 or (phase.ramp and not phase.keep):
+        yield Finding(f"{key}.ramp", "must be 0 or more." if phase.keep else "has nothing to move: name `keep`.")
 
 
 def _phase_weights(key: str, weights: dict[str, float], recipe: Recipe) -> Iterator[Finding]:

@@ -30,6 +30,20 @@ GPUS = {
     "rtx4090": Gpu("NVIDIA GeForce RTX 4090", 165, 82.6, 24, 1008, 32, "NVIDIA Ada GPU architecture white paper"),
 }
 
+# What a driver calls the GPUs whose figures these are; others of the same family have other clocks and memory.
+_DRIVER_NAMES = {
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
+
+
+def gpu_of(driver_name: str) -> Gpu | None:
+    """The GPU that a driver calls so (`torch.cuda.get_device_name`); None: not in the table."""
+    return GPUS.get(_DRIVER_NAMES.get(driver_name, ""))
+
 
 @dataclass(frozen=True)
 class Assumptions:

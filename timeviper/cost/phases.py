@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from timeviper.config import FramesConfig, Recipe
+from timeviper.config import FramesConfig, ModelConfig, Recipe
 from timeviper.cost.hardware import Assumptions
 from timeviper.cost.shape import PackShape, mean_tokens, tokens_per_frame
+from timeviper.curriculum import phase_at, stretches, transv_at
 from timeviper.datamodules.datamodule import build_plan
-from timeviper.datamodules.plan import Plan, StepPlan, phase_at
+from timeviper.datamodules.plan import Plan, StepPlan
 from timeviper.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class PhasePacks:
-    """A stretch of steps with the same data settings."""
+    """A stretch of steps with the same settings, or with what held at its first step while TransV ramps."""
 
     name: str
+    phase: str
+    """The phase that it is a part of; empty: none."""
     start: int
     steps: int
     frames: FramesConfig
     weights: dict[str, float]
+    model: ModelConfig
+    """The recipe's, with what TransV keeps at the first step."""
     packs: tuple[PackShape, ...]
     """Packs like those that the phase reads; all of equal weight."""
     source: str
@@ -35,18 +40,19 @@ def phases_of(recipe: Recipe, assume: Assumptions) -> list[PhasePacks]:
     Raises ValueError if a sample of `max_frames` frames fits into no pack, where no index says how long samples are.
     """
     plan, reason = _index(recipe)
-    starts = sorted({0, *(p.start for p in recipe.train.phases.values() if p and p.start < recipe.train.steps)})
-    found = []
-    for start, end in zip(starts, [*starts[1:], recipe.train.steps]):
-        name, frames, weights = phase_at(start, recipe.data, recipe.train.phases)
+    found: list[PhasePacks] = []
+    for start, count in stretches(recipe):
+        phase = phase_at(start, recipe.data, recipe.train.phases)
+        model = replace(recipe.model, transv=transv_at(start, recipe.model.transv, recipe.train.phases))
+        name = f"{phase.name} from step {start}" if found and phase.name == found[-1].phase else phase.name
         packs, source = (), "shard index"
         if plan is not None:
-            steps = islice(plan.steps(start), min(assume.index_steps, end - start))
+            steps = islice(plan.steps(start), min(assume.index_steps, count))
             packs = tuple(_real_packs(steps, tokens_per_frame(recipe.model), assume))
         if not packs:
-            packs = (longest_pack(recipe, frames.max_frames, name, assume),)
+            packs = (longest_pack(replace(recipe, model=model), phase.frames.max_frames, name, assume),)
             source = f"full of the longest samples, with {assume.text_tokens} text tokens each; {reason}"
-        found.append(PhasePacks(name, start, end - start, frames, weights, packs, source))
+        found.append(PhasePacks(name, phase.name, start, count, phase.frames, phase.weights, model, packs, source))
     return found
 
 

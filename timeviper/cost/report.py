@@ -69,6 +69,11 @@ def table(*columns: str) -> Table:
     return made
 
 
+def amount(value: float, digits: int = 2) -> str:
+    """With `digits` after the point; below 1 as many as tell it from nothing."""
+    return f"{value:,.{digits}f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
 def _parameters(plan: StagePlan) -> Table:
     made = table("part", "parameters", "trained")
     for part, count in plan.parameters.items():
@@ -91,14 +96,14 @@ def _phases(plan: StagePlan) -> Table:
     row("samples, frames of a pack", [f"{p.samples:,.1f}, {p.frames:,.0f}" for p in phases])
     for name in phases[0].tokens:
         row(f"tokens: {name}", [f"{p.tokens[name]:,.0f}" for p in phases])
-    row("model TFLOP a pack", [f"{total_flops(p.model_flops).total / TERA:,.1f}" for p in phases])
-    row("executed TFLOP a pack", [f"{total_flops(p.executed_flops).total / TERA:,.1f}" for p in phases])
-    row("blocks, 6 N D: TFLOP a pack", [f"{p.six_nd / TERA:,.1f}" for p in phases])
-    row("step, seconds", [f"{p.time.seconds:,.2f}" for p in phases])
-    row("of it communication, hidden", [f"{p.time.communication:,.2f}" for p in phases])
+    row("model TFLOP a pack", [amount(total_flops(p.model_flops).total / TERA, 1) for p in phases])
+    row("executed TFLOP a pack", [amount(total_flops(p.executed_flops).total / TERA, 1) for p in phases])
+    row("blocks, 6 N D: TFLOP a pack", [amount(p.six_nd / TERA, 1) for p in phases])
+    row("step, seconds", [amount(p.time.seconds) for p in phases])
+    row("of it communication, hidden", [amount(p.time.communication) for p in phases])
     row("MFU", [f"{p.mfu:.1%}" for p in phases])
-    row("peak memory, GB", [f"{p.memory.peak.bytes / GB:,.1f}" for p in phases])
-    row("hours", [f"{p.hours:,.2f}" for p in phases])
+    row("peak memory, GB", [amount(p.memory.peak.bytes / GB, 1) for p in phases])
+    row("hours", [amount(p.hours) for p in phases])
     return made
 
 
@@ -107,15 +112,15 @@ def _parts(phase: PhasePlan) -> Table:
     kept = phase.memory.activations
     for part, done in phase.executed_flops.items():
         figures = (phase.model_flops[part].total, done.forward, done.backward, done.recompute)
-        cells = [f"{value / TERA:,.2f}" for value in figures]
-        made.add_row(part, *cells, f"{kept.get(part, 0) / GB:,.2f}", f"{phase.time.parts[part]:,.2f}")
+        cells = [amount(value / TERA) for value in figures]
+        made.add_row(part, *cells, amount(kept.get(part, 0) / GB), amount(phase.time.parts[part]))
     return made
 
 
 def _memory(phase: PhasePlan) -> Table:
     made = table("in it", "GB")
     for name, size in phase.memory.peak.items.items():
-        made.add_row(name, f"{size / GB:,.2f}")
+        made.add_row(name, amount(size / GB))
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -111,10 +111,11 @@ class Stage:
         """Of the pack of a phase that needs most, its longest samples' among them: a few steps of an index may not
         show it."""
         packs = dict.fromkeys(phase.packs)
+        recipe = replace(self.recipe, model=phase.model)
         with suppress(ValueError):  # samples that long would be left out, and an index knows of no trouble with that
-            packs[longest_pack(self.recipe, phase.frames.max_frames, phase.name, self.assume)] = None
-        per_gpu = self.recipe.data.packs_per_step // gpus
-        found = (peak_memory(self.recipe, self.units, pack, gpus, per_gpu) for pack in packs)
+            packs[longest_pack(recipe, phase.frames.max_frames, phase.name, self.assume)] = None
+        per_gpu = recipe.data.packs_per_step // gpus
+        found = (peak_memory(recipe, self.units, pack, gpus, per_gpu) for pack in packs)
         return max(found, key=lambda m: m.peak.bytes)
 
     def peak_gb(self, gpus: int) -> float:
@@ -147,7 +148,7 @@ def check_world(recipe: Recipe, gpus: int) -> None:
 
 
 def _plan_phase(stage: Stage, phase: PhasePacks, gpus: int, gpu: Gpu) -> PhasePlan:
-    recipe, units, assume = stage.recipe, stage.units, stage.assume
+    recipe, units, assume = replace(stage.recipe, model=phase.model), stage.units, stage.assume
     model, train, packs = recipe.model, recipe.train, phase.packs
     per_gpu = recipe.data.packs_per_step // gpus
     execution = Execution("cuda", recipe.parallel.checkpointed)

@@ -202,7 +202,7 @@ class Decoder(nn.Module):
         stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index)
         kept: dict[str, list[int]] = {}
         for i, segment in enumerate(self.segments):
-            if segment.stage is not None and segment.stage.keep < 1 and original is not None:
+            if segment.stage is not None and original is not None and self._runs(segment.name, segment.stage):
                 stream = self._transfer(stream, segment, original)
             if segment.stage is not None and original is not None:
                 kept[segment.name] = stream.vision
@@ -210,6 +210,11 @@ class Decoder(nn.Module):
         if state is not None:
             state.seen = [a + b for a, b in zip(state.seen, bounds.lengths)]
         return DecoderOutput(self.norm_f(stream.x), stream.index, stream.bounds, kept, state)
+
+    def _runs(self, name: str, stage: TransVStage) -> bool:
+        """A stage that a curriculum lets keep everything runs, too, and moves nothing: under sharding a module that
+        belongs to a pass of one step must belong to that of all."""
+        return stage.keep < 1 or name in self.transv
 
     def run(self, segment: Segment, x: Tensor, bounds: Bounds, state: SegmentState | None) -> Tensor:
         """The blocks of one segment."""
@@ -234,7 +239,9 @@ class Decoder(nn.Module):
         every rank takes the same path."""
         assert segment.stage is not None
         kept = kept_counts(segment.stage.keep, original, stream.vision)
-        if segment.stage.select == "uniform":
+        if segment.stage.keep == 1:
+            mask = torch.ones(stream.num_vision, dtype=torch.bool, device=stream.x.device)
+        elif segment.stage.select == "uniform":
             mask = select_uniform(stream.vision, kept, stream.x.device)
         else:
             query = last_prompt_token(stream.kind, stream.bounds)
@@ -288,6 +295,13 @@ def _check(cfg: DecoderConfig, transv: TransVConfig) -> None:
         problems.append(Problem(finding.key, value, finding.message))
     if problems:
         raise ConfigError("the decoder cannot be built", problems)
+
+
+def set_transv(model: nn.Module, transv: TransVConfig) -> None:
+    """Change what the stages keep, as a curriculum does; their layers and parameters stay. A tower alone has none."""
+    for decoder in model.modules():
+        if isinstance(decoder, Decoder):
+            decoder.segments = cut_layout(decoder.cfg.layout, transv)
 
 
 def cut_layout(layout: str, transv: TransVConfig) -> list[Segment]:

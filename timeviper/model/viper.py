@@ -38,6 +38,8 @@ class ViperOutput:
     decoder: DecoderOutput | None = None
     logits: Tensor | None = None
     """`[S, V]` float32 after the last token of each sequence, where asked for."""
+    label_logits: Tensor | None = None
+    """`[M, V]` float32 that predict each label, where asked for."""
 
 
 class TimeViper(Parts):
@@ -87,8 +89,10 @@ class TimeViper(Parts):
         where = torch.nonzero_static(pack.kind == Kind.VISION, size=pack.num_vision).squeeze(1)
         return x.index_copy(0, where, vision.to(x.dtype))
 
-    def forward(self, pack: Pack, state: DecoderState | None = None, last_logits: bool = False) -> ViperOutput:
-        """Loss at the labels of a pack, and on request the logits that follow each sequence."""
+    def forward(
+        self, pack: Pack, state: DecoderState | None = None, last_logits: bool = False, label_logits: bool = False
+    ) -> ViperOutput:
+        """Loss at the labels of a pack, and on request the logits that follow each sequence or predict each label."""
         x = self.embed(pack)
         counts = [n * self.tokens_per_frame for n in pack.frame_counts]
         out = self.decoder(x, Bounds(pack.lengths, x.device), pack.kind, state=state, vision_counts=counts)
@@ -100,4 +104,5 @@ class TimeViper(Parts):
         logits = None
         if last_logits:
             logits = self.decoder.project(out.hidden[out.bounds.cu_seqlens[1:].long() - 1])
-        return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits)
+        predicting = self.decoder.project(out.hidden.index_select(0, where)) if label_logits else None
+        return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits, predicting)
