@@ -38,6 +38,8 @@ here = $(if $(filter-out .,$(OUT)),$(abspath $(1)),$(1))
 IN_OUT := $(if $(filter-out .,$(OUT)),mkdir -p $(OUT) && cd $(OUT) && )
 TIMEVIPER := $(call here,.venv/bin/timeviper)
 SINGLE := $(filter 1,$(NPROC))$(filter 1,$(NNODES))
+# Several ranks: whether the stage that is named fits them is said before those it needs are trained.
+FITS := $(if $(filter 11,$(SINGLE)),,fits)
 RENDEZVOUS := $(if $(filter 1,$(NNODES)),--standalone,--rdzv-backend c10d --rdzv-endpoint $(HEAD))
 TORCHRUN := $(call here,.venv/bin/torchrun) --nnodes $(NNODES) --nproc-per-node $(NPROC) $(RENDEZVOUS) --no-python
 LAUNCH := $(if $(filter 11,$(SINGLE)),,$(TORCHRUN) )$(TIMEVIPER)
@@ -117,10 +119,17 @@ train-stage3: $(READY) ## long videos with a frame curriculum, and all that it n
 # (On one process: they have one pack a step, and ARGS are for the stage that is named.)
 # The published ones need weights and data that only you can bring: the stage says which.
 ifeq ($(SIZE),tiny)
-train-stage1: | $(WORLD) $(call export,stage0_tower)
-train-stage2: | $(WORLD) $(call export,stage1_align)
-train-stage3: | $(WORLD) $(call export,stage2_instruct)
+train-stage1: | $(FITS) $(WORLD) $(call export,stage0_tower)
+train-stage2: | $(FITS) $(WORLD) $(call export,stage1_align)
+train-stage3: | $(FITS) $(WORLD) $(call export,stage2_instruct)
 endif
+train-stage1: STAGE = stage1_align
+train-stage2: STAGE = stage2_instruct
+train-stage3: STAGE = stage3_long
+
+.PHONY: fits
+fits: | $(READY)
+	@WORLD_SIZE=$$(($(NPROC) * $(NNODES))) LOCAL_WORLD_SIZE=$(NPROC) $(TIMEVIPER) train --check $(or $(RECIPE),$(call recipe,$(STAGE))) $(ARGS)
 
 $(OUT)/runs/tiny/%/export/lineage.json: | $(READY) $(WORLD)
 	$(IN_OUT)$(if $(filter 1,$(NNODES)),$(TIMEVIPER),$(LAUNCH)) train $(call here,recipes/tiny/$*.yaml)

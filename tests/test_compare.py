@@ -17,7 +17,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import RECIPE
+from jobs import RECIPE, run
 from shard_helpers import clip
 
 from timeviper import cli, paired
@@ -225,12 +225,9 @@ def test_an_export_knows_its_ancestors(tmp_path: Path) -> None:
     assert weights["first"] == weights["again"] != weights["other"]
 
 
-def test_training_notes_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_notes_its_data(tmp_path: Path) -> None:
     path = make_recipe(tmp_path, "trained", train=RECIPE["train"] | {"steps": 1})
-    monkeypatch.setattr(sys, "argv", ["timeviper", "train", str(path)])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert not exit.value.code
+    run(tmp_path, 1, "train", str(path))
     expected = source_digest(load_sources({"pictures": SourceConfig(dataset="jobs:Pictures")})["pictures"])
     assert read_lineage(tmp_path / "trained" / "export")["data"] == {"pictures": expected}
 

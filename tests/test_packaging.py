@@ -101,8 +101,8 @@ def test_wheel_has_the_linked_folders_below_timeviper_and_nothing_beside_it(tmp_
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"timeviper"}
     for name in LINKED:
-        modules = {path.name for path in (ROOT / name).glob("*.py")}
-        assert modules <= {entry.rsplit("/", 1)[1] for entry in names if entry.startswith(f"timeviper/{name}/")}
+        modules = {f"timeviper/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / name).rglob("*.py")}
+        assert modules <= set(names), modules - set(names)
     assets = [path for path in (ROOT / "timeviper" / "assets").glob("*") if path.suffix == ".json"]
     assert assets
     assert all(f"timeviper/assets/{path.name}" in names for path in assets)

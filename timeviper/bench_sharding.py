@@ -1,4 +1,4 @@
-"""Peak memory of building a sharded model, and of a training step with activation checkpointing, into benchmarks/.
+"""Peak memory of building a sharded model, of a training step with activation checkpointing, and of the loss.
 
 python -m timeviper.bench_sharding [--out benchmarks/NAME.md]
 
@@ -37,6 +37,7 @@ from timeviper.config import (
     TrainConfig,
 )
 from timeviper.datamodules.sample import Kind, Pack
+from timeviper.kernels.cross_entropy import linear_cross_entropy_reference, linear_cross_entropy_torch
 from timeviper.parallel import ShardedModel, WholeTensors, parallelize
 from timeviper.spread import hardware
 from timeviper.step import accumulate
@@ -127,6 +128,26 @@ def step(recipe: Recipe) -> tuple[int, int]:
     return peak.bytes, sum(4 * p.numel() for p in model.parameters() if p.grad is not None)
 
 
+def loss(chunk: int) -> tuple[int, float]:
+    """(peak of loss and gradients of 2,048 label tokens, largest difference of a gradient from that of whole logits,
+    relative to its largest value); a chunk of 0: with whole logits"""
+    cfg = middle_recipe().model.decoder
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, cfg.width, requires_grad=True)
+    weight = (torch.randn(cfg.vocab_size, cfg.width) * 0.02).requires_grad_()
+    labels = torch.randint(cfg.vocab_size, (TOKENS,))
+
+    def gradients(size: int) -> tuple[torch.Tensor, ...]:
+        form = linear_cross_entropy_torch if size else linear_cross_entropy_reference
+        return torch.autograd.grad(form(hidden, weight, labels, size)[0], (hidden, weight))
+
+    gradients(chunk)
+    with Peak() as peak:
+        ours = gradients(chunk)
+    theirs = gradients(0)
+    return peak.bytes, max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs))
+
+
 def run(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(*args)` on every rank, in fresh processes; the results."""
     context = multiprocessing.get_context("spawn")
@@ -176,6 +197,11 @@ def report() -> Iterator[str]:
     for policy in ("none", "mlp", "mamba", "mamba,mlp", "all"):
         ((peak, _),) = run(1, step, middle_recipe(layers=2, activation_checkpointing=policy))
         yield f"| {policy} | {peak / MB:,.0f} |"
+    yield from ("", f"## Cross-entropy of {TOKENS:,} label tokens over 32,768 words", "")
+    yield from ("| logits at a time | peak with both gradients, MB | gradients differ by |", "|---|---|---|")
+    for chunk in (0, 1024, 256):
+        ((peak, off),) = run(1, loss, chunk)
+        yield f"| {f'{chunk:,} tokens' if chunk else 'all'} | {peak / MB:,.0f} | {off:.1e} |"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -38,12 +39,21 @@ Overrides = Annotated[
 
 
 @app.command(context_settings=OVERRIDES)
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the recipe, and whether it fits the ranks of this launch.")
+    ] = False,
+) -> None:
     """Run a stage, or continue it where it stopped."""
     from timeviper.inputs import check_inputs
+    from timeviper.launch import check_ranks, ranks
     from timeviper.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])
+    if check:
+        return check_ranks(checked, math.prod(ranks()))
     if not (Path(checked.run_dir) / "export").is_dir():  # a finished stage needs nothing any more
         check_inputs(checked)
     from timeviper.train import train as run

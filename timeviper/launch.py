@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from timeviper.config import Recipe
 from timeviper.errors import ConfigError, Problem
 from timeviper.validate import problems
+
+
+def ranks() -> tuple[int, int]:
+    """(ranks a node, nodes) as torchrun tells its processes; (1, 1) without it."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return local, int(os.environ.get("WORLD_SIZE", 1)) // local
 
 
 def check_ranks(recipe: Recipe, ranks: int) -> None:

@@ -32,7 +32,7 @@ from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.errors import ConfigError, Problem
 from timeviper.features import check_features
-from timeviper.launch import check_ranks
+from timeviper.launch import check_ranks, ranks
 from timeviper.module import ViperModule
 from timeviper.recipe import dump, load_recipe
 from timeviper.strategy import Sharded
@@ -76,12 +76,6 @@ _LOST = (
     "remote process exited",
     "Watchdog caught collective operation timeout",
 )
-
-
-def ranks() -> tuple[int, int]:
-    """(ranks a node, nodes) as torchrun tells its processes; (1, 1) without it."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return local, int(os.environ.get("WORLD_SIZE", 1)) // local
 
 
 def train(recipe: Recipe, *, command: str = "the same command") -> bool:
@@ -171,7 +165,8 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # The last: a type of question that none of the validation samples has.
-    expected = ("Consider setting", "You have overridden", "`isinstance", "Found .* in eval mode", "The ``compute``")
+    expected = ("Consider setting", "You have overridden", "`isinstance", "Found .* in eval mode")
+    expected += ("The ``compute``", "The `srun` command")
     for message in expected:
         warnings.filterwarnings("ignore", f".*{message}")
 
