@@ -100,8 +100,12 @@ def test_units_are_those_that_fsdp_gathers(mesh, changes) -> None:
 @pytest.mark.parametrize("packs", [1, 2])
 @pytest.mark.parametrize(
     "parallel",
-    [("param_dtype=float32",), ("param_dtype=bfloat16", "activation_checkpointing=all")],
-    ids=["float32", "bfloat16, checkpointed"],
+    [
+        ("param_dtype=float32",),
+        ("param_dtype=bfloat16", "activation_checkpointing=all"),
+        ("param_dtype=bfloat16", "reduce_every_pack=true"),
+    ],
+    ids=["float32", "bfloat16, checkpointed", "reduced every pack"],
 )
 def test_peak_memory_is_that_of_a_step_under_fsdp(mesh, parallel, packs: int) -> None:
     """All live tensors of a real second step: weights, moments, gradients, gathered units, activations. The law may be
@@ -203,15 +207,18 @@ def test_checkpointing_and_sharding_trade_as_they_should() -> None:
     assert weights[1] == pytest.approx(2 * weights[0], rel=0.01)
 
 
-def test_gradients_wait_whole_between_packs() -> None:
+def test_gradients_wait_whole_between_packs_unless_each_is_reduced() -> None:
     """Without synchronisation FSDP2 keeps them unsharded: what one pack a rank does not need."""
-    made = recipe("nano9b/stage2_instruct")
+    made = recipe("nano9b/stage2_instruct", "parallel.reduce_every_pack=false")
     units = sharded_parameters(meta_model(made), made.parallel)
     pack = longest_pack(made, 256, "", Assumptions())
     one, two = (peak_memory(made, units, pack, 64, packs).peak for packs in (1, 2))
     name = "gradients of earlier packs, whole"
     assert name not in one.items
     assert two.items[name] == 4 * sum(u.trained_elements for u in units)
+    reduced = peak_memory(recipe("nano9b/stage2_instruct"), units, pack, 64, 2).peak
+    assert name not in reduced.items
+    assert reduced.items["gradients"] == 4 * sum(u.shard_elements(64) for u in units)
 
 
 def test_every_recipe_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,17 @@ def test_every_cut_of_a_step_has_the_same_samples_of_every_kind(recipe: Path) ->
         assert keys(recipe, packs) == whole
 
 
-SPLITS = [(2, 2), *(pytest.param(*split, marks=pytest.mark.slow) for split in ((1, 1), (1, 8), (2, 8), (4, 4), (4, 8)))]
+SLOW = ((1, 1), (1, 8), (2, 8), (4, 4), (4, 8))
+SPLITS = [(2, 2, False), (2, 8, True), *(pytest.param(*split, False, marks=pytest.mark.slow) for split in SLOW)]
 
 
-@pytest.mark.parametrize(("ranks", "packs"), SPLITS)
-def test_ranks_and_packs_change_no_loss(recipe: Path, alone: Path, tmp_path: Path, ranks: int, packs: int) -> None:
-    run(tmp_path, ranks, "train", str(recipe), f"out={tmp_path / 'run'}", *cut(packs))
+@pytest.mark.parametrize(("ranks", "packs", "reduced"), SPLITS)
+def test_ranks_and_packs_change_no_loss(
+    recipe: Path, alone: Path, tmp_path: Path, ranks: int, packs: int, reduced: bool
+) -> None:
+    """`reduced`: gradients are summed over ranks after every pack."""
+    options = [*cut(packs), f"parallel.reduce_every_pack={reduced}"]
+    run(tmp_path, ranks, "train", str(recipe), f"out={tmp_path / 'run'}", *options)
     found, expected = losses(tmp_path / "run"), losses(alone)
     assert len(expected) == STEPS
     assert min(expected.values()) < 0.9 * expected[0]

@@ -225,6 +225,9 @@ class ParallelConfig:
     """Keep parameters, gradients and optimizer state in host memory, where AdamW then runs."""
     compile: bool = False
     """torch.compile every decoder block."""
+    reduce_every_pack: bool = False
+    """Reduce gradients after every pack of a step instead of once: as much more communication, but between packs a
+    rank holds its shard of the gradients instead of all of them."""
     replicas: int = 1
     """Groups of ranks that each hold a full copy (hybrid sharding); 1: sharded over all ranks."""
 

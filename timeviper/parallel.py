@@ -29,6 +29,9 @@ SMALL = 1024  # bytes: what is not worth a transfer to the host
 class ShardedModel(FSDPModule, nn.Module):
     """What `fully_shard` makes of a module, for type checkers: it is both."""
 
+    reduce_every_pack: bool
+    """`ParallelConfig.reduce_every_pack`, for `step.accumulate`."""
+
 
 def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> ShardedModel:
     """Apply the settings to a model in place, also on the meta device. World size 1 takes the same path.
@@ -60,7 +63,9 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> Shar
         )
         modules = unit.modules if len(unit.modules) > 1 else unit.modules[0]
         fully_shard(modules, mesh=mesh, mp_policy=policy, offload_policy=offload)  # pyright: ignore[reportCallIssue,reportArgumentType]
-    return cast(ShardedModel, model)
+    sharded = cast(ShardedModel, model)
+    sharded.reduce_every_pack = cfg.reduce_every_pack
+    return sharded
 
 
 def home(device: torch.device, cfg: ParallelConfig) -> torch.device:

@@ -34,7 +34,7 @@ def accumulate(
     """
     loss_sum, correct = num_labels.new_zeros(()), num_labels.new_zeros(())
     for i, pack in enumerate(packs):
-        model.set_requires_gradient_sync(i == len(packs) - 1)
+        model.set_requires_gradient_sync(model.reduce_every_pack or i == len(packs) - 1)
         out = model(pack.to(device))
         # Gradients are averaged over ranks; times world makes that the sum.
         backward(out.loss_sum * (world / num_labels))

@@ -54,10 +54,14 @@ def _candidates(recipe: Recipe, plan: StagePlan, model: nn.Module) -> Iterator[t
     if recipe.parallel.checkpointed != all_blocks:
         prefix = "parallel.activation_checkpointing=all "
         yield prefix.strip(), "blocks are computed twice", checkpointed, gpus
+    if plan.packs_per_gpu > 1 and not recipe.parallel.reduce_every_pack:
+        reduced = deepcopy(checkpointed)
+        reduced.parallel.reduce_every_pack = True
+        yield f"{prefix}parallel.reduce_every_pack=true", "no whole gradients are held between packs", reduced, gpus
     if plan.packs_per_gpu > 1:
         single = deepcopy(checkpointed)
         single.data.packs_per_step = gpus
-        remark = f"{plan.packs_per_gpu} times fewer samples a step; no whole gradients are held between packs"
+        remark = f"{plan.packs_per_gpu} times fewer samples a step; no gradients are held between packs"
         yield f"{prefix}data.packs_per_step={gpus}", remark, single, gpus
     for divisor in (2, 4):
         smaller = deepcopy(checkpointed)

@@ -1,7 +1,8 @@
 """Peak memory of a GPU under FSDP2, as `parallel.py` shards: the fullest of the moments of a step.
 
 At all times: float32 master weights and AdamW's two moments, sharded; the float32 gradients, sharded, or, where a rank
-has several packs a step, whole on every GPU until the last pack reduces them (synchronisation is off before it).
+has several packs a step, whole on every GPU until the last pack reduces them (synchronisation is off before it) unless
+`parallel.reduce_every_pack` has each of them do so.
 With `parallel.offload_params` the first line is on the host.
 During a pass: the frames, the gathered root (embeddings, head, projectors), the gathered unit at work and the one
 that is fetched ahead, what autograd keeps, and what the module at work needs for itself.
@@ -79,6 +80,7 @@ class _Step:
     ) -> None:
         self.recipe, self.model, self.units, self.shape, self.packs = recipe, recipe.model, units, shape, packs
         self.shards = gpus // recipe.parallel.replicas
+        self.whole = packs > 1 and not recipe.parallel.reduce_every_pack  # gradients of earlier packs
         self.a = 2 if recipe.parallel.param_dtype == "bfloat16" else WIDE
         self.grads = Gradients.of(recipe.model, recipe.train.trainable)
         execution = Execution(device, recipe.parallel.checkpointed)
@@ -109,11 +111,13 @@ class _Step:
         yield Moment("optimizer", self.always(reduced=True))
 
     def always(self, reduced: bool) -> dict[str, float]:
-        """Weights, moments and gradients; before or after the gradients of a step are reduced."""
+        """Weights, moments and gradients; before or after the first gradients of a step are reduced."""
         items = {"master weights": self.weights, "optimizer": 2 * self.gradients}
         if reduced:
             return items | {"gradients": self.gradients}
-        return items | ({"gradients of earlier packs, whole": float(WIDE * self.trained)} if self.packs > 1 else {})
+        if self.whole:
+            return items | {"gradients of earlier packs, whole": float(WIDE * self.trained)}
+        return items | ({"gradients": self.gradients} if self.packs > 1 else {})
 
     def running(self, reduced: bool = False) -> dict[str, float]:
         return self.always(reduced) | {"frames": self.frames, "gathered root": float(self.root.gathered_bytes)}
@@ -147,7 +151,7 @@ class _Step:
     def backward(self, i: int) -> Moment:
         """The backward pass of the i-th module: what was kept up to it, and what it makes for itself."""
         at = self.saved[i]
-        items = self.running(reduced=self.packs == 1)
+        items = self.running(reduced=not self.whole)
         items["activations"] = self.kept(i) + at.kept
         items["recomputed activations"] = at.recomputed
         items["working memory"] = at.gradients
@@ -163,6 +167,6 @@ class _Step:
     def reduction(self) -> Moment:
         """The end of the backward pass: the root's gradients are reduced."""
         items = self.running(reduced=True)
-        size = WIDE if self.packs > 1 else self.a
+        size = WIDE if self.whole else self.a
         items["gradients being reduced"] = float((size + WIDE) * self.root.trained_elements)
         return Moment("reduction of the root's gradients", items)

@@ -60,7 +60,8 @@ def step_time(
     offloaded = 0.0
     if not here:  # shards go to the GPU for each gathering, gradients come back
         weights = sum(unit.shard_bytes(shards) for unit in units)
-        offloaded += 2 * packs_per_gpu * weights + WIDE * elements
+        reductions = packs_per_gpu if recipe.parallel.reduce_every_pack else 1
+        offloaded += 2 * packs_per_gpu * weights + WIDE * elements * reductions
     if recipe.parallel.offload_activations:
         offloaded += 2 * packs_per_gpu * sum(_block_bytes(recipe, shape) for shape in packs) / len(packs)
     return StepTime(
@@ -110,7 +111,7 @@ def _communication(
         # The root stays gathered from the forward to the backward pass; a frozen tower has no backward pass.
         once = unit is units[-1] or (unit.name.startswith("towers.") and not grads.tower)
         gathered = unit.gathered_bytes * packs * (1 if once else 2)
-        reduced = WIDE * unit.trained_elements
+        reduced = WIDE * unit.trained_elements * (packs if recipe.parallel.reduce_every_pack else 1)
         seconds += (gathered + reduced) * (shards - 1) / shards / _link(shards, gpu, assume)
         if replicas > 1:
             seconds += 2 * reduced / shards * (replicas - 1) / replicas / _link(gpus, gpu, assume)
