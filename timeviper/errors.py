@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from difflib import get_close_matches
 from hashlib import sha256
 
 
@@ -36,6 +37,12 @@ class ConfigError(ValueError):
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "\n".join(f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1))
         super().__init__(f"{source}: {count}\n{lines}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest known name and a space before it; empty if none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def is_first_to_say(text: str) -> bool:

@@ -10,14 +10,15 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import pairwise
 
-from timeviper.config import BLOCK_TYPES, PARTS, ModelConfig, PhaseConfig, Recipe
-from timeviper.curriculum import keep_at, ramps, transv_at
+from timeviper.config import BLOCK_TYPES, PARTS, ModelConfig, Recipe
+from timeviper.curriculum import transv_at
+from timeviper.errors import did_you_mean
 from timeviper.find_class import PLACE
 from timeviper.validate_callbacks import callback_problems, callback_warnings
 from timeviper.validate_model import Finding, at_least_one, model_problems
+from timeviper.validate_phases import phase_problems, phase_warnings
 
 
 def problems(recipe: Recipe) -> Iterator[Finding]:
@@ -29,7 +30,7 @@ def problems(recipe: Recipe) -> Iterator[Finding]:
     yield from _train(recipe)
     yield from _adapters(recipe)
     yield from _parallel(recipe)
-    yield from _phases(recipe)
+    yield from phase_problems(recipe)
     yield from _ranges(recipe)
     yield from callback_problems(recipe.callbacks)
 
@@ -48,12 +49,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
     for name, stage in stages.items():
         if stage and stage.keep == 1.0:
             yield Finding(f"model.transv.stages.{name}.keep", "keeps every token: the stage does nothing.")
-    if ramps(recipe):
-        last, own = keep_at(train.steps - 1, recipe.model.transv, train.phases), recipe.model.transv.stages
-        for name, keep in last.items():
-            if (stage := own[name]) and stage.keep != keep:
-                message = f"ends the training at {keep:g}, but validation and the export keep {stage.keep:g}."
-                yield Finding(f"model.transv.stages.{name}.keep", message)
+    yield from phase_warnings(recipe)
     if recipe.chat.frames_per_time != 1 and recipe.chat.time != "frames":
         message = f"has no effect with chat.time = {recipe.chat.time}; it groups the frames of `frames`."
         yield Finding("chat.frames_per_time", message)
@@ -165,9 +161,9 @@ def _train(recipe: Recipe) -> Iterator[Finding]:
     train = recipe.train
     for part in train.trainable:
         if part not in PARTS:
-            near = get_close_matches(part, PARTS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            yield Finding("train.trainable", f"has no part {part}; parts: {', '.join(PARTS)}.{hint}")
+            yield Finding(
+                "train.trainable", f"has no part {part}; parts: {', '.join(PARTS)}.{did_you_mean(part, PARTS)}"
+            )
     if len(set(train.trainable)) < len(train.trainable):
         yield Finding("train.trainable", "names a part twice.")
     if not train.trainable or (train.trainable == ["transv"] and not _transfers(recipe.model)):
@@ -200,79 +196,14 @@ def _adapters(recipe: Recipe) -> Iterator[Finding]:
 def _parallel(recipe: Recipe) -> Iterator[Finding]:
     parallel = recipe.parallel
     for word in sorted(parallel.checkpointed - set(BLOCK_TYPES)):
-        near = get_close_matches(word, BLOCK_TYPES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
         allowed = f"none, all, or some of {', '.join(BLOCK_TYPES)}, separated by commas"
-        yield Finding("parallel.activation_checkpointing", f"has no block type {word}; write {allowed}.{hint}")
+        yield Finding(
+            "parallel.activation_checkpointing",
+            f"has no block type {word}; write {allowed}.{did_you_mean(word, BLOCK_TYPES)}",
+        )
     if parallel.frozen_dtype != "float32" and parallel.param_dtype == "float32":
         message = "would round the frozen weights of a float32 computation: set parallel.param_dtype = bfloat16, too."
         yield Finding("parallel.frozen_dtype", message)
-
-
-def _phases(recipe: Recipe) -> Iterator[Finding]:
-    phases = {f"train.phases.{name}": phase for name, phase in recipe.train.phases.items() if phase}
-    for key, phase in phases.items():
-        if not 0 <= phase.start < recipe.train.steps:
-            yield Finding(f"{key}.start", f"must be a step of the stage: 0 to {recipe.train.steps - 1}.")
-        if phase.fps is not None and not (math.isfinite(phase.fps) and phase.fps > 0):
-            yield Finding(f"{key}.fps", "must be above 0.")
-        if phase.max_frames is not None and phase.max_frames < recipe.data.frames.min_frames:
-            message = f"must be at least data.frames.min_frames = {recipe.data.frames.min_frames}."
-            yield Finding(f"{key}.max_frames", message)
-        yield from _phase_weights(f"{key}.weights", phase.weights, recipe)
-        yield from _phase_keep(key, phase, recipe)
-        for part in phase.trainable or ():
-            if part not in recipe.train.trainable:
-                yield Finding(f"{key}.trainable", f"names {part}, which is not in train.trainable: add it there.")
-        if phase.trainable is not None and not phase.trainable:
-            yield Finding(f"{key}.trainable", "is empty: name a part of train.trainable, or null for all of them.")
-    for (_, a), (key, b) in pairwise(phases.items()):
-        if b.start <= a.start:
-            message = f"phases stand in order of strictly rising start, and the one before starts at {a.start}."
-            yield Finding(f"{key}.start", message)
-    ends = [*(phase.start for phase in list(phases.values())[1:]), recipe.train.steps]
-    for (key, phase), end in zip(phases.items(), ends):
-        if phase.ramp and phase.start + phase.ramp > end:
-            message = f"is longer than the phase, which ends before step {end}: at most {end - phase.start}."
-            yield Finding(f"{key}.ramp", message)
-
-
-def _phase_keep(key: str, phase: PhaseConfig, recipe: Recipe) -> Iterator[Finding]:
-    """What a phase keeps follows the rules of the stages: neither endpoint of a ramp may break them."""
-    stages = {name: stage for name, stage in recipe.model.transv.stages.items() if stage}
-    for name, keep in phase.keep.items():
-        if name not in stages:
-            near = get_close_matches(name, stages, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            known = ", ".join(stages) or "none"
-            yield Finding(f"{key}.keep.{name}", f"is no stage; model.transv.stages has {known}.{hint}")
-        elif not 0 < keep <= 1:
-            yield Finding(f"{key}.keep.{name}", "must be above 0 and at most 1.")
-        elif stages[name].keep == 1.0:
-            message = (
-                f"changes a stage that model.transv.stages.{name}.keep = 1 leaves out of the model: set that to "
-                "what the stage ends with."
-            )
-            yield Finding(f"{key}.keep.{name}", message)
-    merged = {name: phase.keep.get(name, stage.keep) for name, stage in stages.items()}
-    for (a, before), (b, after) in pairwise(merged.items()):
-        if phase.keep and after > before:
-            yield Finding(f"{key}.keep", f"never rises from stage to stage: {b} would keep {after:g}, {a} {before:g}.")
-    if phase.ramp < 0 or (phase.ramp and not phase.keep):
-        yield Finding(f"{key}.ramp", "must be 0 or more." if phase.keep else "has nothing to move: name `keep`.")
-
-
-def _phase_weights(key: str, weights: dict[str, float], recipe: Recipe) -> Iterator[Finding]:
-    sources = {name: source.weight for name, source in recipe.data.sources.items() if source}
-    for name, weight in weights.items():
-        if name not in sources:
-            near = get_close_matches(name, sources, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            yield Finding(f"{key}.{name}", f"is no source; data.sources has {', '.join(sources) or 'none'}.{hint}")
-        elif not (math.isfinite(weight) and weight >= 0):
-            yield Finding(f"{key}.{name}", "must be 0 or more.")
-    if sources and weights and max({**sources, **weights}.values()) <= 0:
-        yield Finding(key, "pauses every source: leave at least one weight above 0.")
 
 
 def _ranges(recipe: Recipe) -> Iterator[Finding]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 
 from timeviper.config import LORA_TARGETS, DecoderConfig, LoraConfig, ModelConfig, TowerConfig, TransVStage
+from timeviper.errors import did_you_mean
 
 LEGEND = "M Mamba-2, * attention, - MLP"
 
@@ -137,6 +137,7 @@ def _lora(lora: LoraConfig) -> Iterator[Finding]:
     known = list(dict.fromkeys((*(target.partition(".")[0] for target in LORA_TARGETS), *LORA_TARGETS)))
     for target in lora.targets:
         if target not in known:
-            near = get_close_matches(target, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            yield Finding("model.lora.targets", f"has no target {target}; targets: {', '.join(known)}.{hint}")
+            yield Finding(
+                "model.lora.targets",
+                f"has no target {target}; targets: {', '.join(known)}.{did_you_mean(target, known)}",
+            )
