@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from jobs import Job, Pictures, losses, no_grace, run, small_files, weights, write_recipe
+from jobs import Job, Pictures, Slow, losses, no_grace, run, small_files, weights, write_recipe
 
 from timeviper.callbacks.watchdog import Watchdog
 from timeviper.checkpoint_store import CheckpointStore, step_of
@@ -311,16 +311,3 @@ def test_what_a_loader_process_reads_is_seen_in_the_training_process() -> None:
     assert {key for key, _ in reading.now()} == {"sample 0", "sample 1"}
     assert list(items) == [0, 1]
     assert reading.now() == []
-
-
-class Slow(torch.utils.data.Dataset[int]):
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, i: int) -> int:
-        with self.reading.sample(f"sample {i}"):
-            time.sleep(3)
-        return i
