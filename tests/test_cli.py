@@ -159,4 +159,4 @@ def test_preview_shows_the_packs_of_each_rank(run, world: Path) -> None:
     assert out.count("shard-") > 4
     code, _, err = run("preview", STAGE2, *data, "data.packs_per_step=3", "--ranks", "2")
     assert code != 0
-    assert "does not divide among 2 ranks" in err
+    assert "must be a multiple of the 2 ranks" in err

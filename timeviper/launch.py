@@ -16,18 +16,17 @@ def ranks() -> tuple[int, int]:
     return local, int(os.environ.get("WORLD_SIZE", 1)) // local
 
 
-def check_ranks(recipe: Recipe, ranks: int) -> None:
+def check_ranks(recipe: Recipe, ranks: int, called: str = "ranks") -> None:
     """Raises ConfigError, with settings that would do, unless packs and replicas can be dealt to so many ranks."""
     found: list[Problem] = []
     packs, replicas = recipe.data.packs_per_step, recipe.parallel.replicas
     if packs % ranks:
-        message = (
-            f"must be a multiple of the {ranks} ranks, so that all have as many packs a step. {_instead(recipe, ranks)}"
-        )
+        message = f"must be a multiple of the {ranks} {called}, so that all have as many packs a step."
+        message += f" {_instead(recipe, ranks)}"
         found.append(Problem("data.packs_per_step", packs, message))
     if ranks % replicas:
         fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
-        message = f"must divide the {ranks} ranks: each replica is sharded over equally many. Set one of {fitting}."
+        message = f"must divide the {ranks} {called}: each replica is sharded over equally many. Set one of {fitting}."
         found.append(Problem("parallel.replicas", replicas, message))
     if found:
         raise ConfigError(recipe.name, found)

@@ -14,19 +14,16 @@ from timeviper.curriculum import phase_at
 from timeviper.datamodules.datamodule import build_plan
 from timeviper.datamodules.mixture import UsedUp
 from timeviper.datamodules.plan import Plan, StepPlan
+from timeviper.launch import check_ranks
 from timeviper.tokenizer import Tokenizer
 
 
 def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: bool = False) -> None:
     """Print the packs of `steps` steps from `start` on, dealt to `ranks` ranks; `keys` lists every sample.
 
-    Raises ValueError if the packs of a step do not divide among the ranks.
+    Raises ConfigError if the packs of a step do not divide among the ranks.
     """
-    if recipe.data.packs_per_step % ranks:
-        raise ValueError(
-            f"data.packs_per_step = {recipe.data.packs_per_step} does not divide among {ranks} ranks; "
-            f"set a multiple, such as data.packs_per_step={ranks}"
-        )
+    check_ranks(recipe, ranks)
     plan = build_plan(recipe, Tokenizer.load(recipe.model.tokenizer))
     out = console()
     shown, ended = _steps(plan, start, steps)

@@ -18,7 +18,7 @@ from timeviper.cost.parameters import ParameterCount, count_parameters, sharded_
 from timeviper.cost.phases import PhasePacks, longest_pack, phases_of
 from timeviper.cost.roofline import StepTime, step_time
 from timeviper.cost.shape import PackShape, mean_tokens, segment_shapes
-from timeviper.errors import ConfigError, Problem
+from timeviper.launch import check_ranks
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Stage:
         self.phases = phases_of(recipe, self.assume)
 
     def on(self, gpus: int, gpu: Gpu) -> StagePlan:
-        """Every phase on some GPUs. Raises ConfigError as `check_world` does."""
-        check_world(self.recipe, gpus)
+        """Every phase on some GPUs. Raises ConfigError as `check_ranks` does."""
+        check_ranks(self.recipe, gpus, "GPUs")
         phases = tuple(_plan_phase(self, phase, gpus, gpu) for phase in self.phases)
         per_gpu = self.recipe.data.packs_per_step // gpus
         return StagePlan(self.recipe.name, gpus, gpu, per_gpu, self.counts, phases, self.assume)
@@ -119,8 +119,8 @@ class Stage:
         return max(found, key=lambda m: m.peak.bytes)
 
     def peak_gb(self, gpus: int) -> float:
-        """Of the fullest phase, with the reserve and fragmentation. Raises ConfigError as `check_world` does."""
-        check_world(self.recipe, gpus)
+        """Of the fullest phase, with the reserve and fragmentation. Raises ConfigError as `check_ranks` does."""
+        check_ranks(self.recipe, gpus, "GPUs")
         return self.assume.with_reserve(max(self.memory(phase, gpus).peak.bytes for phase in self.phases))
 
 
@@ -130,21 +130,8 @@ def plan_stage(recipe: Recipe, gpus: int, gpu: Gpu, assume: Assumptions | None =
     Raises ConfigError if the packs of a step do not divide among the GPUs or the GPUs among the replicas, ValueError
     if samples of `max_frames` fit into no pack.
     """
-    check_world(recipe, gpus)
+    check_ranks(recipe, gpus, "GPUs")
     return Stage(recipe, assume).on(gpus, gpu)
-
-
-def check_world(recipe: Recipe, gpus: int) -> None:
-    """ConfigError with what does not divide."""
-    problems = []
-    if recipe.data.packs_per_step % gpus:
-        message = f"must be a multiple of the {gpus} GPUs, so that all have as many packs a step."
-        problems.append(Problem("data.packs_per_step", recipe.data.packs_per_step, message))
-    if gpus % recipe.parallel.replicas:
-        message = f"must divide the {gpus} GPUs: each group of ranks holds one copy."
-        problems.append(Problem("parallel.replicas", recipe.parallel.replicas, message))
-    if problems:
-        raise ConfigError(f"{recipe.name} on {gpus} GPUs", problems)
 
 
 def _plan_phase(stage: Stage, phase: PhasePacks, gpus: int, gpu: Gpu) -> PhasePlan:
