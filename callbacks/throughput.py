@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -25,8 +25,11 @@ from timeviper.config import Recipe
 from timeviper.cost.flops import model_flops, total
 from timeviper.cost.hardware import gpu_of
 from timeviper.cost.shape import PackShape, segment_shapes
+from timeviper.curriculum import trainable_at
+from timeviper.datamodules.left_out import plan_step
 from timeviper.datamodules.sample import StepBatch
 from timeviper.model.stages import transv_in_use
+from timeviper.module import ViperModule
 
 
 class Throughput(pl.Callback):
@@ -88,12 +91,13 @@ class Throughput(pl.Callback):
     def _count(self, pl_module: pl.LightningModule, batch: StepBatch) -> None:
         """Add this rank's packs, with what TransV keeps at this step."""
         train = self.recipe.train
+        learning = trainable_at(plan_step(batch.step, cast(ViperModule, pl_module).guard.left_out), train)
         model = replace(self.recipe.model, transv=transv_in_use(pl_module, self.recipe.model.transv))
         for pack in batch.packs:
             shape = PackShape.of(pack)
             self._tokens += pack.ids.shape[0]
             self._frames += pack.num_frames
-            self._flops += total(model_flops(model, shape, train.trainable, train.objective)).total
+            self._flops += total(model_flops(model, shape, learning, train.objective)).total
             if train.objective == "answer":
                 self._left += segment_shapes(model, shape)[-1].num_tokens
 

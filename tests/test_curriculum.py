@@ -18,9 +18,10 @@ from timeviper import validate
 from timeviper.callbacks.guard import Guard
 from timeviper.checkpoint import build_model
 from timeviper.config import PhaseConfig, Recipe, TransVConfig, TransVStage
-from timeviper.cost.hardware import Assumptions
+from timeviper.cost.hardware import GPUS, Assumptions
 from timeviper.cost.phases import phases_of
 from timeviper.cost.shape import PackShape, mean_tokens, tokens_per_frame
+from timeviper.cost.stage import plan_stage
 from timeviper.curriculum import keep_at, stretches, trainable_at, transv_at
 from timeviper.datamodules.datamodule import build_plan
 from timeviper.errors import ConfigError
@@ -201,3 +202,13 @@ def unfit(rank: int, *, step: int) -> None:
         return plain(self, module, batch, *figures)
 
     Guard.admits = admits  # type: ignore[method-assign]
+
+
+def test_model_flops_count_no_backward_pass_for_parts_that_stand_still(recipe: Path) -> None:
+    """Though it is computed: otherwise MFU would praise work that nobody wants."""
+    phases = [load_recipe(recipe, [f"train.phases.one={{trainable: {parts}}}"]) for parts in ("[projector]", "null")]
+    still, learning = (plan_stage(made, 1, GPUS["h200"]).phases[0] for made in phases)
+    for part in ("attention", "mamba"):
+        assert still.model_flops[part].forward == learning.model_flops[part].forward
+        assert 0 < still.model_flops[part].backward < learning.model_flops[part].backward
+    assert still.executed_flops == learning.executed_flops

@@ -25,8 +25,8 @@ from timeviper.curriculum import transv_at
 from timeviper.datamodules.left_out import plan_step
 from timeviper.datamodules.sample import StepBatch
 from timeviper.kernels import dispatch
-from timeviper.model.decoder import set_transv
 from timeviper.model.parts import Parts
+from timeviper.model.stages import set_transv
 from timeviper.optim import build_optimizer, hold_still, set_lr
 from timeviper.parallel import ShardedModel, home, parallelize
 from timeviper.step import accumulate, seed_step

@@ -26,7 +26,7 @@ from timeviper.datamodules.sample import Pack
 from timeviper.hub_files import TensorFolder
 from timeviper.incident import CONFIG, RNG, WEIGHTS, Findings, Incident, examine, set_rng_state
 from timeviper.kernels import dispatch
-from timeviper.model.decoder import set_transv
+from timeviper.model.stages import set_transv
 from timeviper.optim import hold_still
 from timeviper.parallel import ShardedModel, home, parallelize
 from timeviper.probe import PackReport, Size

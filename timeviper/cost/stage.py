@@ -18,6 +18,7 @@ from timeviper.cost.parameters import ParameterCount, count_parameters, sharded_
 from timeviper.cost.phases import PhasePacks, longest_pack, phases_of
 from timeviper.cost.roofline import StepTime, step_time
 from timeviper.cost.shape import PackShape, mean_tokens, segment_shapes
+from timeviper.curriculum import trainable_at
 from timeviper.launch import check_ranks
 
 
@@ -139,7 +140,8 @@ def _plan_phase(stage: Stage, phase: PhasePacks, gpus: int, gpu: Gpu) -> PhasePl
     model, train, packs = recipe.model, recipe.train, phase.packs
     per_gpu = recipe.data.packs_per_step // gpus
     execution = Execution("cuda", recipe.parallel.checkpointed)
-    wanted = _mean([model_flops(model, s, train.trainable, train.objective) for s in packs])
+    learning = trainable_at(phase.start, train)  # what stands still is computed, and is not wanted
+    wanted = _mean([model_flops(model, s, learning, train.objective) for s in packs])
     done = _mean([executed_flops(model, s, train.trainable, execution, train.objective) for s in packs])
     time = step_time(recipe, units, packs, gpus, per_gpu, gpu, assume)
     n = len(packs)

@@ -297,13 +297,6 @@ def _check(cfg: DecoderConfig, transv: TransVConfig) -> None:
         raise ConfigError("the decoder cannot be built", problems)
 
 
-def set_transv(model: nn.Module, transv: TransVConfig) -> None:
-    """Change what the stages keep, as a curriculum does; their layers and parameters stay. A tower alone has none."""
-    for decoder in model.modules():
-        if isinstance(decoder, Decoder):
-            decoder.segments = cut_layout(decoder.cfg.layout, transv)
-
-
 def cut_layout(layout: str, transv: TransVConfig) -> list[Segment]:
     """Cut the layout before the block of every stage; the first segment has no stage (and, where a stage
     runs before block 0, no blocks)."""

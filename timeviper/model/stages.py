@@ -9,7 +9,14 @@ from dataclasses import replace
 from torch import nn
 
 from timeviper.config import TransVConfig
-from timeviper.model.decoder import Decoder, set_transv
+from timeviper.model.decoder import Decoder, cut_layout
+
+
+def set_transv(model: nn.Module, transv: TransVConfig) -> None:
+    """Change what the stages keep, as a curriculum does; their layers and parameters stay. A tower alone has none."""
+    for decoder in model.modules():
+        if isinstance(decoder, Decoder):
+            decoder.segments = cut_layout(decoder.cfg.layout, transv)
 
 
 def transv_in_use(model: nn.Module, transv: TransVConfig) -> TransVConfig:
