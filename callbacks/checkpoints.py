@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from timeviper.config import TrainConfig
-from timeviper.strategy import Sharded
+from timeviper.training.module import ViperModule
+from timeviper.training.strategy import Sharded
 
 
 class Checkpoints(pl.Callback):
@@ -121,7 +122,7 @@ class Checkpoints(pl.Callback):
         """A validation may take longer than there is time: it ends here, and the stop follows the next step."""
         self._doing = "validating"
         if self._any_rank(trainer, self.asked_to_stop > 0)[0]:
-            cast(Any, pl_module).validation_cut = True
+            cast(ViperModule, pl_module).cut_validation()
             raise StopIteration  # how Lightning's loop is told that there are no more batches
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,9 +7,8 @@ from typing import Any, cast
 import lightning.pytorch as pl
 
 from timeviper.config import Recipe
-from timeviper.curriculum import Phase, keep_at, phase_at, ramps
-from timeviper.datamodules.left_out import plan_step
-from timeviper.module import ViperModule
+from timeviper.config.curriculum import Phase, keep_at, phase_at, ramps
+from timeviper.training.module import ViperModule
 
 
 class Curriculum(pl.Callback):
@@ -18,7 +17,7 @@ class Curriculum(pl.Callback):
         self._last: str | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        place = plan_step(trainer.global_step, cast(ViperModule, pl_module).guard.left_out)
+        place = cast(ViperModule, pl_module).plan_step(trainer.global_step)
         phase = phase_at(place, self.recipe.data, self.recipe.train.phases)
         if phase.name != self._last and trainer.is_global_zero and self.recipe.train.phases:
             print(f"step {trainer.global_step}: phase {phase.name!r}: {self._describe(phase)}", flush=True)

@@ -8,11 +8,11 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from torch import nn
 
-from timeviper.checkpoint import follow_export, write_export
 from timeviper.config import Recipe
-from timeviper.lineage import source_digest
 from timeviper.parallel import WholeTensors
 from timeviper.tokenizer import Tokenizer
+from timeviper.weights.export import follow_export, write_export
+from timeviper.weights.lineage import source_digest
 
 
 class Export(pl.Callback):

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from timeviper.config import Recipe
 from timeviper.datamodules.left_out import plan_step
-from timeviper.datamodules.sample import StepBatch
-from timeviper.incident import Findings, Incident, examine, rng_state
-from timeviper.optim import hold_still
+from timeviper.inspection.incident import Findings, Incident, examine, rng_state
+from timeviper.pack import StepBatch
 from timeviper.parallel import WholeTensors
-from timeviper.step import seed_step
-from timeviper.strategy import Sharded
+from timeviper.training.module import ViperModule
+from timeviper.training.optim import hold_still
+from timeviper.training.step import seed_step
+from timeviper.training.strategy import Sharded
 
 
 class Rewind(Exception):
@@ -35,7 +36,7 @@ class Rewind(Exception):
 
 
 class Guard(pl.Callback):
-    """Judges every step between its backward pass and the optimizer; see `config.GuardConfig`.
+    """Judges every step between its backward pass and the optimizer; see `config.settings.GuardConfig`.
 
     Loss and gradient norm are those of all ranks, and the verdict is shared, so that no rank decides alone.
     """
@@ -68,10 +69,10 @@ class Guard(pl.Callback):
         before = [p for p in self.folder.glob("step=*") if p.suffix != ".tmp"]
         self._count = trainer.strategy.broadcast(len(before))
 
-    def admits(self, module: Any, batch: StepBatch, loss: Tensor, norm: Tensor, num_labels: Tensor) -> bool:
+    def admits(self, module: ViperModule, batch: StepBatch, loss: Tensor, norm: Tensor, num_labels: Tensor) -> bool:
         """Whether the optimizer may use the gradients of this step; every rank gets the same answer.
 
-        module: the `ViperModule`. loss: per label token; norm: of the gradient; both of the whole step.
+        loss: per label token; norm: of the gradient; both of the whole step.
         Raises FloatingPointError or Rewind, on all ranks alike, where that is the policy.
         """
         loss_, norm_ = float(loss), float(norm)
@@ -107,7 +108,9 @@ class Guard(pl.Callback):
 
     # ---- the bundle -------------------------------------------------------------------------------------
 
-    def _record(self, module: Any, batch: StepBatch, loss: float, norm: float, num_labels: float, reason: str) -> str:
+    def _record(
+        self, module: ViperModule, batch: StepBatch, loss: float, norm: float, num_labels: float, reason: str
+    ) -> str:
         """Look at the step again and write its bundle; returns what to tell, the same text on all ranks."""
         trainer = module.trainer
         rank, device, strategy = trainer.global_rank, trainer.strategy.root_device, trainer.strategy

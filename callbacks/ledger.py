@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from timeviper.datamodules.sample import Incident, StepBatch
+from timeviper.pack import Incident, StepBatch
 
 # Each rank names what it has lost itself: another has not seen it. (The command line quiets ranks above 0, which would
 # only repeat what rank 0 says.)

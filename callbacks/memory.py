@@ -20,15 +20,15 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from timeviper.callbacks.throughput import peak_memory
-from timeviper.checkpoint import meta_model
 from timeviper.config import PARTS, ModelConfig, Recipe
-from timeviper.cost.memory import peak_memory as planned_memory
-from timeviper.cost.parameters import sharded_parameters
-from timeviper.cost.shape import PackShape, mean_tokens
-from timeviper.datamodules.sample import StepBatch
+from timeviper.config.shape import PackShape, mean_tokens
 from timeviper.model.parts import part_of
 from timeviper.model.stages import transv_in_use
+from timeviper.pack import StepBatch
 from timeviper.parallel import plain_name
+from timeviper.planning.memory import peak_memory as planned_memory
+from timeviper.planning.parameters import sharded_parameters
+from timeviper.weights.export import meta_model
 
 HELD = ("parameters", "gradients", "optimizer")
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 
 from timeviper.callbacks.throughput import Throughput
-from timeviper.module import ViperModule
+from timeviper.training.module import ViperModule
 
 
 def _short(seconds: float) -> str:

@@ -14,15 +14,15 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from timeviper.callbacks.held_out_probe import apart_from_training, fixed_plans, read_share
+from timeviper.callbacks.held_out import apart_from_training, fixed_plans, read_share
 from timeviper.config import Recipe
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.sample import Kind, Pack
 from timeviper.datamodules.world.render import encode_image
-from timeviper.lockstep import answer_in_step
-from timeviper.metrics import is_right
+from timeviper.inference.lockstep import answer_in_step
+from timeviper.inference.metrics import is_right
 from timeviper.model.viper import TimeViper
+from timeviper.pack import Kind, Pack
 from timeviper.tokenizer import Tokenizer
 
 SHOWN_HEIGHT = 96  # pixels; smaller frames are enlarged by whole factors

@@ -22,14 +22,13 @@ import torch
 import torch.distributed as dist
 
 from timeviper.config import Recipe
-from timeviper.cost.flops import model_flops, total
-from timeviper.cost.hardware import gpu_of
-from timeviper.cost.shape import PackShape, segment_shapes
-from timeviper.curriculum import trainable_at
-from timeviper.datamodules.left_out import plan_step
-from timeviper.datamodules.sample import StepBatch
+from timeviper.config.curriculum import trainable_at
+from timeviper.config.shape import PackShape, segment_shapes
+from timeviper.model.flops import model_flops, total
 from timeviper.model.stages import transv_in_use
-from timeviper.module import ViperModule
+from timeviper.pack import StepBatch
+from timeviper.planning.hardware import gpu_of
+from timeviper.training.module import ViperModule
 
 
 class Throughput(pl.Callback):
@@ -91,7 +90,7 @@ class Throughput(pl.Callback):
     def _count(self, pl_module: pl.LightningModule, batch: StepBatch) -> None:
         """Add this rank's packs, with what TransV keeps at this step."""
         train = self.recipe.train
-        learning = trainable_at(plan_step(batch.step, cast(ViperModule, pl_module).guard.left_out), train)
+        learning = trainable_at(cast(ViperModule, pl_module).plan_step(batch.step), train)
         model = replace(self.recipe.model, transv=transv_in_use(pl_module, self.recipe.model.transv))
         for pack in batch.packs:
             shape = PackShape.of(pack)

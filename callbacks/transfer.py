@@ -10,12 +10,12 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-from timeviper.callbacks.held_out_probe import apart_from_training, fixed_plans, read_share
+from timeviper.callbacks.held_out import apart_from_training, fixed_plans, read_share
 from timeviper.config import Recipe
 from timeviper.datamodules.datamodule import VideoDataModule
+from timeviper.inspection.probe import gates
+from timeviper.inspection.transfer import StageSums, Transferred, look_at, stages_of
 from timeviper.model.viper import TimeViper
-from timeviper.probe import gates
-from timeviper.transfer_probe import StageSums, Transferred, look_at, stages_of
 
 
 class TransferMeter(pl.Callback):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from timeviper.config import ChatConfig
-from timeviper.datamodules.sample import IGNORE, Kind
+from timeviper.pack import IGNORE, Kind
 from timeviper.tokenizer import MARK, Message, Tokenizer
 
 PLACEHOLDER = re.compile("<(?:video|image)>")

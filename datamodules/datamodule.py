@@ -8,90 +8,16 @@ from functools import partial
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from timeviper.config import Recipe, SourceConfig
-from timeviper.cost.balance import frame_work
-from timeviper.curriculum import ramps, stretches, transv_at
-from timeviper.datamodules.chat import estimate_tokens
-from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.config import Recipe
+from timeviper.config.curriculum import stretches
+from timeviper.datamodules.build import build_plan, class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.left_out import plan_step, steps_without
 from timeviper.datamodules.loader import PlanSampler, make_loader, most_bytes
-from timeviper.datamodules.mixture import Source
-from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out, kept_share
-from timeviper.datamodules.reader import PackFormat, PackReader
-from timeviper.datamodules.reading import Reading
+from timeviper.datamodules.plan import StepPlan, held_out
+from timeviper.datamodules.reader import PackReader, Reading
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.sample import StepBatch
-from timeviper.datamodules.shards.index import load_index
+from timeviper.pack import StepBatch
 from timeviper.tokenizer import Tokenizer
-
-
-def pack_format(recipe: Recipe) -> PackFormat:
-    """How this recipe shows samples to its model."""
-    towers = [t for t in recipe.model.towers.values() if t is not None]
-    stages = [s for s in recipe.model.transv.stages.values() if s is not None]
-    return PackFormat(
-        chat=recipe.chat,
-        image_size=max(t.image_size for t in towers),
-        tokens_per_frame=sum(t.tokens for t in towers),
-        max_tokens=recipe.model.decoder.max_tokens,
-        supervise="last" if any(s.select == "attention" for s in stages) else "all",
-    )
-
-
-def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
-    form = pack_format(recipe)
-    transv, phases, depth = recipe.model.transv, recipe.train.phases, len(recipe.model.decoder.layout)
-    return CostModel(
-        tokens_per_frame=form.tokens_per_frame,
-        vision_share=kept_share(transv, depth),
-        frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
-        estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
-        share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(recipe) else None,
-    )
-
-
-def _estimate(text_bytes: int, num_frames: int, *, tokenizer: Tokenizer, chat, tokens_per_frame: int) -> int:
-    """Text tokens only: the estimate of the chat form less its vision tokens."""
-    total = estimate_tokens(tokenizer, text_bytes, num_frames, tokens_per_frame, chat)
-    return total - num_frames * tokens_per_frame
-
-
-def load_sources(configs: dict[str, SourceConfig | None]) -> dict[str, Source]:
-    """Read the shard indexes of all sources.
-
-    Raises ValueError that names the source and what is missing.
-    """
-    sources = {}
-    for name, config in configs.items():
-        if config is None:
-            continue
-        types = {t.strip() for t in config.types.split(",") if t.strip()}
-        try:
-            dataset = class_dataset(config)
-            sources[name] = Source(name, [dataset.index()] if dataset else load_index(config.shards), types or None)
-        except ValueError as error:
-            raise ValueError(f"data source {name!r}: {error}") from error
-    return sources
-
-
-def class_dataset(config: SourceConfig) -> ClassDataset | None:
-    return ClassDataset(config.dataset, config.options) if config.dataset else None
-
-
-def class_datasets(configs: dict[str, SourceConfig | None]) -> dict[str, ClassDataset]:
-    """The sources that are Python classes, by name."""
-    return {name: made for name, config in configs.items() if config and (made := class_dataset(config))}
-
-
-def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:
-    """The whole data order of a recipe."""
-    return Plan(
-        load_sources(recipe.data.sources),
-        recipe.data,
-        recipe.train.phases,
-        cost_model(recipe, tokenizer),
-        recipe.seed,
-    )
 
 
 class VideoDataModule(pl.LightningDataModule):

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from timeviper.config.plugin import find_class
 from timeviper.datamodules.shards.index import SampleRecord, ShardIndex, conversation_sizes, measured
 from timeviper.datamodules.shards.schema import parse_record
-from timeviper.find_class import find_class
 
 
 class Dataset(Protocol):

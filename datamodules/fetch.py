@@ -8,7 +8,7 @@ from typing import Any
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.dataset_class import ClassDataset
-from timeviper.datamodules.feature_file import decode_features
+from timeviper.datamodules.frames.stored import decode_features
 from timeviper.datamodules.frames.video import Frames, frame_count, read_video
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from timeviper.datamodules.plan import StepPlan
 from timeviper.datamodules.reader import PackReader
-from timeviper.datamodules.sample import StepBatch
+from timeviper.pack import StepBatch
 
 log = logging.getLogger("timeviper")
 

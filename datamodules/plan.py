@@ -13,8 +13,8 @@ from itertools import islice
 
 import numpy as np
 
-from timeviper.config import DataConfig, FramesConfig, PhaseConfig, TransVConfig
-from timeviper.curriculum import phase_at
+from timeviper.config import DataConfig, FramesConfig, PhaseConfig
+from timeviper.config.curriculum import phase_at
 from timeviper.datamodules.frames.video import frame_count
 from timeviper.datamodules.mixture import Mixture, Source, Unit, UsedUp
 
@@ -54,21 +54,13 @@ class StepPlan:
         return replace(self, packs=packs, too_long=self.too_long if rank == 0 else ())
 
 
-def kept_share(transv: TransVConfig, num_blocks: int) -> float:
-    """Share of the vision tokens that a block sees, averaged over the blocks."""
-    stages = [s for s in transv.stages.values() if s is not None]
-    edges = [0, *(s.layer for s in stages), num_blocks]
-    keeps = [1.0, *(s.keep for s in stages)]
-    return sum(k * (b - a) for k, a, b in zip(keeps, edges, edges[1:])) / num_blocks
-
-
 @dataclass(frozen=True)
 class CostModel:
     """Tokens of a unit, from the index alone."""
 
     tokens_per_frame: int
     vision_share: float
-    """Share of the vision tokens that a block sees on average (see `kept_share`)."""
+    """Share of the vision tokens that a block sees on average (see `config.shape.kept_share`)."""
     frame_work: float
     """Computation of a frame, tower included, in text tokens that cost as much."""
     estimate: Callable[[int, int], int]

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import multiprocessing
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from timeviper.config import ChatConfig
 from timeviper.datamodules.chat import Media, encode_chat
 from timeviper.datamodules.dataset_class import ClassDataset
-from timeviper.datamodules.feature_file import StoredFrames
 from timeviper.datamodules.fetch import fetch
+from timeviper.datamodules.frames.stored import StoredFrames
 from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
-from timeviper.datamodules.reading import Reading
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.sample import Incident, Pack, StepBatch
+from timeviper.pack import Incident, Pack, StepBatch
 from timeviper.tokenizer import Tokenizer
+
+SLOT = 512  # bytes a loader process: the time when it began with a sample, then its key, cut to fit
 
 
 @dataclass(frozen=True)
@@ -149,3 +153,38 @@ class PackReader(Dataset[StepBatch]):
             reason = f"{fetched.missing} of {wanted} frames could not be decoded"
             batch.truncated.append(Incident(unit.source, unit.key, reason))
         return pack
+
+
+class Reading:
+    """Which sample each loader process is reading, visible to the training process: for a message when one hangs.
+
+    A slot for each process in shared memory; it goes to them as loader processes are started, not by pickle.
+
+    One writer a slot and no lock: a message that meets a change may show a key that is cut.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.slots = multiprocessing.get_context("spawn").RawArray("c", max(workers, 1) * SLOT)
+
+    @contextmanager
+    def sample(self, key: str) -> Iterator[None]:
+        """Within it, this process reads the sample `key`."""
+        worker = get_worker_info()
+        start = (worker.id if worker else 0) * SLOT
+        text = struct.pack("d", time.time()) + key.encode()[: SLOT - 9]
+        self.slots[start : start + SLOT] = text.ljust(SLOT, b"\0")
+        try:
+            yield
+        finally:
+            self.slots[start : start + SLOT] = bytes(SLOT)
+
+    def now(self) -> list[tuple[str, float]]:
+        """(key, seconds since its process began with it) of every sample that is being read, longest first."""
+        raw = bytes(self.slots[:])  # pyright: ignore[reportArgumentType]
+        found = []
+        for start in range(0, len(raw), SLOT):
+            (began,) = struct.unpack_from("d", raw, start)
+            if began:
+                key = raw[start + 8 : start + SLOT].rstrip(b"\0").decode(errors="replace")
+                found.append((key, time.time() - began))
+        return sorted(found, key=lambda f: -f[1])

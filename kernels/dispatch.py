@@ -11,14 +11,12 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from timeviper.config import KernelConfig
 
 log = logging.getLogger("timeviper")
 
@@ -51,16 +49,21 @@ _chosen: dict[str, str] = dict.fromkeys(VENDORS, "auto")
 _told: set[str] = set()  # operations whose fallback has been logged
 
 
-def configure(cfg: KernelConfig) -> None:
-    """Set the choice for every operation of this process."""
-    _set(asdict(cfg))
+def configure(**forms: str) -> None:
+    """Set the choice for operations of this process: `configure(ssd="torch")`. ValueError for what is none."""
+    for op, form in forms.items():
+        if op not in VENDORS:
+            raise ValueError(f"kernel.{op}: no such operation; there are {', '.join(VENDORS)}")
+        if form not in ("auto", *FORMS):
+            raise ValueError(f"kernel.{op}: {form!r} is none of auto, {', '.join(FORMS)}")
+    _chosen.update(forms)
 
 
 @contextmanager
 def use(**forms: str) -> Iterator[None]:
     """Choose forms for the time of a `with` block: `use(ssd="reference")`."""
     before = dict(_chosen)
-    _set(forms)
+    configure(**forms)
     try:
         yield
     finally:
@@ -70,15 +73,6 @@ def use(**forms: str) -> Iterator[None]:
 def reset_log() -> None:
     """Let every fallback be told once more."""
     _told.clear()
-
-
-def _set(forms: dict[str, str]) -> None:
-    for op, form in forms.items():
-        if op not in VENDORS:
-            raise ValueError(f"kernel.{op}: no such operation; there are {', '.join(VENDORS)}")
-        if form not in ("auto", *FORMS):
-            raise ValueError(f"kernel.{op}: {form!r} is none of auto, {', '.join(FORMS)}")
-    _chosen.update(forms)
 
 
 def choose(op: str, tensor: Tensor, unsupported: str = "") -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from difflib import get_close_matches
-from hashlib import sha256
 
 
 @dataclass(frozen=True)
@@ -43,24 +40,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence with the nearest known name and a space before it; empty if none is near."""
     near = get_close_matches(name, known, n=1)
     return f" Did you mean {near[0]}?" if near else ""
-
-
-def is_first_to_say(text: str) -> bool:
-    """Whether this rank is the first of the job with this message: what all ranks would say, one of them says.
-
-    torchrun's own key-value store counts, which is there before the ranks know each other, and when some are gone.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True
-    import torch.distributed as dist  # not for the sake of a verb that needs no torch
-
-    try:
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return store.add(f"timeviper/said/{restart}/{sha256(text.encode()).hexdigest()}", 1) == 1
-    except (OSError, RuntimeError, KeyError, ValueError):  # without the store, better twice than not at all
-        return True
 
 
 def show(value: object) -> str:

@@ -10,20 +10,22 @@ makes the small tokenizer that ships in `timeviper/assets`.
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 ASSETS = Path(__file__).parent / "assets"
+# Everyday text: what the length of a text is estimated by where a vocabulary does not say.
+ENGLISH = (
+    "A woman opens the door and walks into the room. She puts a bag on the table, looks at the clock and "
+    "sits down near the window. After some time two children come in with a dog; they talk, laugh and play "
+    "with a ball for about five minutes. What does the man on the left do before he leaves the house?"
+)
 MARK = "\ue000"  # stands for a message's content while a template is rendered; a private-use character
 
 Message = dict[str, str]  # role: system | user | assistant; content
@@ -116,7 +118,7 @@ class Tokenizer:
     def bytes_per_token(self) -> float:
         """Mean UTF-8 bytes a token, to estimate lengths without reading text."""
         known = self.config.get("bytes_per_token")
-        return float(known) if known else _bytes_per_token(self, [_ENGLISH])
+        return float(known) if known else bytes_per_token(self, [ENGLISH])
 
     @cached_property
     def _special_texts(self) -> dict[str, str]:
@@ -191,80 +193,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Mean UTF-8 bytes a token of texts."""
     return sum(len(t.encode()) for t in texts) / sum(len(tokenizer.encode(t)) for t in texts)
-
-
-# ----- the small tokenizer ---------------------------------------------------------------------------
-
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-_ENGLISH = (
-    "A woman opens the door and walks into the room. She puts a bag on the table, looks at the clock and "
-    "sits down near the window. After some time two children come in with a dog; they talk, laugh and play "
-    "with a ball for about five minutes. What does the man on the left do before he leaves the house?"
-)
-
-
-def train(vocab_size: int = 1024, lines: int = 4000) -> Tokenizer:
-    """Byte-level BPE on the text of the default data: single digits, every text round-trips."""
-    from timeviper.datamodules.world.world import world_text  # it imports the video libraries
-
-    texts = list(islice(world_text(seed=0), lines))
-    fast = FastTokenizer(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            # "12.5s" is 1 2.5s: digits one by one, the last with what follows the point. So the time of a frame is
-            # one token in its first ten seconds, and a Mamba block's convolution still reaches it from the frame's
-            # third token: where it could not, tokens hardly learned when they are. Words come with their space.
-            pre_tokenizers.Split(Regex(r" ?\d(?:\.\d+s?)?| ?\p{L}+| ?[^\s\p{L}\d.]+|\s+|\."), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    fast.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    fast.train_from_iterator(_corpus(texts), trainer)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-        "chat_template": TEMPLATE,
-    }
-    tokenizer = Tokenizer(fast, config, {"eos_token_id": [SPECIAL.index("<|endoftext|>"), SPECIAL.index("<|im_end|>")]})
-    tokenizer.config["bytes_per_token"] = round(_bytes_per_token(tokenizer, texts), 2)
-    return tokenizer
-
-
-def _corpus(texts: list[str]) -> list[str]:
-    """Words, each as often as any other, so that the vocabulary does not change with how often the data asks
-    something; those of the data and of the prompt come before everyday English, which is there so that
-    questions in other words do not fall into single bytes."""
-    tenths = [f"{n / 10:.1f}" for n in range(100)]
-    numbers = [number for t in tenths for number in (t, f" {t}", f"{t}s")] + [f" {digit}" for digit in range(10)]
-    ours = _words([*texts, "user", "assistant", "The video lasts 1.5 seconds, shown in 8 frames."])
-    return [*numbers, *ours] * 3 + _words([_ENGLISH])
-
-
-def _words(texts: Sequence[str]) -> list[str]:
-    """All words, with the space before them if there is one, sorted."""
-    return sorted({word for text in texts for word in re.findall(r" ?[^\W\d]+", text)})
-
-
-if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[1] != "train":
-        raise SystemExit("usage: python -m timeviper.tokenizer train [FOLDER]")
-    target = Path(sys.argv[2]) if len(sys.argv) == 3 else ASSETS
-    made = train()
-    made.save(target)
-    print(f"{target}: {made.vocab_size} tokens, {made.bytes_per_token} bytes a token")

@@ -16,27 +16,21 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from timeviper.callbacks.checkpoints import Checkpoints
-from timeviper.callbacks.curriculum import Curriculum
-from timeviper.callbacks.export import Export
-from timeviper.callbacks.guard import Guard, Rewind
-from timeviper.callbacks.ledger import Ledger
-from timeviper.callbacks.optional import optional_callbacks
-from timeviper.callbacks.progress import Progress
-from timeviper.callbacks.throughput import Throughput
-from timeviper.callbacks.watchdog import Watchdog
-from timeviper.checkpoint import CONFIG, check_previous_stage, differences, is_export, read_lineage
-from timeviper.checkpoint_store import CheckpointStore, check_readable, step_of
+from timeviper.callbacks.build import build_callbacks
+from timeviper.callbacks.guard import Rewind
 from timeviper.config import Recipe
+from timeviper.config.fields import differences
+from timeviper.config.load import dump, load_recipe
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.errors import ConfigError, Problem
-from timeviper.features import check_features
-from timeviper.launch import check_ranks, ranks
-from timeviper.module import ViperModule
-from timeviper.recipe import dump, load_recipe
-from timeviper.strategy import Sharded
+from timeviper.features.check import check_features
 from timeviper.tokenizer import Tokenizer
+from timeviper.training.launch import check_ranks, ranks
+from timeviper.training.module import ViperModule
+from timeviper.training.store import CheckpointStore, check_readable, step_of
+from timeviper.training.strategy import Sharded
+from timeviper.weights.export import CONFIG, check_previous_stage, is_export, read_lineage
 
 log = logging.getLogger("timeviper")
 
@@ -134,19 +128,15 @@ def _fit(
     run.mkdir(parents=True, exist_ok=True)
     dump(recipe, run / CONFIG)
     pl.seed_everything(recipe.seed, verbose=False)
-    watchdog = Watchdog(recipe.train.watchdog, data.at_hand)
-    guard = Guard(recipe, run, left_out, command, watchdog.pause)
-    checkpoints = Checkpoints(recipe.train, command, watchdog.pause)
-    data.before_reading = checkpoints.listen
+    callbacks = build_callbacks(recipe, run, tokenizer, left_out, command, data.at_hand)
+    data.before_reading = callbacks.checkpoints.listen
     types = sorted({c.type for s in data.val_sources.values() for c in s.conversations()})
-    module = ViperModule(recipe, types, guard)
-    start = step_of(checkpoint) if checkpoint else 0
-    optional = optional_callbacks(recipe, run, watchdog.pause)
-    trainer = build_trainer(recipe, run, tokenizer, store, [guard], optional, [checkpoints, watchdog], start)
+    module = ViperModule(recipe, types, callbacks.guard)
+    trainer = build_trainer(recipe, run, store, callbacks.in_order, step_of(checkpoint) if checkpoint else 0)
     if checkpoint and trainer.is_global_zero:
         print(f"{recipe.name}: continuing from {checkpoint.name}")
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return not checkpoints.stopped
+    return not callbacks.checkpoints.stopped
 
 
 def _without(back: Rewind, recipe: Recipe, left_out: frozenset[int], run: Path) -> frozenset[int]:
@@ -180,21 +170,10 @@ def share_cores(workers: int) -> None:
 
 
 def build_trainer(
-    recipe: Recipe,
-    run: Path,
-    tokenizer: Tokenizer,
-    store: CheckpointStore,
-    first: list[pl.Callback],
-    optional: list[pl.Callback],
-    last: list[pl.Callback],
-    start: int,
+    recipe: Recipe, run: Path, store: CheckpointStore, callbacks: list[pl.Callback], start: int
 ) -> pl.Trainer:
-    """The Trainer of every stage; sharding and precision are `parallel.py`'s, not its.
-
-    first, last: callbacks that come before and after all others; `optional`: those that the recipe chooses.
-    """
+    """The Trainer of every stage; sharding and precision are `parallel.py`'s, not its."""
     local, nodes = ranks()
-    throughput = next((c for c in optional if isinstance(c, Throughput)), None)
     validates = bool(recipe.data.val)
     gpu = torch.cuda.is_available()
     return pl.Trainer(
@@ -221,15 +200,7 @@ def build_trainer(
         enable_progress_bar=False,  # callbacks/progress.py
         enable_model_summary=False,
         logger=_loggers(recipe, run, start),
-        callbacks=[
-            *first,
-            Curriculum(recipe),
-            Ledger(recipe.data.max_skipped, recipe.log.every),
-            *optional,
-            Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),
-            Export(run / "export", recipe, tokenizer),
-            *last,
-        ],
+        callbacks=callbacks,
     )
 
 

@@ -124,7 +124,7 @@ def _unused(sample: Sample, record: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _features(sample: Sample) -> Iterator[Finding]:
-    from timeviper.datamodules.feature_file import decode_features  # brings torch, which nothing else here needs
+    from timeviper.datamodules.frames.stored import decode_features  # brings torch, which nothing else here needs
 
     at = sample.members[FEATURES]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from timeviper.metrics import WHEN, parse_interval
+from timeviper.datamodules.when import WHEN, parse_interval
 
 SLACK = 0.5  # seconds by which a time may be beyond the end: people round
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from timeviper.datamodules.shards.schema import PLACEHOLDERS, SchemaError, check_segments
-from timeviper.metrics import WHEN
+from timeviper.datamodules.when import WHEN, span
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MARK = re.compile("|".join(PLACEHOLDERS.values()))
@@ -40,15 +40,6 @@ def ask_when(query: str, start: float, end: float, **more: Any) -> dict[str, Any
     if query.endswith("?"):
         return {**more, "type": WHEN, "messages": _pair(query, answer)}
     return ask(WHEN, answer, query.rstrip(". "), **more)
-
-
-def span(start: float, end: float) -> str:
-    """ "from 2.0 to 5.0 seconds", with as many decimals as keep the two apart (at most three)."""
-    for decimals in (1, 2, 3):
-        first, last = f"{start:.{decimals}f}", f"{end:.{decimals}f}"
-        if float(first) < float(last):
-            return f"from {first} to {last} seconds"
-    raise SchemaError(f"a segment from {start} to {end} is shorter than a millisecond", "segments")
 
 
 def with_talk(fields: dict[str, Any], media: Sequence[str]) -> dict[str, Any]:

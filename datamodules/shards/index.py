@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from glob import glob
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.fingerprint import Fingerprint, read_metadata
 from timeviper.datamodules.frames.container import Source
+from timeviper.datamodules.frames.fingerprint import Fingerprint, read_metadata
 from timeviper.datamodules.frames.video import probe_video
-from timeviper.datamodules.remote.index import load_remote
-from timeviper.datamodules.remote.storage import is_remote
 from timeviper.datamodules.shards.block_sums import summed
 from timeviper.datamodules.shards.index_file import (
     MERGED,
@@ -178,22 +175,3 @@ def _shards(index: Path, changed: int) -> dict[str, ShardIndex]:
     remedy = f"delete it and run `timeviper shards index {index.parent}`"
     shards = decode(index.read_bytes(), str(index), remedy, lambda name: str(index.with_name(name)))
     return {shard.name: shard for shard in shards}
-
-
-def load_index(where: str | Path) -> list[ShardIndex]:
-    """All shards of a folder, of a glob of tars, or behind a URL (`load_remote`), in order of their names.
-
-    ValueError for people.
-    """
-    if is_remote(where):
-        return load_remote(str(where))
-    path = Path(where)
-    if path.is_dir():
-        names = {p for p in path.iterdir() if p.suffix == ".tar"}
-        names |= {p.with_name(p.name.removesuffix(SUFFIX) + ".tar") for p in path.iterdir() if p.name.endswith(SUFFIX)}
-    else:
-        names = {Path(p) for p in glob(str(where)) if p.endswith(".tar")}
-    if not names:
-        state = "has no .tar shards" if path.is_dir() else "does not exist" if not path.exists() else "is not a .tar"
-        raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")
-    return [read_index(tar) for tar in sorted(names)]

@@ -10,10 +10,8 @@ colour and shape.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -233,27 +231,3 @@ def _check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted, indent=1) + "\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="world", description="Build the procedural video world.")
-    parser.add_argument("out")
-    parser.add_argument("--scale", default="default", help="multiplies the numbers of samples; or small, default")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-
-    def show(done: int, total: int) -> None:
-        print(f"\rworld: {done}/{total} samples", end="", flush=True)
-
-    try:
-        build_world(args.out, args.scale, args.workers, args.seed, show)
-    except (ValueError, OSError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    print()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,1 +1,1 @@
-"""Files that ship with the package: the small tokenizer, made by `python -m timeviper.tokenizer train`."""
+"""Files that ship with the package: the small tokenizer, made by `datamodules/world/vocabulary.py`."""

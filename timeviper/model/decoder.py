@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig, ModelConfig, TransVConfig, TransVStage
-from timeviper.datamodules.sample import Kind
+from timeviper.config.checks.model import model_problems
+from timeviper.config.shape import Segment, cut_layout, kept_counts
 from timeviper.errors import ConfigError, Problem
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import Attention, rotary
@@ -23,13 +24,12 @@ from timeviper.model.transv import (
     Stream,
     Transfer,
     attention_scores,
-    kept_counts,
     last_prompt_token,
     select_ranked,
     select_uniform,
     shorten,
 )
-from timeviper.validate_model import model_problems
+from timeviper.pack import Kind
 
 
 @dataclass
@@ -44,15 +44,6 @@ class DecoderOutput:
     kept: dict[str, list[int]]
     """Vision tokens left after each transfer stage, per sequence."""
     state: DecoderState | None = None
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The blocks between two transfers, and the stage that runs before the first of them."""
-
-    name: str
-    stage: TransVStage | None
-    blocks: range
 
 
 @dataclass(frozen=True)
@@ -192,7 +183,7 @@ class Decoder(nn.Module):
         if state is not None and any(state.seen) and any(vision_counts or ()):
             raise ValueError(
                 "vision tokens cannot follow tokens that are already in the state: TransV looks at a whole "
-                "prompt. Use timeviper.prefill.prefill_chunks for a prompt in pieces."
+                "prompt. Use timeviper.inference.prefill.prefill_chunks for a prompt in pieces."
             )
         if kind is None:
             kind, original = torch.zeros(len(x), dtype=torch.uint8, device=x.device), None
@@ -268,6 +259,26 @@ class Decoder(nn.Module):
             )
         return self.project(self(self.embed(ids), bounds.to(ids.device)).hidden)
 
+    def empty_state(
+        self,
+        S: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        room: Sequence[Sequence[int]] | None = None,
+    ) -> DecoderState:
+        """The state of S sequences before their first token. `room`: tokens to reserve for each segment and sequence,
+        so that no cache ever moves; without it a cache grows by a quarter when it is full.
+        """
+        weight = self.embeddings.weight
+        device, dtype = torch.device(device or weight.device), dtype or weight.dtype
+        segments = []
+        for i, segment in enumerate(self.segments):
+            reserved = list(room[i]) if room else [0] * S
+            blocks = (cast(Block, self.blocks[b]) for b in segment.blocks)
+            states = [block.empty_state(S, sum(reserved), device, dtype) for block in blocks]
+            segments.append(SegmentState(states, [0] * S, reserved))
+        return DecoderState(segments, device, [0] * S)
+
     def project(self, hidden: Tensor) -> Tensor:
         """`[M, D]` -> logits `[M, V]`, float32 or wider."""
         logits = hidden @ self.head_weight.T
@@ -295,12 +306,3 @@ def _check(cfg: DecoderConfig, transv: TransVConfig) -> None:
         problems.append(Problem(finding.key, value, finding.message))
     if problems:
         raise ConfigError("the decoder cannot be built", problems)
-
-
-def cut_layout(layout: str, transv: TransVConfig) -> list[Segment]:
-    """Cut the layout before the block of every stage; the first segment has no stage (and, where a stage
-    runs before block 0, no blocks)."""
-    stages = [(name, stage) for name, stage in transv.stages.items() if stage is not None]
-    cuts = [0, *(stage.layer for _, stage in stages), len(layout)]
-    named = [("", None), *stages]
-    return [Segment(n, s, range(a, b)) for (n, s), a, b in zip(named, cuts, cuts[1:])]

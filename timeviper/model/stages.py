@@ -9,7 +9,8 @@ from dataclasses import replace
 from torch import nn
 
 from timeviper.config import TransVConfig
-from timeviper.model.decoder import Decoder, cut_layout
+from timeviper.config.shape import cut_layout
+from timeviper.model.decoder import Decoder
 
 
 def set_transv(model: nn.Module, transv: TransVConfig) -> None:

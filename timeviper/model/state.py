@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
-
-if TYPE_CHECKING:
-    from timeviper.model.decoder import Block, Decoder
 
 GROWTH = 1.25  # a full key cache grows by this factor, so a token costs the same however long the cache is
 SPARE = 64  # ... and by at least this many tokens
@@ -152,28 +148,6 @@ class DecoderState:
     device: torch.device
     seen: list[int] = field(default_factory=list)
     """Tokens of each sequence that have entered the decoder."""
-
-    @classmethod
-    def empty(
-        cls,
-        decoder: Decoder,
-        S: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        room: Sequence[Sequence[int]] | None = None,
-    ) -> DecoderState:
-        """Before the first token. `room`: tokens to reserve for each segment and sequence, so that no
-        cache ever moves; without it a cache grows by a quarter when it is full.
-        """
-        weight = decoder.embeddings.weight
-        device, dtype = torch.device(device or weight.device), dtype or weight.dtype
-        segments = []
-        for i, segment in enumerate(decoder.segments):
-            reserved = list(room[i]) if room else [0] * S
-            rows = sum(reserved)
-            states = [cast("Block", decoder.blocks[b]).empty_state(S, rows, device, dtype) for b in segment.blocks]
-            segments.append(SegmentState(states, [0] * S, reserved))
-        return cls(segments, device, [0] * S)
 
     @property
     def num_sequences(self) -> int:

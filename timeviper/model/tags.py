@@ -17,13 +17,13 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from timeviper.config import ModelConfig
-from timeviper.datamodules.sample import IGNORE, Pack
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.layers import Embedding
 from timeviper.model.parts import Parts
 from timeviper.model.projector import Projector
 from timeviper.model.viper import ViperOutput
-from timeviper.model.vision import build_tower
+from timeviper.model.vision.build import build_tower
+from timeviper.pack import IGNORE, Pack
 
 # Scales the logits, so that tokens need not grow large to be sure of a word. Large ones would bury what the
 # decoder's blocks add to them: with 4 they come out at a quarter of the size, near that of the embeddings.

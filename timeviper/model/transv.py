@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig, TransVConfig
-from timeviper.datamodules.sample import Kind
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import segment_softmax_mean
 from timeviper.model.layers import Linear, RMSNorm
+from timeviper.pack import Kind
 
 
 @dataclass
@@ -107,11 +107,6 @@ class Transfer(nn.Module):
             # gradient, since sharded ranks reduce the same parameters together.
             out = out + 0 * (k.sum() + v.sum())
         return torch.tanh(self.alpha) * self.o_proj(out.flatten(1))
-
-
-def kept_counts(keep: float, original: Sequence[int], current: Sequence[int]) -> list[int]:
-    """Vision tokens that a stage leaves each sequence: `keep` of the ORIGINAL number, at least 1 of any."""
-    return [min(n, max(1, math.floor(keep * n0 + 1e-9))) if n else 0 for n0, n in zip(original, current)]
 
 
 def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from timeviper.config import ModelConfig
-from timeviper.datamodules.sample import IGNORE, Kind, Pack
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.cross_entropy import linear_cross_entropy
 from timeviper.model.decoder import Decoder, DecoderOutput
 from timeviper.model.parts import Parts, part_of
 from timeviper.model.projector import Projector
 from timeviper.model.state import DecoderState
-from timeviper.model.vision import build_tower
+from timeviper.model.vision.build import build_tower
+from timeviper.pack import IGNORE, Kind, Pack
 
 __all__ = ["TimeViper", "ViperOutput", "part_of"]
 

@@ -1,0 +1,125 @@
+"""All callbacks of a stage in the order in which they act: the only place that knows it.
+
+Those that a recipe may switch off, and a person's own, are there as `callbacks` in the recipe says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from timeviper.callbacks.checkpoints import Checkpoints
+from timeviper.callbacks.curriculum import Curriculum
+from timeviper.callbacks.export import Export
+from timeviper.callbacks.guard import Guard
+from timeviper.callbacks.ledger import Ledger
+from timeviper.callbacks.memory import Memory
+from timeviper.callbacks.progress import Progress
+from timeviper.callbacks.samples import SampleTable
+from timeviper.callbacks.throughput import Throughput
+from timeviper.callbacks.transfer import TransferMeter
+from timeviper.callbacks.watchdog import Watchdog
+from timeviper.config import Recipe
+from timeviper.config.callbacks import OwnCallback
+from timeviper.config.checks.recipe import answers_held_out, drops_tokens
+from timeviper.config.plugin import find_class
+from timeviper.errors import ConfigError, Problem
+from timeviper.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a run is asked about by name, and the list that the Trainer gets."""
+
+    guard: Guard
+    checkpoints: Checkpoints
+    in_order: list[pl.Callback]
+
+
+def build_callbacks(
+    recipe: Recipe,
+    run: Path,
+    tokenizer: Tokenizer,
+    left_out: frozenset[int],
+    command: str,
+    at_hand: Callable[[int], str],
+) -> Callbacks:
+    """left_out: steps of the plan without which this run goes. command: continues the run, for messages. at_hand: what
+    is being read at a step, for messages.
+
+    Raises ConfigError with everything that is wrong with a person's own callbacks.
+    """
+    watchdog = Watchdog(recipe.train.watchdog, at_hand)
+    guard = Guard(recipe, run, left_out, command, watchdog.pause)
+    checkpoints = Checkpoints(recipe.train, command, watchdog.pause)
+    optional = optional_callbacks(recipe, run, watchdog.pause)
+    throughput = next((c for c in optional if isinstance(c, Throughput)), None)
+    in_order = [
+        guard,  # before all that look at a step: it may end the run, or send it back
+        Curriculum(recipe),  # says that a phase begins before anything is logged in it
+        Ledger(recipe.data.max_skipped, recipe.log.every),  # before a checkpoint, which holds its count
+        *optional,
+        Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),  # after what it shows was measured
+        Export(run / "export", recipe, tokenizer),
+        checkpoints,  # of a step that all others have seen
+        watchdog,  # the last: its clock runs until everything that belongs to the step is done
+    ]
+    return Callbacks(guard, checkpoints, in_order)
+
+
+def optional_callbacks(
+    recipe: Recipe, run: Path, pause: Callable[[], AbstractContextManager[Any]]
+) -> list[pl.Callback]:
+    """In the order in which they act. `pause`: entered during work within a step that is not training.
+
+    Raises ConfigError with everything that is wrong with a person's own callbacks.
+    """
+    chosen = recipe.callbacks
+    own = _own(recipe)
+    throughput = Throughput(recipe) if chosen.throughput else None
+
+    @contextmanager
+    def apart() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(pause())
+            if throughput:
+                stack.enter_context(throughput.pause())
+            yield
+
+    found: list[pl.Callback | None] = [
+        throughput,
+        Memory(recipe) if chosen.memory else None,
+        TransferMeter(recipe, apart) if chosen.transfer and drops_tokens(recipe) else None,
+        SampleTable(recipe, run, apart) if chosen.samples and answers_held_out(recipe) else None,
+        *own,
+    ]
+    return [callback for callback in found if callback is not None]
+
+
+def _own(recipe: Recipe) -> list[pl.Callback]:
+    made, problems = [], []
+    for name, own in recipe.callbacks.own.items():
+        if own is None:
+            continue
+        try:
+            made.append(_make(own))
+        except ValueError as error:
+            problems.append(Problem(f"callbacks.own.{name}", own.callback, str(error)))
+    if problems:
+        raise ConfigError(recipe.name, problems)
+    return made
+
+
+def _make(own: OwnCallback) -> pl.Callback:
+    cls = find_class(own.callback)
+    if not (isinstance(cls, type) and issubclass(cls, pl.Callback)):
+        raise ValueError(f"{own.callback} is no subclass of lightning.pytorch.Callback")
+    try:
+        return cls(**own.options)
+    except Exception as error:  # a stranger's code may raise anything
+        raise ValueError(f"{own.callback}(...) failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,130 @@
+"""What a recipe says of data, made: its sources with their indexes, the form of its packs, their costs, the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from glob import glob
+from pathlib import Path
+
+from timeviper.config import ModelConfig, Recipe, SourceConfig
+from timeviper.config.curriculum import ramps, transv_at
+from timeviper.config.shape import PackShape, kept_share, tokens_per_frame
+from timeviper.datamodules.chat import estimate_tokens
+from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.datamodules.mixture import Source
+from timeviper.datamodules.plan import CostModel, Plan
+from timeviper.datamodules.reader import PackFormat
+from timeviper.datamodules.remote.index import load_remote
+from timeviper.datamodules.remote.storage import is_remote
+from timeviper.datamodules.shards.index import read_index
+from timeviper.datamodules.shards.index_file import SUFFIX, ShardIndex
+from timeviper.model.flops import model_flops
+from timeviper.tokenizer import Tokenizer
+
+
+def pack_format(recipe: Recipe) -> PackFormat:
+    """How this recipe shows samples to its model."""
+    towers = [t for t in recipe.model.towers.values() if t is not None]
+    stages = [s for s in recipe.model.transv.stages.values() if s is not None]
+    return PackFormat(
+        chat=recipe.chat,
+        image_size=max(t.image_size for t in towers),
+        tokens_per_frame=sum(t.tokens for t in towers),
+        max_tokens=recipe.model.decoder.max_tokens,
+        supervise="last" if any(s.select == "attention" for s in stages) else "all",
+    )
+
+
+def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
+    form = pack_format(recipe)
+    transv, phases, depth = recipe.model.transv, recipe.train.phases, len(recipe.model.decoder.layout)
+    return CostModel(
+        tokens_per_frame=form.tokens_per_frame,
+        vision_share=kept_share(transv, depth),
+        frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
+        estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
+        share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(recipe) else None,
+    )
+
+
+def _estimate(text_bytes: int, num_frames: int, *, tokenizer: Tokenizer, chat, tokens_per_frame: int) -> int:
+    """Text tokens only: the estimate of the chat form less its vision tokens."""
+    total = estimate_tokens(tokenizer, text_bytes, num_frames, tokens_per_frame, chat)
+    return total - num_frames * tokens_per_frame
+
+
+def load_sources(configs: dict[str, SourceConfig | None]) -> dict[str, Source]:
+    """Read the shard indexes of all sources.
+
+    Raises ValueError that names the source and what is missing.
+    """
+    sources = {}
+    for name, config in configs.items():
+        if config is None:
+            continue
+        types = {t.strip() for t in config.types.split(",") if t.strip()}
+        try:
+            dataset = class_dataset(config)
+            sources[name] = Source(name, [dataset.index()] if dataset else load_index(config.shards), types or None)
+        except ValueError as error:
+            raise ValueError(f"data source {name!r}: {error}") from error
+    return sources
+
+
+def class_dataset(config: SourceConfig) -> ClassDataset | None:
+    return ClassDataset(config.dataset, config.options) if config.dataset else None
+
+
+def class_datasets(configs: dict[str, SourceConfig | None]) -> dict[str, ClassDataset]:
+    """The sources that are Python classes, by name."""
+    return {name: made for name, config in configs.items() if config and (made := class_dataset(config))}
+
+
+def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:
+    """The whole data order of a recipe."""
+    return Plan(
+        load_sources(recipe.data.sources),
+        recipe.data,
+        recipe.train.phases,
+        cost_model(recipe, tokenizer),
+        recipe.seed,
+    )
+
+
+# A sample of everyday size: what grows with the square of its length (attention, a few percent) is counted as here.
+FRAMES, TEXT = 64, 256
+
+
+def frame_work(model: ModelConfig, trainable: Collection[str], objective: str = "answer") -> float:
+    """Model FLOPs (forward and backward, tower included) that one frame adds, in text tokens that add as many.
+
+    With the objective "tags" text costs nothing; then a frame counts as its tokens.
+    """
+
+    def total(frames: int, text: int) -> float:
+        parts = model_flops(model, PackShape((frames,), (text,), 1), trainable, objective)
+        return sum(part.total for part in parts.values())
+
+    a_token = (total(FRAMES, 2 * TEXT) - total(FRAMES, TEXT)) / TEXT
+    a_frame = (total(2 * FRAMES, TEXT) - total(FRAMES, TEXT)) / FRAMES
+    return a_frame / a_token if a_token else float(tokens_per_frame(model))
+
+
+def load_index(where: str | Path) -> list[ShardIndex]:
+    """All shards of a folder, of a glob of tars, or behind a URL (`load_remote`), in order of their names.
+
+    ValueError for people.
+    """
+    if is_remote(where):
+        return load_remote(str(where))
+    path = Path(where)
+    if path.is_dir():
+        names = {p for p in path.iterdir() if p.suffix == ".tar"}
+        names |= {p.with_name(p.name.removesuffix(SUFFIX) + ".tar") for p in path.iterdir() if p.name.endswith(SUFFIX)}
+    else:
+        names = {Path(p) for p in glob(str(where)) if p.endswith(".tar")}
+    if not names:
+        state = "has no .tar shards" if path.is_dir() else "does not exist" if not path.exists() else "is not a .tar"
+        raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")
+    return [read_index(tar) for tar in sorted(names)]

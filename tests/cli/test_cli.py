@@ -1,0 +1,162 @@
+"""The command line as a person meets it: help, messages, exit codes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tree import ROOT
+
+from timeviper.cli import main as module
+
+VERBS = ("train", "eval", "compare", "ask", "explain", "doctor", "preview", "import", "export", "shards")
+STAGE2 = "recipes/tiny/stage2_instruct.yaml"
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `timeviper args`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["timeviper", *args])
+    with pytest.raises(SystemExit) as exit:
+        module.main()
+    out, err = capsys.readouterr()
+    return int(exit.value.code or 0), out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *args: invoke(monkeypatch, capsys, *args)
+
+
+def test_help_names_every_verb(run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f" {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("train", ["RECIPE", "KEY=VALUE"]),
+        ("eval", ["RUN", "KEY=VALUE", "--again"]),
+        ("compare", ["RUN_A", "RUN_B", "KEY=VALUE", "--json"]),
+        ("ask", ["QUESTION", "--run", "--video", "--json"]),
+        ("explain", ["RECIPE", "KEY=VALUE"]),
+        ("preview", ["RECIPE", "--steps", "--ranks"]),
+        ("import", ["HF_DIR", "OUT"]),
+        ("export", ["RUN", "OUT"]),
+        ("shards world", ["OUT", "--scale", "--workers", "--seed"]),
+        ("shards write", ["SOURCE", "OUT", "--samples-per-shard"]),
+        ("shards index", ["FOLDER"]),
+        ("shards check", ["FOLDER"]),
+    ],
+)
+def test_help_of_each_verb(run, verb: str, words: list[str]) -> None:
+    code, out, _ = run(*verb.split(), "--help")
+    assert code == 0
+    assert all(word in out for word in words), out
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['timeviper', '--help']\n"
+        "from timeviper.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'lightning', 'av', 'omegaconf', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_recipe_with_problems_is_one_message_and_code_2(run) -> None:
+    code, out, err = run("train", STAGE2, "optim.lrr=1", "--steps=3")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {STAGE2}: 2 problems")
+    assert "Did you mean optim.lr?" in err
+    assert "write steps=3" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["train", "recipes/tiny/stage2.yaml"], "did you mean"),
+        (["explain", "nowhere/r.yaml"], "there is no recipe"),
+        (["shards", "write", "nowhere.jsonl", "out"], "there is no nowhere.jsonl"),
+    ],
+)
+def test_a_missing_file_is_one_message_and_code_1(run, args: list[str], says: str) -> None:
+    code, _, err = run(*args)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["timeviper", "explain", "nowhere/r.yaml", "--debug"])
+    with pytest.raises(FileNotFoundError):
+        module.main()
+
+
+def test_an_unknown_verb_is_refused(run) -> None:
+    code, _, err = run("trian")
+    assert code == 2
+    assert "trian" in err
+
+
+def test_explain_prints_every_setting(run) -> None:
+    code, out, _ = run("explain", STAGE2, "optim.lr=3e-3")
+    assert code == 0
+    line = next(line for line in out.splitlines() if "optim.lr " in line)
+    assert "0.003" in line
+    assert "command line" in line
+    assert "Peak learning rate" in line
+    assert "model.transv.stages.late.select" in out
+
+
+def test_doctor_tells_the_machine_and_the_kernels(run) -> None:
+    code, out, _ = run("doctor")
+    assert code == 0
+    for word in ("python", "torch", "memory", "gpu", "ffmpeg", "libx264", "ssd", "attention", "cross_entropy"):
+        assert word in out
+
+
+def test_a_folder_of_media_becomes_shards_that_pass_the_check(run, world: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    shard = next((world / "val" / "clips").glob("*.tar"))
+    with tarfile.open(shard) as tar:
+        videos = [m for m in tar.getmembers() if m.name.endswith(".mp4")][:3]
+        tar.extractall(tmp_path / "media", members=videos, filter="data")
+    for i, video in enumerate(videos):
+        (tmp_path / "media" / video.name).with_suffix(".txt").write_text(f"caption {i}")
+    code, out, err = run("shards", "write", str(tmp_path / "media"), str(tmp_path / "out"))
+    assert code == 0, err
+    assert "3 samples in 1 shards" in out
+    code, out, _ = run("shards", "check", str(tmp_path / "out"))
+    assert code == 0
+    assert "3 samples, 0 problems" in out
+    (tmp_path / "out" / "shard-00000.idx.json").unlink()
+    assert run("shards", "index", str(tmp_path / "out"))[0] == 0
+    assert (tmp_path / "out" / "shard-00000.idx.json").is_file()
+
+
+def test_preview_shows_the_packs_of_each_rank(run, world: Path) -> None:
+    data = [f"data.sources.{name}.shards={world / 'train' / name}" for name in ("images", "clips", "videos")]
+    data.append(f"data.sources.questions.shards={world / 'train' / 'videos'}")
+    code, out, err = run("preview", STAGE2, *data, "data.packs_per_step=2", "--steps", "2", "--ranks", "2")
+    assert code == 0, err
+    rows = [line for line in out.splitlines() if "shard-" in line]
+    assert len(rows) == 4
+    assert re.search(r"questions\W+[\d,]+\W+\d+\W+\d\.\d\d\W+[\d.]+%\W+[\d.]+%", out)
+    assert "ranks wait for the most loaded one: " in out
+    code, out, _ = run("preview", STAGE2, *data, "--steps", "1", "--start", "3", "--keys")
+    assert out.count("shard-") > 4
+    code, _, err = run("preview", STAGE2, *data, "data.packs_per_step=3", "--ranks", "2")
+    assert code != 0
+    assert "must be a multiple of the 2 ranks" in err

@@ -1,0 +1,416 @@
+"""Shards on a web server and in a bucket: the same stream, bit for bit, for hardly more bytes than it needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from range_server import RangeServer, serving
+from tree import ROOT
+
+from timeviper.config import FramesConfig, Recipe, SourceConfig
+from timeviper.config.load import load_recipe
+from timeviper.datamodules.build import build_plan, load_index, load_sources, pack_format
+from timeviper.datamodules.fetch import fetch
+from timeviper.datamodules.loader import PlanSampler, make_loader
+from timeviper.datamodules.mixture import Source, Unit
+from timeviper.datamodules.reader import PackReader
+from timeviper.datamodules.remote import storage
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.index import expand
+from timeviper.datamodules.remote.member_file import LocalMember, open_member, read_whole
+from timeviper.datamodules.shards.block_sums import BLOCK
+from timeviper.datamodules.shards.index import index_path, index_shards
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import ShardError
+from timeviper.datamodules.world.render import encode_image
+from timeviper.pack import StepBatch
+from timeviper.tokenizer import Tokenizer
+from timeviper.training.inputs import missing
+
+TALK = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "noise"}]
+CLIPS, LONG = FramesConfig(fps=2.0, max_frames=16), FramesConfig(fps=1.0, max_frames=6)
+
+
+def noise(path: Path, seconds: float, size: int, spacing: int, seed: int = 0) -> Path:
+    """H.264 at 8 frames/s with a keyframe every `spacing` frames, of noise: blocks fill quickly."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=8, options={"g": str(spacing), "preset": "ultrafast", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        for _ in range(int(seconds * 8)):
+            pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of a few blocks and pictures of less than one, in five shards; long videos in one more folder."""
+    place = tmp_path_factory.mktemp("remote")
+    samples = []
+    for i in range(6):
+        samples.append(
+            {"__key__": f"clip{i}", "mp4": noise(place / f"{i}.mp4", 4, 96, 8, i), "json": {"messages": TALK}}
+        )
+        picture = encode_image(np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8), "png")
+        samples.append({"__key__": f"picture{i}", "png": picture, "json": {"messages": TALK}})
+    write_shards(samples, place / "data", samples_per_shard=3)
+    long = noise(place / "long.mp4", 90, 64, 24)
+    write_shards([{"__key__": "long", "mp4": long, "json": {"messages": TALK}}], place / "data" / "long")
+    index_shards(place / "data")
+    return place / "data"
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    with serving(folder) as server:
+        yield server
+
+
+def recipe_of(shards: str) -> Recipe:
+    recipe = load_recipe(ROOT / "recipes/tiny/stage2_instruct.yaml")
+    recipe.data.sources, recipe.data.val = {"x": SourceConfig(shards=shards)}, {}
+    recipe.data.tokens_per_pack, recipe.data.packs_per_step, recipe.data.frames = 400, 2, CLIPS
+    return recipe
+
+
+def stream(shards: str, cache: BlockCache, steps: int = 2) -> list[StepBatch]:
+    recipe, tokenizer = recipe_of(shards), Tokenizer.load("")
+    reader = PackReader(tokenizer, pack_format(recipe), cache=cache)
+    return [reader[step.share(0, 1)] for step in islice(build_plan(recipe, tokenizer).steps(), steps)]
+
+
+def assert_same(found: list[StepBatch], wanted: list[StepBatch]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.step, a.used, a.skipped, a.truncated, a.replaced) == (b.step, b.used, [], [], {})
+        for p, q in zip(a.packs, b.packs, strict=True):
+            assert p.keys == q.keys
+            assert all(
+                torch.equal(getattr(p, n), getattr(q, n)) for n in ("ids", "labels", "kind", "frames", "frame_times")
+            )
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path) -> list[StepBatch]:
+    """What is read from the disk."""
+    return stream(str(folder), BlockCache("", 0))
+
+
+def units(shards: str) -> list[Unit]:
+    source = Source("x", load_index(shards))
+    return [source[i] for i in range(len(source))]
+
+
+# --- every byte is verified -----------------------------------------------------------------------
+
+
+def test_no_flipped_bit_is_handed_out(folder: Path, tmp_path: Path) -> None:
+    """Wherever it is in a video, FFmpeg's own error never hides what is wrong, and the next video is not blamed."""
+    shard = Path(shutil.copytree(folder, tmp_path / "copy")) / "shard-00000.tar"
+    unit = units(str(shard))[0]
+    offset, size, _ = unit.record.members["mp4"]
+    assert size > 3 * BLOCK
+    whole = fetch(unit, CLIPS, 32, {}).media[0].pixels
+    for at in [*range(0, size, size // 12), size - 1]:
+        with shard.open("r+b") as file:
+            file.seek(offset + at)
+            byte = file.read(1)[0]
+            file.seek(offset + at)
+            file.write(bytes([byte ^ 4]))
+            file.flush()
+            first = at // BLOCK * BLOCK
+            where = rf"{shard}, sample 'clip0': mp4 is damaged: its bytes {first} to {min(first + BLOCK, size)} "
+            with pytest.raises(ShardError, match=where):
+                fetch(unit, CLIPS, 32, {})
+            file.seek(offset + at)
+            file.write(bytes([byte]))
+        assert np.array_equal(fetch(unit, CLIPS, 32, {}).media[0].pixels, whole)
+
+
+def test_a_shard_that_was_cut_is_named(folder: Path, tmp_path: Path) -> None:
+    shard = Path(shutil.copytree(folder, tmp_path / "copy")) / "shard-00000.tar"
+    unit = units(str(shard))[0]
+    with shard.open("r+b") as file:
+        file.truncate(unit.record.members["mp4"].offset + BLOCK + 100)
+    with pytest.raises(
+        ShardError, match=f"mp4 is damaged: its bytes {3 * BLOCK} .* are cut off after 0; copy the shard again"
+    ):
+        fetch(unit, CLIPS, 32, {})
+
+
+def test_an_error_that_ffmpeg_swallows_is_raised_in_the_end(folder: Path) -> None:
+    unit = units(str(folder))[0]
+    with (
+        pytest.raises(ShardError, match="mp4 is damaged"),
+        open_member(unit.shard, unit.record, "mp4") as file,
+    ):
+        file.error = file.damaged(1, BLOCK)
+
+
+def test_old_and_changed_indexes_are_refused(folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "copy"))
+    index = index_path(place / "shard-00000.tar")
+    whole = index.read_text()
+    index.write_text('{"version":1,"shard":"shard-00000.tar","bytes":1,"samples":[]}')
+    with pytest.raises(ValueError, match=r"has version 1, this program reads 2; .*run `timeviper shards index"):
+        load_index(place)
+    for changed in (whole.replace('"duration":4.0', '"duration":5.0'), whole + " "):
+        index.write_text(changed)
+        with pytest.raises(ValueError, match="is damaged or was changed"):
+            load_index(place)
+    assert index_shards(place) == [index]
+    assert index.read_text() == whole
+
+
+def test_a_merged_index_stands_in_for_missing_ones(folder: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "copy"))
+    before = load_index(place)
+    for tar in place.glob("*.tar"):
+        index_path(tar).unlink()
+    assert load_index(place) == before
+    with (place / "shard-00001.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(ValueError, match=r"index.json is of a shard of \d+ bytes, but shard-00001.tar has"):
+        load_index(place)
+    (place / "index.json").unlink()
+    with pytest.raises(ValueError, match="has no index; run `timeviper shards index"):
+        load_index(place)
+
+
+# --- a web server ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["", "/shard-{00000..00003}.tar"])
+def test_the_stream_from_a_server_is_the_local_one(
+    local: list[StepBatch], server: RangeServer, tmp_path: Path, form: str
+) -> None:
+    cache = BlockCache(tmp_path, 10**8)
+    assert_same(stream(server.url + form, cache), local)
+    assert [path for path, _ in server.requests if not path.endswith(".tar")] == ["/index.json"]
+    server.forget()
+    stream(server.url + form, cache)
+    assert server.tar_bytes() == 0  # all of it was kept
+
+
+def test_a_folder_has_several_names(folder: Path, server: RangeServer) -> None:
+    wanted = load_index(server.url)
+    assert [shard.location for shard in wanted] == [f"{server.url}/shard-{i:05d}.tar" for i in range(4)]
+    assert [shard.samples for shard in wanted] == [shard.samples for shard in load_index(folder)]
+    for form in ("/", "/index.json", "/shard-0000{0,1,2,3}.tar"):
+        assert load_index(server.url + form) == wanted
+    assert load_index(f"{server.url}/shard-00002.tar") == wanted[2:3]
+
+
+@pytest.mark.slow
+def test_loader_processes_read_from_a_server(local: list[StepBatch], server: RangeServer, tmp_path: Path) -> None:
+    """Two of them, started anew (spawn), that share a cache, while one request in ten fails."""
+    server.fail_every = 10
+    recipe, tokenizer = recipe_of(server.url), Tokenizer.load("")
+    reader = PackReader(tokenizer, pack_format(recipe), cache=BlockCache(tmp_path, 10**8))
+    steps = PlanSampler(lambda: islice(build_plan(recipe, tokenizer).steps(), 2), 0, 1)
+    loader = make_loader(reader, steps, 2, 1, False, step_bytes=10**6, prefetch_gb=1.0)
+    assert_same(list(loader), local)
+    assert server.failures
+
+
+def test_one_request_in_ten_that_fails_changes_nothing(
+    local: list[StepBatch], server: RangeServer, tmp_path: Path
+) -> None:
+    """Without a cache, so that there are many."""
+    server.fail_every = 10
+    found = stream(server.url, BlockCache(tmp_path, 0))
+    assert server.failures >= 3
+    assert_same(found, local)
+
+
+def test_a_small_cache_stays_small(local: list[StepBatch], server: RangeServer, tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, 4 * BLOCK)
+    assert_same(stream(server.url, cache), local)
+    assert 0 < sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= cache.max_bytes
+
+
+@pytest.mark.parametrize(
+    ("shards", "frames"),
+    [("", CLIPS), ("long", LONG), ("long", replace(LONG, max_frames=20)), ("long", replace(LONG, max_frames=60))],
+)
+def test_hardly_more_is_sent_than_is_needed(
+    folder: Path,
+    server: RangeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shards: str,
+    frames: FramesConfig,
+) -> None:
+    """At most 1.2 times the blocks that reading the same frames from a disk touches."""
+    touched: dict[tuple[str, str, int], int] = {}
+    load = LocalMember.load
+
+    def counted(file: LocalMember, number: int) -> dict[int, bytes]:
+        touched[file.key, file.field, number] = file.blocks[number].size
+        return load(file, number)
+
+    monkeypatch.setattr(LocalMember, "load", counted)
+    wanted = [fetch(unit, frames, 32, {}).media[0].pixels for unit in units(str(folder / shards))]
+    cache = BlockCache(tmp_path, 10**8)
+    found = [fetch(unit, frames, 32, {}, cache).media[0].pixels for unit in units(f"{server.url}/{shards}")]
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+    total = sum(unit.record.members["mp4"].size for unit in units(str(folder / shards)) if "mp4" in unit.record.members)
+    needed, sent = sum(touched.values()), server.tar_bytes()
+    print(f"sent {sent:,}, needed {needed:,} ({sent / needed:.3f}) of {total:,} bytes, {len(server.requests)} requests")
+    assert needed <= sent <= 1.2 * needed
+    if frames == LONG:
+        assert needed < 0.5 * total
+
+
+def test_a_block_that_arrives_damaged_is_asked_for_again(folder: Path, server: RangeServer, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    server.folder = tmp_path / "copy"
+    unit = units(server.url)[0]
+    cache = BlockCache(tmp_path / "cache", 10**8)
+    assert read_whole(unit.shard, unit.record, "json", cache)
+    server.forget()
+    shard = tmp_path / "copy" / "shard-00000.tar"
+    offset = unit.record.members["mp4"].offset
+    with shard.open("r+b") as file:
+        file.seek(offset + 5)
+        file.write(b"\xff\xff")
+    with pytest.raises(ShardError, match=rf"{unit.shard}, sample 'clip0': mp4 is damaged: its bytes 0 to {BLOCK} "):
+        fetch(unit, CLIPS, 32, {}, cache)
+    assert len(server.requests) == 2
+    assert not cache.has(unit.shard, open_member(unit.shard, unit.record, "mp4").blocks[0])
+
+
+def test_a_server_that_dies_costs_samples_and_not_the_run(
+    folder: Path, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    recipe, tokenizer = recipe_of(server.url), Tokenizer.load("")
+    plan = next(iter(build_plan(recipe, tokenizer).steps()))
+    server.status = 503
+    batch = PackReader(tokenizer, pack_format(recipe), cache=BlockCache(tmp_path, 0))[plan]
+    assert (batch.used, batch.replaced) == ({}, {})
+    assert "sample 'clip" in batch.skipped[0].reason or "sample 'picture" in batch.skipped[0].reason
+    assert f"{server.url}/shard-0000" in batch.skipped[0].reason
+    assert "could not be read in 2 attempts (last: 503" in batch.skipped[0].reason
+    with pytest.raises(ValueError, match=r"data source 'x': no shards: .*index.json could not be read in 2 attempts"):
+        load_sources(recipe.data.sources)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("/none", r"/none/index.json does not exist, .*run `timeviper shards index FOLDER`"),
+        ("/*.tar", "a web server cannot list files"),
+        ("/shard-{0..3.tar", "the braces in .* do not match"),
+        ("/shard-{3}.tar", "is no range"),
+        ("/shard-{3..1}.tar", "runs backwards"),
+        ("/other-{0..9}.tar", "no index of .*/other-0.tar, .* and 7 more is there"),
+        ("/shard-00000.tar/index.json", r"index.json does not exist \(404\)"),
+    ],
+)
+def test_wrong_places_are_told_at_the_start(server: RangeServer, where: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_index(server.url + where)
+
+
+def test_a_slow_index_is_announced_and_a_damaged_one_refused(
+    folder: Path,
+    server: RangeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(storage, "NOTICE", 0.05)
+    server.delay = 0.3
+    assert len(load_index(server.url)) == 4
+    assert capsys.readouterr().err == f"reading the index of {server.url} ...\n"
+    server.folder, server.delay = tmp_path, 0.0
+    (tmp_path / "index.json").write_bytes((folder / "index.json").read_bytes().replace(b"clip3", b"clip4"))
+    with pytest.raises(ValueError, match=r"index.json is damaged .*upload the indexes again"):
+        load_index(server.url)
+    text = (folder / "index.json").read_text().replace("shard-00001.tar", "../etc/x.tar")
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        load_index(server.url)
+
+
+def test_braces() -> None:
+    assert list(expand("a{08..11}.tar")) == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
+    assert list(expand("{x,y}/{1..2}")) == ["x/1", "x/2", "y/1", "y/2"]
+    assert list(expand("https://host/data")) == ["https://host/data"]
+
+
+def test_a_recipe_says_which_stores_cannot_be_used() -> None:
+    recipe = recipe_of("s4://bucket/data")
+    problems = {p.key: p.message for p in missing(recipe)}
+    assert "s4:// is no store that fsspec knows" in problems["data.sources.x.shards"]
+
+
+# --- a bucket -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket(folder: Path) -> Iterator[str]:
+    """An S3 server with the same files."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import boto3
+
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="videos")
+        for path in folder.glob("*.*"):
+            client.upload_file(str(path), "videos", f"data/{path.name}")
+            if path.name != "index.json":
+                client.upload_file(str(path), "videos", f"single/{path.name}")
+        yield "s3://videos"
+    server.stop()
+
+
+@pytest.mark.parametrize("form", ["data", "data/*.tar", "single", "single/shard-{00000..00003}.tar"])
+def test_the_stream_from_a_bucket_is_the_local_one(
+    local: list[StepBatch], bucket: str, tmp_path: Path, form: str
+) -> None:
+    cache = BlockCache(tmp_path, 10**8)
+    assert_same(stream(f"{bucket}/{form}", cache), local)
+
+
+def test_a_bucket_tells_when_an_index_is_old(folder: Path, bucket: str) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    for path in folder.glob("*.*"):
+        client.upload_file(str(path), "videos", f"stale/{path.name}")
+    client.put_object(Bucket="videos", Key="stale/shard-00001.tar", Body=b"x" * 1000)
+    with pytest.raises(ValueError, match=r"stale/shard-00001.tar has 1000 bytes, but its index is of"):
+        load_index(f"{bucket}/stale")
+    client.upload_file(str(folder / "shard-00001.tar"), "videos", "stale/shard-00001.tar")
+    client.put_object(Bucket="videos", Key="stale/shard-00009.tar", Body=b"x" * 1000)
+    with pytest.raises(ValueError, match=r"no index of .*stale/shard-00009.tar is there"):
+        load_index(f"{bucket}/stale")
+    client.delete_object(Bucket="videos", Key="stale/shard-00009.tar")
+    client.delete_object(Bucket="videos", Key="stale/shard-00002.tar")
+    with pytest.raises(ValueError, match=r"stale/shard-00002.tar is in index.json but not there; upload"):
+        load_index(f"{bucket}/stale")
+    assert len(load_index(f"{bucket}/stale/*.tar")) == 3
+    with pytest.raises(ValueError, match=r"s3://videos/none has no \.tar in it"):
+        load_index(f"{bucket}/none")
+    with pytest.raises(ValueError, match=r"no shards: .*nowhere"):
+        load_index("s3://nowhere/data")

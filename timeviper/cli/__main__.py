@@ -1,0 +1,5 @@
+"""`python -m timeviper.cli`: the command line without its script on the path."""
+
+from timeviper.cli.main import main
+
+main()

@@ -1,0 +1,271 @@
+"""`timeviper <verb>`: what a person types. A verb imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import shutil
+import sys
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from timeviper.cli.shards import HELP, STOPPED, shards
+from timeviper.errors import ConfigError
+
+# `--steps=3` must reach the recipe loader, whose message says how an override is written.
+OVERRIDES = {**HELP, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+    help="Train, evaluate and question TimeViper, a hybrid Mamba-2 / attention model for hour-long video.\n\n"
+    "A recipe is a YAML file; key=value after it overrides a setting. --debug shows where an error comes from.",
+)
+app.add_typer(shards, name="shards")
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny/stage2_instruct.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe, such as optim.lr=1e-4."),
+]
+
+
+@app.command(context_settings=OVERRIDES)
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the recipe, and whether it fits the ranks of this launch.")
+    ] = False,
+) -> None:
+    """Run a stage, or continue it where it stopped."""
+    from timeviper.config.load import load_recipe
+    from timeviper.training.inputs import check_inputs
+    from timeviper.training.launch import check_ranks, ranks
+
+    checked = load_recipe(recipe, overrides or [])
+    if check:
+        return check_ranks(checked, math.prod(ranks()))
+    if not (Path(checked.run_dir) / "export").is_dir():  # a finished stage needs nothing any more
+        check_inputs(checked)
+    from timeviper.train import train as run
+
+    if not run(checked, command=_again()):
+        raise typer.Exit(STOPPED)
+
+
+@app.command("eval", context_settings=OVERRIDES)
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe that made it.")],
+    overrides: Overrides = None,
+    again: Annotated[bool, typer.Option("--again", help="Answer again, though eval.json is there.")] = False,
+) -> None:
+    """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json.
+
+    After a run folder, overrides change the evaluation; after a recipe, they are those that it was trained with.
+    """
+    changes = overrides or []
+    if run.suffix == ".yaml":
+        from timeviper.config.load import load_recipe
+
+        run, changes = Path(load_recipe(run, changes).run_dir), []
+    from timeviper.inference import evaluate
+
+    report = None if again else evaluate.read_report(run, changes)
+    evaluate.print_table(report or evaluate.evaluate(run, changes))
+
+
+@app.command(context_settings=OVERRIDES)
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder or an export.")],
+    b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Compare two runs on the same held-out questions, with intervals; answers what they have not answered yet.
+
+    Overrides change both evaluations, such as data.val.videos.shards=FOLDER for other questions.
+    """
+    from json import dumps
+
+    from timeviper.inference import compare
+    from timeviper.inference.compare_table import print_comparison
+
+    report = compare.compare(a, b, overrides or [])
+    if json:
+        print(dumps(report, indent=2))
+    else:
+        print_comparison(report)
+
+
+@app.command(context_settings=OVERRIDES)
+def ask(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about the video.")],
+    run: Annotated[Path, typer.Option(help="A run folder or an export.")],
+    video: Annotated[Path, typer.Option(help="Any video or image file that PyAV opens.")],
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with times and kept tokens.")] = False,
+) -> None:
+    """Ask a trained model about one video file."""
+    from json import dumps
+
+    from timeviper.inference.ask import ask as answer
+
+    report = answer(run, video, question, overrides or [], stream=not json)
+    if json:
+        print(dumps(report, ensure_ascii=False, indent=2))
+
+
+@app.command(context_settings=OVERRIDES)
+def explain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print every setting with its value, where it was written, and what it means."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from timeviper.config.load import explain as rows_of
+    from timeviper.console import console
+    from timeviper.errors import show
+
+    table = Table("setting", "value", "from", "meaning", title=str(recipe), pad_edge=False)
+    for row in rows_of(recipe, overrides or []):
+        style = "dim" if row.origin == "default" else ""
+        table.add_row(*(Text(cell, style) for cell in (row.key, show(row.value), row.origin, row.doc)))
+    console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Print what this machine has, and which implementation each operation will use and why."""
+    from timeviper.cli.doctor import doctor as examine
+
+    examine()
+
+
+@app.command(context_settings=OVERRIDES)
+def preview(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps to show.")] = 3,
+    ranks: Annotated[int, typer.Option(help="Ranks to deal the packs to.")] = 1,
+    start: Annotated[int, typer.Option(help="First step to show.")] = 0,
+    keys: Annotated[bool, typer.Option("--keys", help="Name every sample, not only the first of a pack.")] = False,
+) -> None:
+    """Print what each rank will read, and how the sources are mixed, from the shard indexes alone."""
+    from timeviper.config.load import load_recipe
+    from timeviper.planning.preview import preview as show_plan
+
+    show_plan(load_recipe(recipe, overrides or []), steps, ranks, start=start, keys=keys)
+
+
+@app.command(context_settings=OVERRIDES)
+def plan(
+    recipe: RecipeFile,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE2] [KEY=VALUE]...", help="A recipe to compare with; settings, for both."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs in all, on nodes of 8.")] = 1,
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100-80, l40s or rtx4090.")] = "h200",
+    efficiency: Annotated[float, typer.Option(help="Share of the GPU's peak arithmetic that is reached.")] = 0.4,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure.")] = False,
+) -> None:
+    """Print what a stage needs, before it runs: tokens, FLOPs, memory of a GPU, hours, and what would make it fit."""
+    from timeviper.planning.hardware import Assumptions
+    from timeviper.planning.plan import plan as show_costs
+
+    others = [Path(word) for word in overrides or [] if "=" not in word and word.endswith(".yaml")]
+    changes = [word for word in overrides or [] if Path(word) not in others]
+    show_costs([recipe, *others], changes, gpus, gpu, Assumptions(efficiency=efficiency), as_text=not json)
+
+
+@app.command("import")
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A local checkpoint: config.json and .safetensors.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, for model.decoder.weights or a tower's.")],
+) -> None:
+    """Bring weights here: of a language model (Nemotron-H, Llama, Qwen2) or an encoder (SigLIP, DINOv2)."""
+    from timeviper.weights.hub.convert import describe, import_hf
+
+    print(f"{describe(import_hf(source, out))}: {out}")
+
+
+@app.command("export")
+def export_weights(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, its export, or imported weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder in Hugging Face layout.")],
+) -> None:
+    """Write the language model of a run for other programs; towers, projectors and TransV stay behind."""
+    from timeviper.weights.hub.convert import describe, export_hf
+
+    folder = run / "export" if (run / "export").is_dir() else run
+    print(f"{describe(export_hf(folder, out))}: {out}")
+
+
+@app.command(context_settings=OVERRIDES)
+def replay(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder in RUN/incidents.")],
+    overrides: Overrides = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Print sizes of activations and gradients.")] = False,
+) -> None:
+    """Repeat a step that went wrong, in one process; ends with 0 if it goes wrong in the same way.
+
+    Start it where the run was started. Overrides say where its data lie now, such as data.sources.x.shards=FOLDER.
+    """
+    from timeviper.inspection.replay import replay as repeat
+
+    if not repeat(bundle, overrides or [], layers=layers):
+        raise typer.Exit(1)
+
+
+def _again() -> str:
+    """What continues this run: its command line, unless a launcher wrote it."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return "the same command"
+    program = "timeviper" if shutil.which("timeviper") == sys.argv[0] else os.path.relpath(sys.argv[0])
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: an error that a person can mend is one message and an exit code, without a traceback."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun's: what all ranks would say, the first one says
+        logging.getLogger("timeviper").setLevel(logging.ERROR)
+    debug = "--debug" in sys.argv
+    sys.argv = [arg for arg in sys.argv if arg != "--debug"]
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        if _is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr)
+            if type(error) is ValueError:  # perhaps not meant for people: our own errors are subclasses
+                print("(add --debug to see where this comes from)", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Whether this rank is the first of the job with this message: what all ranks would say, one of them says.
+
+    torchrun's own key-value store counts, which is there before the ranks know each other, and when some are gone.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    import torch.distributed as dist  # not for the sake of a verb that needs no torch
+
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"timeviper/said/{restart}/{sha256(text.encode()).hexdigest()}", 1) == 1
+    except (OSError, RuntimeError, KeyError, ValueError):  # without the store, better twice than not at all
+        return True

@@ -1,0 +1,113 @@
+"""`timeviper shards <verb>`: make, inspect and mend shards of data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = {"help_option_names": ["-h", "--help"]}
+STOPPED = 130  # asked to stop before the end: what waits for this (make) must not go on
+
+shards = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Make and inspect shards of data.")
+
+
+@shards.command("world")
+def shards_world(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")] = Path("data/world"),
+    scale: Annotated[str, typer.Option(help="How much: small (a smoke test), default, or a factor.")] = "default",
+    workers: Annotated[int, typer.Option(help="Processes that draw and encode; 0: one a core.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
+) -> None:
+    """Draw the default data: a procedural video world with captions and questions."""
+    from timeviper.datamodules.world.world import build_world
+
+    build_world(out, scale, workers or os.cpu_count() or 1, seed, lambda n, total: _progress(f"{n}/{total} samples"))
+    print(f"\n{out}")
+
+
+@shards.command("write")
+def shards_write(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="JSONL, a JSON list, CSV or TSV; a folder of media, or of tars."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
+    form: Annotated[str, typer.Option("--format", help="auto, json, grounding, table, folder or tars.")] = "auto",
+    part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts, for a batch array.")] = "1/1",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that write; 0: one a core.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples in one tar.")] = 256,
+    media_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where names of media start, and what they must not leave.")
+    ] = None,
+) -> None:
+    """Turn your own videos and their texts into shards; the same command continues (formats: docs/your-data.md)."""
+    from timeviper.cli.write_shards import write
+
+    if not write(source, out, form, part, workers, samples_per_shard, media_root):
+        raise typer.Exit(STOPPED)
+
+
+@shards.command("index")
+def shards_index(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
+) -> None:
+    """Index shards that were made elsewhere (any WebDataset tars), and merge the indexes for reading them remotely."""
+    from timeviper.datamodules.shards.index import index_shards
+
+    written = index_shards(folder, progress=lambda name: _progress(str(name)))
+    print(f"\n{len(written)} indexes in {folder}")
+
+
+@shards.command("check")
+def shards_check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="New folder for mended copies; the exit code is then theirs.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: one a core.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Decode the frames that this recipe wants.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(min=0.0, help="Frames a second that are decoded; 1 if not said.")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="At most so many of a video; 256 if not said.")] = None,
+    max_text: Annotated[int | None, typer.Option(min=1, help="Bytes of a conversation; 131072 if not said.")] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Count this kind of problem as a note; may be repeated.")
+    ] = None,
+) -> None:
+    """Read every byte and decode every wanted frame; name what is bad, exit code 1 if anything is."""
+    from timeviper.cli.check_shards import check, config_of
+
+    config = config_of(recipe, fps, max_frames, max_text, accept or [])
+    if not check(folder, config, workers or os.cpu_count() or 1, json_file, fix):
+        raise typer.Exit(1)
+
+
+@shards.command("features", context_settings={**HELP, "ignore_unknown_options": True})
+def shards_features(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Its frozen towers run over its data.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe.")
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source (repeatable), by name or key.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: in turns with the towers.")] = 0,
+) -> None:
+    """Run the frozen towers once, and train from their merged features; the same command continues."""
+    from timeviper.config.load import load_recipe
+    from timeviper.training.inputs import check_inputs
+
+    checked = load_recipe(recipe, overrides or [])
+    check_inputs(checked)
+    from timeviper.features.write import write_features
+
+    if not write_features(checked, out, source or [], workers):
+        raise typer.Exit(STOPPED)
+
+
+def _progress(text: str) -> None:
+    print(f"\r{text}", end="", flush=True)

@@ -1,0 +1,57 @@
+"""The settings of a recipe: what they are, how a file becomes them, what is checked, what holds at a step. No torch."""
+
+from timeviper.config.callbacks import CallbacksConfig
+from timeviper.config.model import (
+    LORA_TARGETS,
+    DecoderConfig,
+    KernelConfig,
+    LoraConfig,
+    ModelConfig,
+    TowerConfig,
+    TransVConfig,
+    TransVStage,
+)
+from timeviper.config.settings import (
+    BLOCK_TYPES,
+    PARTS,
+    ChatConfig,
+    DataConfig,
+    EvalConfig,
+    FramesConfig,
+    GuardConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    PhaseConfig,
+    Recipe,
+    SourceConfig,
+    TrainConfig,
+    WatchdogConfig,
+)
+
+__all__ = [
+    "BLOCK_TYPES",
+    "LORA_TARGETS",
+    "PARTS",
+    "CallbacksConfig",
+    "ChatConfig",
+    "DataConfig",
+    "DecoderConfig",
+    "EvalConfig",
+    "FramesConfig",
+    "GuardConfig",
+    "KernelConfig",
+    "LogConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PhaseConfig",
+    "Recipe",
+    "SourceConfig",
+    "TowerConfig",
+    "TrainConfig",
+    "TransVConfig",
+    "TransVStage",
+    "WatchdogConfig",
+]

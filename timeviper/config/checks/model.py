@@ -1,0 +1,128 @@
+"""What cannot work in the sizes of a model: towers, decoder layout, TransV stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from timeviper.config.checks.finding import Finding, at_least_one
+from timeviper.config.model import LORA_TARGETS, DecoderConfig, LoraConfig, ModelConfig, TowerConfig, TransVStage
+from timeviper.errors import did_you_mean
+
+LEGEND = "M Mamba-2, * attention, - MLP"
+
+
+def model_problems(model: ModelConfig) -> Iterator[Finding]:
+    """Everything that cannot be built."""
+    for name, tower in model.towers.items():
+        if tower:
+            yield from _tower(f"model.towers.{name}", tower)
+    yield from _decoder(model.decoder)
+    yield from _transv(model)
+    yield from _lora(model.lora)
+
+
+def _tower(key: str, tower: TowerConfig) -> Iterator[Finding]:
+    sizes = "image_size patch_size width layers heads mlp_width tokens"
+    yield from at_least_one(key, tower, sizes)
+    if min(getattr(tower, name) for name in sizes.split()) < 1:
+        return
+    if tower.registers < 0 or (tower.registers and tower.family != "dinov2"):
+        yield Finding(f"{key}.registers", f"must be 0 for {tower.family}: only dinov2 has register tokens.")
+    if tower.image_size < tower.patch_size:
+        yield Finding(f"{key}.patch_size", f"is larger than the image of {tower.image_size} pixels.")
+        return
+    # SigLIP so400m has 384 = 27 x 14 + 6 pixels: its convolution leaves the rest out, as it was trained.
+    if tower.family != "siglip" and tower.image_size % tower.patch_size:
+        lower = tower.image_size // tower.patch_size * tower.patch_size
+        message = f"must be a multiple of patch_size = {tower.patch_size}: {lower} or {lower + tower.patch_size}."
+        yield Finding(f"{key}.image_size", message)
+    if tower.family == "vit" and tower.patch_size & (tower.patch_size - 1):
+        yield Finding(f"{key}.patch_size", "must be a power of two for vit: its stem halves the image step by step.")
+    if tower.width % tower.heads:
+        yield Finding(f"{key}.heads", f"must divide width = {tower.width}.")
+    patches = (tower.image_size // tower.patch_size) ** 2
+    if tower.tokens > patches:
+        yield Finding(f"{key}.tokens", f"is more than the {patches} patches of a frame; merging cannot add tokens.")
+    if not -tower.layers <= tower.feature_layer <= -1:
+        message = f"counts from the end: -1 the last block, -{tower.layers} the first."
+        yield Finding(f"{key}.feature_layer", message)
+
+
+def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
+    key, layout = "model.decoder", decoder.layout
+    if not layout:
+        yield Finding(f"{key}.layout", f"is empty: one letter a block ({LEGEND}).")
+    if unknown := sorted(set(layout) - set("M*-")):
+        yield Finding(f"{key}.layout", f"has {' '.join(map(repr, unknown))}; the letters are {LEGEND}.")
+    if layout and "*" not in layout:
+        yield Finding(f"{key}.layout", "has no attention block (*): without one nothing is recalled exactly.")
+    if decoder.family != "nemotron_h" and layout != "*-" * (len(layout) // 2):
+        yield Finding(f"{key}.layout", f"must repeat *- (attention, MLP) for {decoder.family}.")
+    sizes = "vocab_size width mlp_width heads kv_heads head_dim max_tokens"
+    if "M" in layout:
+        sizes += " ssm_heads ssm_head_dim ssm_state ssm_groups conv_kernel chunk_size"
+    yield from at_least_one(key, decoder, sizes)
+    if min(getattr(decoder, name) for name in sizes.split()) < 1:
+        return
+    if decoder.heads % decoder.kv_heads:
+        yield Finding(f"{key}.kv_heads", f"must divide heads = {decoder.heads}: each serves a group of them.")
+    if decoder.head_dim % 2 and decoder.family != "nemotron_h":
+        yield Finding(f"{key}.head_dim", "must be even: the rotary embedding turns pairs.")
+    if "M" in layout and decoder.ssm_heads % decoder.ssm_groups:
+        message = f"must divide ssm_heads = {decoder.ssm_heads}: the heads of a group share B and C."
+        yield Finding(f"{key}.ssm_groups", message)
+    if not 0 < decoder.norm_eps < 1:
+        yield Finding(f"{key}.norm_eps", "must be above 0 and below 1.")
+    if decoder.rope_theta <= 0:
+        yield Finding(f"{key}.rope_theta", "must be above 0.")
+
+
+def _transv(model: ModelConfig) -> Iterator[Finding]:
+    layout = model.decoder.layout
+    stages = {f"model.transv.stages.{name}": stage for name, stage in model.transv.stages.items() if stage}
+    for key, stage in stages.items():
+        if not 0 < stage.keep <= 1:
+            message = "must be above 0 and at most 1: the fraction of the original vision tokens that stays."
+            yield Finding(f"{key}.keep", message)
+        if not 0 <= stage.layer < len(layout):
+            yield Finding(f"{key}.layer", f"must be a block of the layout: 0 to {len(layout) - 1}.")
+        elif stage.select == "attention" and layout[stage.layer] != "*":
+            yield Finding(f"{key}.layer", _needs_attention(stage, layout))
+    for (_, a), (key, b) in pairwise(stages.items()):
+        if b.layer <= a.layer:
+            message = f"stages stand in order of strictly rising layer, and the one before runs at {a.layer}."
+            yield Finding(f"{key}.layer", message)
+        if b.keep > a.keep:
+            message = (
+                f"never rises from stage to stage, and the one before keeps {a.keep:g} "
+                "(keep counts from the original tokens, not from those that are left)."
+            )
+            yield Finding(f"{key}.keep", message)
+
+
+def _needs_attention(stage: TransVStage, layout: str) -> str:
+    blocks = ", ".join(str(i) for i, letter in enumerate(layout) if letter == "*") or "none in this layout"
+    kind = {"M": "a Mamba-2", "-": "an MLP"}.get(layout[stage.layer], "no attention")
+    return (
+        f"select = attention ranks with the queries and keys of its block, but block {stage.layer} "
+        f"is {kind} block. Attention blocks: {blocks}. Or use select = uniform."
+    )
+
+
+def _lora(lora: LoraConfig) -> Iterator[Finding]:
+    if lora.rank < 0:
+        yield Finding("model.lora.rank", "must be 0 (no adapters) or more.")
+    if not 0 < lora.alpha < float("inf"):
+        yield Finding("model.lora.alpha", "must be above 0.")
+    if not 0 <= lora.dropout < 1:
+        yield Finding("model.lora.dropout", "must be a share from 0 to below 1.")
+    if lora.rank and not lora.targets:
+        yield Finding("model.lora.targets", "is empty: name what gets adapters, as in [attention, mamba, mlp].")
+    known = list(dict.fromkeys((*(target.partition(".")[0] for target in LORA_TARGETS), *LORA_TARGETS)))
+    for target in lora.targets:
+        if target not in known:
+            yield Finding(
+                "model.lora.targets",
+                f"has no target {target}; targets: {', '.join(known)}.{did_you_mean(target, known)}",
+            )

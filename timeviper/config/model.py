@@ -1,0 +1,148 @@
+"""The settings of the model: towers, decoder, TransV, adapters and kernels. Part of `timeviper.config.settings`.
+
+Defaults describe the published 9B model; named sizes are in `presets.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# What low-rank adapters can stand beside; the word before the dot names all of its kind.
+LORA_TARGETS = (
+    *(f"attention.{name}" for name in "qkvo"),
+    *("mamba.in", "mamba.out", "mlp.up", "mlp.gate", "mlp.down", "projector.in", "projector.out"),
+    *(f"transv.{name}" for name in "qkvo"),
+)
+
+
+@dataclass
+class TowerConfig:
+    """One vision encoder: uint8 frames in, `tokens` features a frame out."""
+
+    family: Literal["vit", "siglip", "dinov2"] = "siglip"
+    """vit: a small ViT with a convolutional stem; siglip (also fixed-size SigLIP2), dinov2: pretrained."""
+    weights: str = ""
+    """Folder of pretrained weights (Hugging Face layout); empty: random, or from the previous stage."""
+    image_size: int = 384
+    """Frames are resized to this square, in pixels."""
+    patch_size: int = 14
+    """Pixels a patch side; the stem of `vit` reaches it by strided convolutions, so a power of two there."""
+    width: int = 1152
+    layers: int = 27
+    heads: int = 16
+    mlp_width: int = 4304
+    """Size of the encoder: features a patch, blocks, attention heads, hidden units of the MLP."""
+    registers: int = 0
+    """Register tokens of the encoder (DINOv2 with registers: 4); never passed on."""
+    feature_layer: int = -2
+    """Which block's output is the feature: -1 the last, -2 the one before (the published choice)."""
+    tokens: int = 16
+    """Tokens a frame after merging (ToMe); equal to the patch count: no merging."""
+
+
+@dataclass
+class DecoderConfig:
+    """The language model: a stack of pre-norm residual blocks laid out by a string."""
+
+    family: Literal["nemotron_h", "llama", "qwen2"] = "nemotron_h"
+    """nemotron_h: no positions, ungated relu2 MLP; llama, qwen2: RoPE and SwiGLU, the transformer control."""
+    layout: str = ""
+    """One letter a block: M Mamba-2, * attention, - MLP."""
+    vocab_size: int = 131072
+    width: int = 4480
+    mlp_width: int = 15680
+    """Rows of the embedding, width of the residual stream, hidden units of an MLP block."""
+    heads: int = 40
+    kv_heads: int = 8
+    head_dim: int = 128
+    """Attention blocks: query heads, key and value heads (each serves heads / kv_heads), size of a head."""
+    ssm_heads: int = 128
+    ssm_head_dim: int = 80
+    ssm_state: int = 128
+    ssm_groups: int = 8
+    conv_kernel: int = 4
+    """Mamba-2 blocks: heads, size of a head, its state, groups that share B and C, convolution width."""
+    chunk_size: int = 128
+    """Tokens a chunk in the chunked scan; changes speed and memory, not results."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
+    rope_theta: float = 10000.0
+    """Base of the rotary embedding; only llama and qwen2 have one."""
+    tie_embeddings: bool = False
+    """Whether the output layer shares the embedding's weights."""
+    max_tokens: int = 131072
+    """Longest sequence that the weights were made for; longer prompts are refused."""
+    weights: str = ""
+    """Folder with imported weights (see `timeviper import`); empty: random, or from the previous stage."""
+
+
+@dataclass
+class TransVStage:
+    """One transfer of vision tokens into the instruction tokens, before a block."""
+
+    layer: int = 0
+    """Runs on the residual stream before this block, counted from 0."""
+    keep: float = 1.0
+    """Fraction of the ORIGINAL vision tokens of a sequence that is left afterwards, in (0, 1]."""
+    select: Literal["uniform", "attention"] = "uniform"
+    """Which stay: evenly spaced, or by the last prompt token's attention (before attention blocks only)."""
+    transfer: bool = True
+    """false: dropped tokens are lost (the pure-drop baseline)."""
+
+
+@dataclass
+class TransVConfig:
+    """Token transfer inside the decoder (paper 3.3)."""
+
+    stages: dict[str, TransVStage | None] = field(default_factory=dict)
+    """Named stages in order of rising layer; set one to null to remove it. None at all: TransV is off."""
+    prenorm: bool = True
+    """Normalise queries and keys before the cross-attention; false is the paper's form."""
+    keys: Literal["dropped", "all"] = "dropped"
+    """Keys and values: the dropped vision tokens, or all of them (a variant for ablations)."""
+    queries: Literal["instruction", "instruction+answer"] = "instruction"
+    """Who receives: instruction tokens only, or answer tokens too (as in the authors' training code)."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen linear maps; the export holds them merged, and alone in export/adapter/."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: none."""
+    alpha: float = 16.0
+    """What an adapter adds is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that are set to 0 while it learns."""
+    targets: list[str] = field(default_factory=lambda: ["attention", "mamba", "mlp"])
+    """What gets an adapter: attention, mamba, mlp, projector, transv, or single maps such as attention.q or mamba.in.
+    In a part with adapters these alone learn, at the rate of the part (optim.lrs)."""
+    weights: str = ""
+    """Adapter file to start from (adapter.safetensors of an export); empty: adapters that add nothing yet."""
+
+
+@dataclass
+class KernelConfig:
+    """Which implementation runs each operation: auto takes the fastest that runs on the device."""
+
+    ssd: Literal["auto", "reference", "torch", "vendor"] = "auto"
+    conv1d: Literal["auto", "reference", "torch", "vendor"] = "auto"
+    attention: Literal["auto", "reference", "torch", "vendor"] = "auto"
+    norm: Literal["auto", "reference", "torch", "vendor"] = "auto"
+    cross_entropy: Literal["auto", "reference", "torch", "vendor"] = "auto"
+    """reference: readable and slow; torch: fast on every device; vendor: the optional GPU packages."""
+
+
+@dataclass
+class ModelConfig:
+    preset: str = "nano9b"
+    """Named size that the fields below start from (see `presets.py`)."""
+    tokenizer: str = ""
+    """Folder or tokenizer.json; empty: the small tokenizer that ships with the package."""
+    towers: dict[str, TowerConfig | None] = field(default_factory=dict)
+    """Vision encoders by name; the tokens of several are laid side by side in each frame."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    transv: TransVConfig = field(default_factory=TransVConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    kernel: KernelConfig = field(default_factory=KernelConfig)

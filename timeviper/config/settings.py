@@ -1,0 +1,266 @@
+"""Every setting of a recipe, as typed dataclasses: the only place where a default is written.
+
+The string under a field is its documentation, which `timeviper explain` prints; one string under several
+fields documents them all.
+The model's own are in `model.py`, those of callbacks in `callbacks.py`. Defaults describe the published
+9B recipe where the paper states one; named sizes are in `presets.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from timeviper.config.callbacks import CallbacksConfig
+from timeviper.config.model import ModelConfig
+
+# The parts of the model that a stage may train, and that may have a learning rate of their own.
+PARTS = ("tower", "projector", "decoder", "transv")
+# What activation checkpointing tells apart.
+BLOCK_TYPES = ("mamba", "attention", "mlp", "transv", "tower")
+
+
+@dataclass
+class ChatConfig:
+    """How a conversation becomes tokens."""
+
+    system: str = ""
+    """System message before every conversation; empty: none (a template may still emit an empty section)."""
+    time: Literal["none", "sentence", "frames"] = "sentence"
+    """What the prompt says of time: nothing; duration and frame count; or a time before each frame group."""
+    frames_per_time: int = 1
+    """With `time: frames`: frames in a group, that is, how often a time is written."""
+
+
+@dataclass
+class FramesConfig:
+    """Which frames of a video are read."""
+
+    fps: float = 1.0
+    """Frames a second of video, until `max_frames` binds."""
+    min_frames: int = 1
+    """At least this many frames (of a video that has them), however short the video is."""
+    max_frames: int = 256
+    """At most this many, evenly spaced over the whole video."""
+
+
+@dataclass
+class SourceConfig:
+    """A set of shards that samples are drawn from."""
+
+    shards: str = ""
+    """A folder of .tar shards with their .idx.json, or a glob of them; also s3://, https:// and the like."""
+    dataset: str = ""
+    """In place of shards: a Python class with the methods __len__, record and open, as module:Class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that class."""
+    weight: float = 1.0
+    """Share of this source in the mixture (see data.mixture), relative to the other weights."""
+    epochs: float | None = None
+    """How often its samples are gone through at most; null: as often as the steps need."""
+    types: str = ""
+    """Keep only these question types (comma-separated); empty: all."""
+
+
+@dataclass
+class DataConfig:
+    sources: dict[str, SourceConfig | None] = field(default_factory=dict)
+    """What is trained on, by name."""
+    val: dict[str, SourceConfig | None] = field(default_factory=dict)
+    """Held-out data for validation and evaluation, by name."""
+    mixture: Literal["samples", "tokens"] = "samples"
+    """What the weights of the sources are shares of: samples, or tokens at the decoder's input."""
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    tokens_per_pack: int = 8192
+    """Decoder tokens of a pack (a micro-batch of a rank), mean over the blocks: after ToMe and TransV."""
+    packs_per_step: int = 1
+    """Packs of one optimizer step over all ranks; every rank gets the same number."""
+    shuffle_window: int = 4096
+    """Samples in the window shuffle that follows the permutation of shards."""
+    workers: int = 1
+    """Loader processes a rank; 0 reads in the training process."""
+    prefetch: int = 2
+    """Steps that each loader process reads ahead, as far as prefetch_gb allows."""
+    prefetch_gb: float = 2.0
+    """GB that all loader processes of a rank may hold ready; at least one step each is read ahead."""
+    cache: str = ""
+    """Folder that keeps what was read from remote shards; empty: timeviper-cache in the temporary folder."""
+    cache_gb: float = 10.0
+    """Largest size of that folder, in GB; what was not used for longest goes first."""
+    max_skipped: float = 0.005
+    """Share of samples that may be unreadable before the run stops with the list of them."""
+
+
+@dataclass
+class PhaseConfig:
+    """A change of what is read, kept and trained, from a step on: the curriculum."""
+
+    start: int = 0
+    """First step of the phase."""
+    max_frames: int | None = None
+    """Replaces data.frames.max_frames."""
+    fps: float | None = None
+    """Replaces data.frames.fps."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Replaces weights of named sources; 0 pauses a source."""
+    keep: dict[str, float] = field(default_factory=dict)
+    """Replaces `keep` of named TransV stages while training; validation and the export use model.transv."""
+    ramp: int = 0
+    """Steps after `start` in which what TransV keeps moves evenly to this phase's from the one before; 0: at once."""
+    trainable: list[str] | None = None
+    """Parts out of train.trainable that learn in this phase; null: all of them. The others stand still, but their
+    gradients are still computed."""
+
+
+@dataclass
+class GuardConfig:
+    """What happens when a step's loss or gradient norm is not a number, or explodes. The step is never applied."""
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    """stop: end the run; skip: go on without the step; rewind: back to the last checkpoint, then without its data."""
+    spike: float = 0.0
+    """A loss or gradient norm above this many times its running median counts, too; 0: only what is not finite."""
+    window: int = 64
+    """Steps of the running median; nothing counts as a spike before a quarter of them."""
+    limit: int = 8
+    """Incidents of the run folder after which skip and rewind stop the run."""
+    leave_out: int = 1
+    """With `rewind`: steps whose data are left out, the last of them the offending one."""
+    keep_weights: int = 2
+    """Incidents, the first ones, whose bundle holds the weights that `timeviper replay` needs."""
+
+
+@dataclass
+class WatchdogConfig:
+    """Says where each rank is when a step, or the wait for its data, takes too long."""
+
+    seconds: float = 600.0
+    """Longest step or wait for data; validation and checkpoints do not count, a start may take 5 times as long.
+    0: off."""
+    abort: bool = False
+    """End the process afterwards, and with it the job, instead of waiting on."""
+
+
+@dataclass
+class TrainConfig:
+    objective: Literal["answer", "tags"] = "answer"
+    """answer: next-token loss on the answers; tags: tower, projector and embeddings predict captions' words."""
+    steps: int = 1000
+    """Optimizer steps of the stage."""
+    init_from: str = ""
+    """Export folder of the previous stage; empty: start from `weights` of the parts, or at random."""
+    trainable: list[str] = field(default_factory=lambda: ["projector"])
+    """Parts that learn: tower, projector, decoder, transv. The others stay frozen and in eval mode."""
+    phases: dict[str, PhaseConfig | None] = field(default_factory=dict)
+    """Named phases with rising start: what changes while the stage runs."""
+    validate_every: int = 0
+    """Steps between validations on held-out shards; 0: only at the end."""
+    validate_samples: int = 256
+    """Held-out samples of one validation."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step and an interruption always write one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk."""
+    checkpoint_async: bool = True
+    """Write checkpoints while training goes on, from one copy of the weights and optimizer in host memory."""
+    stop_within: float = 30.0
+    """Seconds between SIGTERM (or SIGUSR1, Ctrl-C) and the end of the process; for a message when it is too short."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-5
+    """Peak learning rate of AdamW."""
+    lrs: dict[str, float | None] = field(default_factory=dict)
+    """Learning rates of single parts (tower, projector, decoder, transv) where they differ; null: `lr`."""
+    weight_decay: float = 0.01
+    """Not applied to norms, biases, embeddings' gates, A_log, D, dt_bias, transfer gates and LoRA adapters."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    """Decay of AdamW's running means of the gradient and of its square."""
+    warmup: float = 0.03
+    """Share of the steps with a rising learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    final_lr: float = 0.0
+    """Learning rate at the last step, as a share of the peak."""
+    clip: float = 1.0
+    """Gradient norm over all trained parameters is cut to this; 0: not cut."""
+
+
+@dataclass
+class ParallelConfig:
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of computation; master weights, gradient reduction, norms, gates and the scan's parameters stay float32."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which frozen matrices are kept; bfloat16 halves their memory and rounds them, also in the export."""
+    activation_checkpointing: str = "none"
+    """What is computed again in the backward pass instead of kept: none, all, or block types (comma-separated) out of
+    mamba, attention, mlp, transv, tower; true means all, false none."""
+    offload_activations: bool = False
+    """Keep what blocks save for the backward pass in host memory; with checkpointing only the blocks' inputs."""
+    offload_params: bool = False
+    """Keep parameters, gradients and optimizer state in host memory, where AdamW then runs."""
+    compile: bool = False
+    """torch.compile every decoder block."""
+    reduce_every_pack: bool = False
+    """Reduce gradients after every pack of a step instead of once: as much more communication, but between packs a
+    rank holds its shard of the gradients instead of all of them."""
+    replicas: int = 1
+    """Groups of ranks that each hold a full copy (hybrid sharding); 1: sharded over all ranks."""
+
+    @property
+    def checkpointed(self) -> frozenset[str]:
+        """The block types that `activation_checkpointing` names, known or not."""
+        named = frozenset(word.strip() for word in self.activation_checkpointing.lower().split(","))
+        return frozenset(BLOCK_TYPES) if named & {"all", "true"} else named - {"none", "false", ""}
+
+
+@dataclass
+class EvalConfig:
+    samples: int = 0
+    """Held-out samples to answer; 0: all."""
+    max_new_tokens: int = 48
+    """Longest answer."""
+    batch: int = 32
+    """Sequences that are answered together."""
+
+
+@dataclass
+class LogConfig:
+    every: int = 10
+    """Steps between two log lines."""
+    tensorboard: bool = True
+    csv: bool = True
+    """Which logs are written to <run>/logs."""
+
+
+@dataclass
+class Recipe:
+    """One stage of training, whole."""
+
+    name: str = ""
+    """Stage name; the run folder is runs/<size>/<name>."""
+    size: str = ""
+    """Family of runs that this one belongs to (tiny, nano9b, your own): first part of the run folder."""
+    about: str = ""
+    """What the stage trains and what must exist before it."""
+    out: str = ""
+    """Run folder; empty: runs/<size>/<name>."""
+    seed: int = 0
+    """Seed of weights and data order."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+
+    @property
+    def run_dir(self) -> str:
+        return self.out or f"runs/{self.size}/{self.name}"

@@ -1,0 +1,242 @@
+"""Writing: prefill the prompts, then one token a sequence and step, at constant cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from timeviper.inference.prefill import Prefilled, prefill, prefill_chunks
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.decoder import Decoder
+from timeviper.model.viper import TimeViper
+from timeviper.pack import Kind, Pack
+
+ENDED = -1  # what `on_token` is shown for a sequence that has stopped
+
+OnToken = Callable[[list[int]], None]
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: Collection[int] = (),
+    generator: torch.Generator | None = None,
+    on_token: OnToken | None = None,
+    chunk: int | None = None,
+) -> list[Tensor]:
+    """Continue text prompts (int64 `[n]` each, of any lengths) together; returns the new ids of each.
+
+    temperature 0: the most likely token; else sampled from the smallest set of tokens that holds `top_p` of
+    the probability, with `generator` (on the decoder's device). A stop id ends its sequence and is not
+    returned. on_token: called at every step with one id a sequence, `ENDED` for those that have stopped.
+    chunk: prefill in pieces of that many tokens, which bounds the memory of long prompts.
+    Raises ValueError for an empty prompt, an id outside the vocabulary, or a prompt longer than the context.
+    """
+    _check_prompts(decoder, prompts)
+    device = decoder.embeddings.weight.device
+    prompts = [ids.to(device) for ids in prompts]
+    if not prompts or max_new_tokens == 0:
+        return [ids[:0] for ids in prompts]
+    with torch.inference_mode():
+        if chunk is None:
+            start = prefill(decoder, decoder.embed(torch.cat(prompts)), Bounds(map(len, prompts), device))
+        else:
+            start = Prefilled.join([_prefill_text(decoder, ids, chunk, max_new_tokens) for ids in prompts])
+    return write(
+        decoder,
+        start,
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop_ids=stop_ids,
+        generator=generator,
+        on_token=on_token,
+    )
+
+
+def generate_pack(
+    model: TimeViper,
+    pack: Pack,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: Collection[int] = (),
+    generator: torch.Generator | None = None,
+    on_token: OnToken | None = None,
+    kept: dict[str, list[int]] | None = None,
+    chunk_frames: int | None = None,
+) -> list[Tensor]:
+    """Answer every prompt of a pack with its frames; returns the new ids of each, as `generate` does.
+
+    kept: filled with the vision tokens left after each transfer stage. chunk_frames: encode and prefill that
+    many frames at a time, one prompt after the other; without effect on a pack with features.
+    """
+    if chunk_frames is None or pack.features:  # features are small enough to be taken whole
+        with torch.inference_mode():
+            counts = [n * model.tokens_per_frame for n in pack.frame_counts]
+            x = model.embed(pack)
+            start = prefill(model.decoder, x, Bounds(pack.lengths, x.device), pack.kind, counts)
+    else:
+        parts = [
+            prefill_frames(model, one.ids, one.kind, one.frames.split(chunk_frames), one.num_frames)
+            for one in _single(pack)
+        ]
+        start = Prefilled.join(parts)
+    if kept is not None:
+        kept.update(start.kept)
+    return write(
+        model.decoder,
+        start,
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop_ids=stop_ids,
+        generator=generator,
+        on_token=on_token,
+    )
+
+
+def prefill_frames(model: TimeViper, ids: Tensor, kind: Tensor, frames: Iterable[Tensor], num_frames: int) -> Prefilled:
+    """One prompt whose frames come from an iterator of uint8 `[f, 3, H, W]`, `num_frames` in all: an hour of
+    video is never in memory. ids and kind `[n]` as in a pack, with 0 at vision positions."""
+    vision = num_frames * model.tokens_per_frame
+    return prefill_chunks(model.decoder, embed_frames(model, ids, kind, frames), vision, len(ids) - vision)
+
+
+def embed_frames(
+    model: TimeViper, ids: Tensor, kind: Tensor, frames: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The embedded prompt up to the last vision token of each part of the frames, then what follows them.
+
+    Raises ValueError when the frames do not fill the prompt's vision positions.
+    """
+    places = torch.nonzero(kind == Kind.VISION).squeeze(1).tolist()
+    start = done = 0
+    for part in frames:
+        vision = model.encode(part.to(ids.device)).flatten(0, 1)
+        done += len(vision)
+        if len(vision) == 0 or done > len(places):
+            continue
+        piece = slice(start, places[done - 1] + 1)
+        start = piece.stop
+        where = torch.nonzero(kind[piece] == Kind.VISION).squeeze(1)
+        x = model.decoder.embed(ids[piece])
+        yield x.index_copy(0, where, vision.to(x.dtype)), kind[piece]
+    if done != len(places):
+        raise ValueError(
+            f"the prompt has {len(places)} vision positions, but the frames made {done} tokens "
+            f"({model.tokens_per_frame} a frame)"
+        )
+    if start < len(ids):
+        yield model.decoder.embed(ids[start:]), kind[start:]
+
+
+@torch.inference_mode()
+def write(
+    decoder: Decoder,
+    start: Prefilled,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: Collection[int] = (),
+    generator: torch.Generator | None = None,
+    on_token: OnToken | None = None,
+) -> list[Tensor]:
+    """Continue prefilled prompts (the general form: see `generate`). Uses up the state of `start`.
+
+    Raises ValueError, before it writes, where prompt and answer together are longer than the context.
+    """
+    _check_sampling(temperature, top_p, max_new_tokens)
+    state, hidden = start.state, start.hidden
+    for i, n in enumerate(state.seen):
+        if n + max_new_tokens > decoder.cfg.max_tokens:
+            raise ValueError(
+                f"prompt {i} has {n:,} tokens and {max_new_tokens:,} are to be written: more than "
+                f"model.decoder.max_tokens = {decoder.cfg.max_tokens:,}"
+            )
+    device, S = hidden.device, state.num_sequences
+    written: list[list[int]] = [[] for _ in range(S)]
+    alive = list(range(S))
+    for step in range(max_new_tokens):
+        logits = decoder.project(hidden)
+        if step == 0 and not bool(torch.isfinite(logits).all()):
+            raise ValueError("the logits after the prompt are not finite: the weights or the frames hold NaN")
+        chosen = sample(logits, temperature, top_p, generator)
+        ids = chosen.tolist()
+        going = [i for i, token in enumerate(ids) if token not in stop_ids]
+        shown = [ENDED] * S
+        for i in going:
+            written[alive[i]].append(ids[i])
+            shown[alive[i]] = ids[i]
+        if on_token is not None and going:
+            on_token(shown)
+        if not going or step == max_new_tokens - 1:
+            break
+        if len(going) < len(alive):
+            state, chosen = state.select(going), chosen[going]
+            alive = [alive[i] for i in going]
+        hidden = decoder(decoder.embed(chosen), Bounds([1] * len(alive), device), state=state).hidden
+    return [torch.tensor(ids, dtype=torch.int64, device=device) for ids in written]
+
+
+def sample(logits: Tensor, temperature: float, top_p: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """Choose one id `[S]` from logits `[S, V]`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    before = probs.cumsum(-1) - probs  # what the more likely tokens hold: less than top_p for those in the set
+    probs = probs.masked_fill(before >= top_p, 0.0)
+    return order.gather(1, torch.multinomial(probs, 1, generator=generator)).squeeze(1)
+
+
+def _prefill_text(decoder: Decoder, ids: Tensor, chunk: int, spare: int) -> Prefilled:
+    pieces = ((decoder.embed(p), torch.zeros_like(p, dtype=torch.uint8)) for p in ids.split(chunk))
+    return prefill_chunks(decoder, pieces, 0, len(ids) + spare)
+
+
+def _single(pack: Pack) -> Iterator[Pack]:
+    """The prompts of a pack, each by itself."""
+    frames = pack.frames.split(pack.frame_counts)
+    columns = (t.split(pack.lengths) for t in (pack.ids, pack.labels, pack.kind))
+    for ids, labels, kind, n, part in zip(*columns, pack.lengths, frames):
+        yield replace(
+            pack,
+            ids=ids,
+            labels=labels,
+            kind=kind,
+            lengths=[n],
+            frames=part,
+            frame_counts=[len(part)],
+            keys=[],
+            types=[],
+            answers=[],
+        )
+
+
+def _check_sampling(temperature: float, top_p: float, max_new_tokens: int) -> None:
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1 (1: every token), got {top_p}")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
+
+
+def _check_prompts(decoder: Decoder, prompts: Sequence[Tensor]) -> None:
+    for i, ids in enumerate(prompts):
+        if ids.ndim != 1 or ids.dtype != torch.int64 or len(ids) == 0:
+            raise ValueError(f"prompt {i} must be int64 [n] with n of 1 or more, got {ids.dtype} {list(ids.shape)}")
+        if int(ids.min()) < 0 or int(ids.max()) >= decoder.cfg.vocab_size:
+            raise ValueError(
+                f"prompt {i} has ids {int(ids.min())} to {int(ids.max())}; the vocabulary has "
+                f"{decoder.cfg.vocab_size} (0 to {decoder.cfg.vocab_size - 1}): is it the right tokenizer?"
+            )

@@ -1,0 +1,211 @@
+"""A prompt into the decoder's state: whole, or piece by piece as frames arrive.
+
+Piece by piece, the blocks between two transfers form a segment that carries its convolution, state space and
+key states from chunk to chunk. A uniform stage knows beforehand which tokens stay, so a chunk goes through it at
+once: survivors go on, of the dropped tokens only cross-attention keys and values are kept for the text behind
+them. An attention-guided stage has to wait for the last prompt token, and holds the residuals at its boundary.
+
+Peak memory grows with the number of frames only by what must be kept, `kept_bytes`: with V[i] vision tokens after
+stage i (V[0] before the first), T text tokens, e bytes an element,
+
+    each attention block behind stage i              (V[i] + T) * 2 * Hkv * P * e     keys and values
+    each stage i that transfers                  (V[i-1] - V[i]) * 2 * Hkv * P * e     of dropped tokens
+                                                  (V[i-1] with `transv.keys: all`)
+    each attention-guided stage i                  (V[i-1] + T) * (D * e + 16 * H)     residuals and scores
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from timeviper.config.shape import Segment, kept_counts
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.decoder import Decoder, Ranker
+from timeviper.model.state import DecoderState, SegmentState, Span
+from timeviper.model.transv import (
+    Memory,
+    Stream,
+    attention_scores,
+    last_prompt_token,
+    select_ranked,
+    select_uniform,
+    shorten,
+)
+from timeviper.pack import Kind
+
+
+@dataclass
+class Prefilled:
+    """S prompts that have gone through the decoder."""
+
+    hidden: Tensor
+    """`[S, D]` of their last tokens, after the final norm."""
+    state: DecoderState
+    kept: dict[str, list[int]]
+    """Vision tokens left after each transfer stage, per sequence."""
+
+    @staticmethod
+    def join(parts: Sequence[Prefilled]) -> Prefilled:
+        kept = {name: [n for part in parts for n in part.kept[name]] for name in parts[0].kept}
+        state = DecoderState.join([part.state for part in parts])
+        return Prefilled(torch.cat([part.hidden for part in parts]), state, kept)
+
+
+@torch.inference_mode()
+def prefill(
+    decoder: Decoder,
+    x: Tensor,
+    bounds: Bounds,
+    kind: Tensor | None = None,
+    vision_counts: Sequence[int] | None = None,
+) -> Prefilled:
+    """Whole prompts at once: x `[L, D]` embedded, kind `[L]` (None: text only)."""
+    state = decoder.empty_state(bounds.num_sequences, x.device, x.dtype)
+    out = decoder(x, bounds, kind, state, vision_counts)
+    return Prefilled(out.hidden[out.bounds.cu_seqlens[1:].long() - 1], state, out.kept)
+
+
+@torch.inference_mode()
+def prefill_chunks(
+    decoder: Decoder,
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    vision_count: int,
+    text_count: int | None = None,
+) -> Prefilled:
+    """One prompt in pieces of any sizes: (x `[n, D]` embedded, kind `[n]` uint8), read one at a time.
+
+    vision_count: vision tokens of the whole prompt, which the schedule counts from. text_count: all other
+    tokens, those to be written included; where given, no key cache ever moves.
+    Raises ValueError when the pieces hold another number of vision tokens, or are longer than the context.
+    """
+    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    room = None if text_count is None else [[n + text_count] for n in left]
+    weight = decoder.embeddings.weight
+    state = decoder.empty_state(1, weight.device, weight.dtype, room)
+    last = None
+    for chunk in stream_through(decoder, chunks, vision_count, state):
+        last = chunk.x[-1:] if len(chunk.x) else last
+    if last is None:
+        raise ValueError("the prompt has no token: give at least one chunk that is not empty")
+    kept = {segment.name: [n] for segment, n in _schedule(decoder, vision_count)}
+    return Prefilled(decoder.norm_f(last), state, kept)
+
+
+def stream_through(
+    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], vision_count: int, state: DecoderState
+) -> Iterator[Stream]:
+    """What is left of each chunk after the last block (before the final norm), as the chunks come."""
+    stream = _counted(decoder, chunks, vision_count, state)
+    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    for i, segment in enumerate(decoder.segments):
+        if i and left[i] < left[i - 1]:
+            guided = segment.stage is not None and segment.stage.select == "attention"
+            stream = (_guided if guided else _uniform)(decoder, segment, stream, left[i - 1], left[i])
+        stream = _run(decoder, segment, stream, state.segments[i])
+    return stream
+
+
+def kept_bytes(decoder: Decoder, vision_count: int, text_count: int) -> int:
+    """The part of the peak memory of `prefill_chunks` that grows with the prompt (formula above)."""
+    cfg, e = decoder.cfg, decoder.embeddings.weight.element_size()
+    pair = 2 * cfg.kv_heads * cfg.head_dim * e
+    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    total = 0
+    for i, segment in enumerate(decoder.segments):
+        blocks = sum(cfg.layout[b] == "*" for b in segment.blocks)
+        total += blocks * (left[i] + text_count) * pair
+        if i and left[i] < left[i - 1] and segment.stage is not None:
+            if segment.name in decoder.transv:
+                every = decoder.transv_cfg.keys == "all"
+                total += (left[i - 1] - (0 if every else left[i])) * pair
+            if segment.stage.select == "attention":
+                total += (left[i - 1] + text_count) * (cfg.width * e + 16 * cfg.heads)
+    return total
+
+
+def _schedule(decoder: Decoder, vision_count: int) -> list[tuple[Segment, int]]:
+    """The segments behind a stage, and the vision tokens that reach them."""
+    rows, left = [], vision_count
+    for segment in decoder.segments[1:]:
+        assert segment.stage is not None
+        left = kept_counts(segment.stage.keep, [vision_count], [left])[0]
+        rows.append((segment, left))
+    return rows
+
+
+def _counted(
+    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], vision_count: int, state: DecoderState
+) -> Iterator[Stream]:
+    """The chunks as streams, their tokens counted; what they add up to is checked."""
+    vision = 0
+    for x, kind in chunks:
+        bounds = Bounds([len(x)], x.device)
+        decoder.check_lengths(bounds, state)
+        count = int((kind == Kind.VISION).sum())
+        vision += count
+        if vision > vision_count:
+            break
+        index = torch.arange(len(x), device=x.device) + state.seen[0]
+        state.seen = [state.seen[0] + len(x)]
+        yield Stream(x, bounds, kind, [count], index)
+    if vision != vision_count:
+        more = "or more " if vision > vision_count else ""
+        raise ValueError(
+            f"the chunks hold {vision:,} {more}vision tokens, but vision_count says {vision_count:,}: "
+            "TransV's schedule counts from it, so it must be exact (frames times tokens a frame)"
+        )
+
+
+def _run(decoder: Decoder, segment: Segment, stream: Iterator[Stream], state: SegmentState) -> Iterator[Stream]:
+    for chunk in stream:
+        if len(chunk.x):
+            chunk.x = decoder.run(segment, chunk.x, chunk.bounds, state)
+        yield chunk
+
+
+def _uniform(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: int, kept: int) -> Iterator[Stream]:
+    mask = select_uniform([left], [kept], torch.device("cpu"))
+    return _shorten(decoder, segment, stream, mask, left)
+
+
+def _guided(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: int, kept: int) -> Iterator[Stream]:
+    """Hold everything until the last prompt token is known, rank, then let it go chunk by chunk."""
+    held = deque(stream)
+    kind = torch.cat([chunk.kind for chunk in held])
+    bounds = Bounds([len(kind)], kind.device)
+    query = last_prompt_token(kind, bounds)
+    starts = Bounds([len(chunk.x) for chunk in held]).offsets
+    at = next(i for i, end in enumerate(starts[1:]) if int(query) < end)
+    one = Bounds([1], kind.device)
+    rope = decoder.with_rope(Span(one, one, past=query)).rope
+    ranker = Ranker(held[at].x[query - starts[at]], rope)
+    logits = []
+    for chunk, start in zip(held, starts):
+        span = Span(chunk.bounds, chunk.bounds, past=torch.tensor([start], device=kind.device))
+        logits.append(decoder.rank(segment, chunk.x, decoder.with_rope(span), ranker))
+    scores = attention_scores(torch.cat(logits), query, bounds)
+    mask = select_ranked(scores[kind == Kind.VISION], [left], [kept]).cpu()
+    del logits, scores
+    yield from _shorten(decoder, segment, _drain(held), mask, left)
+
+
+def _drain(held: deque[Stream]) -> Iterator[Stream]:
+    while held:
+        yield held.popleft()
+
+
+def _shorten(decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask: Tensor, left: int) -> Iterator[Stream]:
+    """Let each chunk lose the vision tokens that `mask [left]` does not keep."""
+    options = decoder.transv_cfg
+    memory = Memory(left if options.keys == "all" else left - int(mask.sum()))
+    start = 0
+    for chunk in stream:
+        part = mask[start : start + chunk.num_vision]
+        start += chunk.num_vision
+        transfer = decoder.transfer_of(segment)
+        yield shorten(chunk, part.to(chunk.x.device), [int(part.sum())], transfer, options, memory)

@@ -1,0 +1,183 @@
+"""What TransV does to one pack: the attention that each stage moves, the entropy of its choice, the change of answers.
+
+Letters: L tokens, S sequences, V vision tokens of the stream, M labels.
+
+For a stage s let a_j be the attention (softmax over all positions up to its own, mean over heads) that the last prompt
+token of a sequence pays to token j in the next attention block, the first one at or after the stage, had s and the
+stages behind it dropped nothing; those before s are at work.
+
+    moved    = sum of a_j over the vision tokens that s drops                                     in [0, 1]
+    vision   = sum of a_j over all vision tokens that s meets, the largest that `moved` can be    in [0, 1]
+    entropy  = -sum of p_j ln p_j / ln n, p_j = a_j / vision over these n vision tokens,          in [0, 1]
+               for stages that choose by attention; 1: no token is preferred
+
+Answers, at every label position t, with p without any stage and q with all of them, the same weights in both:
+
+    kl       = mean over t of sum over the vocabulary of p ln(p / q)                              nats a token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import TransVConfig
+from timeviper.config.shape import Segment, kept_counts
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.decoder import Decoder, DecoderOutput, Ranker
+from timeviper.model.stages import other_stages
+from timeviper.model.state import Span
+from timeviper.model.transv import attention_scores, last_prompt_token, select_ranked, select_uniform
+from timeviper.model.viper import TimeViper, ViperOutput
+from timeviper.pack import Kind, Pack
+
+AT_A_TIME = 64  # label positions whose two distributions are compared at once, in float64
+
+
+@dataclass
+class StageSums:
+    """Of one stage, summed over sequences; adds up over packs and ranks."""
+
+    moved: float = 0.0
+    vision: float = 0.0
+    sequences: int = 0
+    """Sequences that had vision tokens to drop."""
+    entropy: float = 0.0
+    ranked: int = 0
+    """Sequences whose tokens were ranked, two or more."""
+
+
+@dataclass
+class Transferred:
+    """Sums over the packs that were looked at."""
+
+    stages: dict[str, StageSums] = field(default_factory=dict)
+    kl: float = 0.0
+    labels: int = 0
+
+    def numbers(self) -> list[float]:
+        """Everything as a list, the same order on all ranks."""
+        return [self.kl, self.labels, *(float(v) for s in self.stages.values() for v in vars(s).values())]
+
+    def figures(self, numbers: list[float]) -> dict[str, float]:
+        """Means from `numbers()`, perhaps summed over ranks; what no sequence had is left out."""
+        kl, labels, *rest = numbers
+        found = {"kl": kl / labels} if labels else {}
+        for i, name in enumerate(self.stages):
+            sums = StageSums(*rest[5 * i : 5 * i + 5])  # type: ignore[arg-type]
+            if sums.sequences:
+                found[f"moved/{name}"] = sums.moved / sums.sequences
+                found[f"vision_attention/{name}"] = sums.vision / sums.sequences
+            if sums.ranked:
+                found[f"entropy/{name}"] = sums.entropy / sums.ranked
+        return found
+
+
+def stages_of(decoder: Decoder) -> list[Segment]:
+    """The stages at work, first to last, those that keep everything at the moment among them."""
+    return [segment for segment in decoder.segments if segment.stage is not None]
+
+
+def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
+    """Add one pack to `found`: a forward pass without TransV, one behind each stage but the last, and one as it is.
+
+    The model is in eval mode and no gradient is asked for. Sharded: every rank must call this, with any pack.
+    """
+    decoder = model.decoder
+    stages = stages_of(decoder)
+    without: ViperOutput | None = None
+    for i, segment in enumerate(stages):
+        block = next_attention(decoder, segment)
+        sums = found.stages.setdefault(segment.name, StageSums())
+        if block is None:
+            continue
+        before = TransVConfig(stages={s.name: s.stage for s in stages[:i]})
+        with other_stages(model, before), _entering(decoder.blocks[block]) as seen:
+            out = model(pack, label_logits=i == 0)
+        without = out if i == 0 else without
+        x, span = seen
+        _attention(model, pack, out.decoder, segment, block, x, span, sums)
+    if without is None:
+        with other_stages(model, TransVConfig()):
+            without = cast(ViperOutput, model(pack, label_logits=True))
+    whole = model(pack, label_logits=True)
+    assert torch.equal(without.label_index, whole.label_index)
+    assert without.label_logits is not None
+    assert whole.label_logits is not None
+    for p, q in zip(without.label_logits.split(AT_A_TIME), whole.label_logits.split(AT_A_TIME)):
+        found.kl += float(divergence(p, q).sum())
+    found.labels += whole.num_labels
+
+
+def next_attention(decoder: Decoder, segment: Segment) -> int | None:
+    """The first attention block at or after a stage; None: there is none."""
+    layout = decoder.cfg.layout
+    place = layout.find("*", segment.blocks.start)
+    return None if place < 0 else place
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) `[M]` of the distributions with logits `[M, V]`, in nats, float64."""
+    p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@contextmanager
+def _entering(block: nn.Module) -> Iterator[list[Any]]:
+    """Catches what enters a block: its stream `[L, D]` and span."""
+    seen: list[Any] = []
+    torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
+    hook = block.register_forward_pre_hook(lambda _, args: seen.extend(args[:2]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+        torch.compiler.set_stance("default")
+
+
+def _attention(
+    model: TimeViper,
+    pack: Pack,
+    out: DecoderOutput | None,
+    segment: Segment,
+    block: int,
+    x: Tensor,
+    span: Span,
+    sums: StageSums,
+) -> None:
+    """Add what the last prompt tokens attend to in `block`, which `x [L, D]` enters, and what of it the stage drops."""
+    assert out is not None
+    assert segment.stage is not None
+    bounds, kind = span.bounds, pack.kind[out.index]
+    query = last_prompt_token(kind, bounds)
+    rope = None if span.rope is None else (span.rope[0][query], span.rope[1][query])
+    logits = model.decoder.blocks[block](x, span, ranker=Ranker(x[query], rope))
+    places = torch.nonzero(kind == Kind.VISION).squeeze(1)
+    scores = attention_scores(logits, query, bounds)[places]
+    original = [n * model.tokens_per_frame for n in pack.frame_counts]
+    current = torch.bincount(bounds.seq_idx[places], minlength=bounds.num_sequences).tolist()
+    kept = kept_counts(segment.stage.keep, original, current)
+    guided = segment.stage.select == "attention"
+    mask = select_ranked(scores, current, kept) if guided else select_uniform(current, kept, x.device)
+    vision = Bounds(current, x.device)
+
+    def by_sequence(values: Tensor) -> Tensor:
+        return torch.zeros(len(current), dtype=torch.float64).index_add(0, vision.seq_idx.cpu(), values.cpu().double())
+
+    seen, moved = by_sequence(scores), by_sequence(scores.masked_fill(mask, 0.0))
+    drops = torch.tensor([n > k for n, k in zip(current, kept)])
+    sums.moved += float(moved[drops].sum())
+    sums.vision += float(seen[drops].sum())
+    sums.sequences += int(drops.sum())
+    if guided:
+        share = scores.cpu().double() / seen.clamp(min=1e-300)[vision.seq_idx.cpu()]
+        entropy = -by_sequence(torch.special.xlogy(share, share))
+        count = torch.tensor(current, dtype=torch.float64)
+        ranked = count > 1
+        sums.entropy += float((entropy[ranked] / count[ranked].log()).sum())
+        sums.ranked += int(ranked.sum())

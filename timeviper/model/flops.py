@@ -1,0 +1,282 @@
+"""Floating-point operations of one pack, part by part: what the model asks for, and what is executed.
+
+A multiply-add counts as two. Counted are products of matrices, attention, convolutions of images and the scan; not
+counted are elementwise work, norms, softmax, the depthwise convolution and the optimizer (together below 1 %).
+
+`model_flops` is the measure for MFU: every linear map on the tokens that its block really sees (after TransV),
+attention over the pairs that a query sees, the scan as its recurrence (4 H P N a token: one update of the state, one
+read), a backward pass of twice the forward pass for what learns, and nothing that is computed again.
+
+`executed_flops` is what the torch forms compute: chunked products in place of the recurrence, padded batches of short
+sequences, attention's scores once more in its backward pass, blocks once more under activation checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from timeviper.config import ModelConfig, TowerConfig
+from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, tokens_per_frame
+from timeviper.kernels.attention import group_by_length
+from timeviper.kernels.ssd_chunked import tokens_per_chunk
+from timeviper.model.gradients import Gradients, maps_of, transfers
+from timeviper.model.vision.tome import METRIC_HEADS, rounds
+from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
+from timeviper.model.vision.vit import stem_widths
+
+PARTS: tuple[str, ...] = ("tower", "projector", "mamba", "scan", "attention", "mlp", "transv", "logits")
+PART_OF_LETTER = {"M": "mamba", "*": "attention", "-": "mlp"}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one part, for one pack."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    recompute: float = 0.0
+    """The forward pass once more, under activation checkpointing."""
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.recompute
+
+    def __add__(self, other: Flops) -> Flops:
+        pairs = ((self.forward, other.forward), (self.backward, other.backward), (self.recompute, other.recompute))
+        return Flops(*(a + b for a, b in pairs))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the torch forms run.
+
+    On `cpu` the numbers follow torch's own counter, which takes causal attention for the full square; on `cuda` the
+    fused kernel skips the half that is masked. Chunks of the scan are shorter on a CPU.
+    """
+
+    device: Literal["cpu", "cuda"] = "cuda"
+    checkpointed: frozenset[str] = frozenset()
+    """Block types that are computed again in the backward pass (see `config.BLOCK_TYPES`)."""
+
+
+def model_flops(
+    model: ModelConfig, shape: PackShape, trainable: Collection[str], objective: str = "answer"
+) -> dict[str, Flops]:
+    """Model FLOPs of a pack's forward and backward pass by part (see above), in FLOP."""
+    return _Count(model, shape, trainable, None).all(objective)
+
+
+def executed_flops(
+    model: ModelConfig,
+    shape: PackShape,
+    trainable: Collection[str],
+    execution: Execution,
+    objective: str = "answer",
+) -> dict[str, Flops]:
+    """What the torch forms execute for a pack, by part, in FLOP."""
+    return _Count(model, shape, trainable, execution).all(objective)
+
+
+class _Count:
+    def __init__(
+        self, model: ModelConfig, shape: PackShape, trainable: Collection[str], execution: Execution | None
+    ) -> None:
+        self.model, self.decoder, self.shape, self.execution = model, model.decoder, shape, execution
+        self.grads = Gradients.of(model, trainable)
+        self.parts = dict.fromkeys(PARTS, Flops())
+
+    def all(self, objective: str) -> dict[str, Flops]:
+        for tower in self.model.towers.values():
+            if tower is not None:
+                self.vision(tower)
+        if objective == "tags":
+            self.tags()
+        else:
+            self.language()
+        return self.parts
+
+    def add(self, part: str, *work: Flops) -> None:
+        for flops in work:
+            self.parts[part] += flops
+
+    # ---- vision -----------------------------------------------------------------------------------------
+
+    @property
+    def frames(self) -> int:
+        """Encoded frames: executed in whole chunks if the towers are frozen, and at least one if they learn."""
+        frames = self.shape.num_frames - self.shape.stored
+        if self.execution is None:
+            return frames
+        return max(frames, 1) if self.grads.tower else -(-frames // FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
+
+    def vision(self, tower: TowerConfig) -> None:
+        F, learns = self.frames, self.grads.tower
+        N = (tower.image_size // tower.patch_size) ** 2
+        C, size, first = tower.width, tower.image_size, True
+        maps: list[tuple[int, int, int]] = []  # pixels out, channels in times kernel, channels out
+        if tower.family == "vit":
+            for c_in, c_out in pairwise(stem_widths(tower)):
+                size = (size + 1) // 2
+                maps.append((size * size, 9 * c_in, c_out))
+            maps.append((N, stem_widths(tower)[-1], C))
+        else:
+            maps.append((N, 3 * tower.patch_size**2, C))
+        for pixels, d_in, d_out in maps:
+            self.add("tower", linear(F * pixels, d_in, d_out, learns, learns and not first))
+            first = False
+        n = N + (1 + tower.registers if tower.family == "dinov2" else 0)
+        again = learns and self.recomputes("tower")
+        block = [linear(F * n, C, 4 * C, learns, learns), linear(F * n, C, tower.mlp_width, learns, learns)]
+        block.append(self.products(4.0 * F * n * n * C, learns))
+        last = linear(F * n, tower.mlp_width, C, learns, learns)
+        for _ in range(blocks_needed(tower)):
+            self.add("tower", *(once_more(work, again) for work in block))
+            self.add("tower", once_more(last, again and tower.family == "dinov2"))  # whose layer scale needs its output
+        self.merge(tower, N)
+        tokens, grads, width = self.shape.num_frames * tower.tokens, self.grads, self.decoder.width
+        low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
+        self.add("projector", linear(tokens, C, width, grads.projector, grads.tower, low))
+        inside = grads.projector or grads.tower or low > 0
+        self.add("projector", linear(tokens, width, width, grads.projector, inside, high))
+
+    def recomputes(self, kind: str) -> bool:
+        return self.execution is not None and kind in self.execution.checkpointed
+
+    def merge(self, tower: TowerConfig, n: int) -> None:
+        """ToMe: similarities of even and odd tokens (no gradient), then sums by a 0/1 matrix, each round."""
+        width = tower.width // METRIC_HEADS if tower.width % METRIC_HEADS == 0 else tower.width
+        for removed in rounds(n, tower.tokens):
+            even, odd = (n + 1) // 2, n // 2
+            self.add("tower", Flops(2.0 * self.frames * even * odd * width))
+            work = 2.0 * self.frames * (n - removed) * n * tower.width
+            self.add("tower", Flops(work, work if self.grads.tower else 0.0))
+            n -= removed
+
+    def tags(self) -> None:
+        """Stage 0: every merged token against every word, then the mean over a sequence's frames."""
+        tokens = self.shape.num_frames * tokens_per_frame(self.model)
+        V, grads = self.decoder.vocab_size, self.grads
+        self.add("logits", linear(tokens, self.decoder.width, V, grads.decoder, grads.vision))
+        pool = 2.0 * len(self.shape.frames) * self.shape.num_frames * V
+        self.add("logits", Flops(pool, pool if grads.embedded else 0.0))
+
+    # ---- language ---------------------------------------------------------------------------------------
+
+    def language(self) -> None:
+        shapes = segment_shapes(self.model, self.shape)
+        names = transfers([s.segment for s in shapes])
+        flow = self.grads.embedded
+        for stream in shapes:
+            if stream.segment.stage is not None:
+                flow = self.transfer(stream, flow, stream.segment.name in names)
+            for i in stream.segment.blocks:
+                flow = self.block(self.decoder.layout[i], stream.lengths, flow)
+        learns = self.grads.decoder
+        head = linear(self.shape.labels, self.decoder.width, self.decoder.vocab_size, learns, flow or learns)
+        self.add("logits", head)
+
+    def block(self, letter: str, lengths: Sequence[int], flow: bool) -> bool:
+        """Adds a block; returns whether its output carries a gradient, given that its input does or does not."""
+        L, learns, part = sum(lengths), self.grads.decoder, PART_OF_LETTER[letter]
+        maps = maps_of(letter, self.model, self.grads)
+        enters = flow or learns  # the norm before the mixer learns, too
+        mixes = enters or maps.rank_in > 0
+        again = (mixes or maps.adapted) and self.recomputes(part)
+        for width, rank in maps.first:
+            self.add(part, once_more(linear(L, self.decoder.width, width, learns, enters, rank), again))
+        if letter == "M":
+            self.add("scan", once_more(self.scan(lengths, mixes), again))
+        elif letter == "*":
+            self.add(part, once_more(self.attention(lengths, lengths, True, mixes), again))
+        # Recomputing stops when all that the backward pass needs is there: of the last map its input (and of its
+        # adapter the first product, which comes before the map itself).
+        width, rank = maps.last
+        last = linear(L, width, self.decoder.width, learns, mixes, rank)
+        up_to = last.forward - 2.0 * L * rank * self.decoder.width if rank else 0.0
+        self.add(part, replace(last, recompute=up_to if again else 0.0))
+        return mixes or maps.adapted
+
+    def scan(self, lengths: Sequence[int], back: bool) -> Flops:
+        """The state space scan: the recurrence, or the products of `kernels/ssd_chunked.py`."""
+        cfg = self.decoder
+        H, P, N, G = cfg.ssm_heads, cfg.ssm_head_dim, cfg.ssm_state, cfg.ssm_groups
+        if self.execution is None:
+            return self.products(4.0 * sum(lengths) * H * P * N, back)
+        forward = backward = 0.0
+        for n, q in chunks(lengths, tokens_per_chunk(cfg.chunk_size, P * N, max(lengths), self.execution.device)):
+            states, scores, mixed = 2.0 * n * q * H * P * N, 2.0 * n * q * q * G * N, 2.0 * n * q * q * H * P
+            forward += 2 * states + scores + mixed
+            backward += 4 * states + 3 * scores + 2 * mixed
+        return Flops(forward, backward if back else 0.0)
+
+    def attention(self, queries: Sequence[int], keys: Sequence[int], causal: bool, back: bool) -> Flops:
+        """Scores and weighted sums; `queries` and `keys` of each sequence."""
+        size = 4.0 * self.decoder.heads * self.decoder.head_dim
+        if self.execution is None:
+            pairs = sum(n * (n + 1) / 2 if causal else n * m for n, m in zip(queries, keys))
+            return self.products(size * pairs, back)
+        pairs = sum(b * n * m for b, n, m in attention_batches(queries, keys))
+        skipped = 0.5 if causal and self.execution.device == "cuda" else 1.0
+        return self.products(size * pairs * skipped, back)
+
+    def products(self, forward: float, back: bool) -> Flops:
+        """Two products a pair of factors; executed, attention's backward pass makes the scores once more."""
+        return Flops(forward, forward * (2.5 if self.execution else 2.0) if back else 0.0)
+
+    def transfer(self, stream: SegmentShape, flow: bool, has_weights: bool) -> bool:
+        """One stage of TransV: ranking where it is by attention, and the cross-attention of all text rows."""
+        cfg, stage = self.decoder, stream.segment.stage
+        assert stage is not None
+        if stage.select == "attention":
+            L, ranker = sum(stream.before) + sum(stream.text), maps_of("*", self.model, self.grads).first
+            (q, q_rank), (kv, k_rank), _ = ranker
+            work = (linear(len(stream.text), cfg.width, q, rank=q_rank), linear(L, cfg.width, kv, rank=k_rank))
+            self.add("transv", Flops(sum(flops.forward for flops in work) + 2.0 * L * q))
+        if not has_weights:
+            return flow
+        source = stream.before if self.model.transv.keys == "all" else stream.dropped
+        n, m, learns = sum(stream.text), sum(source), self.grads.transv
+        maps = maps_of("T", self.model, self.grads)
+        enters = flow or (learns and self.model.transv.prenorm)
+        mixes = flow or learns or maps.rank_in > 0
+        again = (mixes or maps.adapted) and self.recomputes("transv")
+        for rows, (width, rank) in zip((n, m, m), maps.first):
+            self.add("transv", once_more(linear(rows, cfg.width, width, learns, enters, rank), again))
+        self.add("transv", once_more(self.attention(stream.text, source, False, mixes), again))
+        width, rank = maps.last
+        self.add("transv", once_more(linear(n, width, cfg.width, learns, mixes, rank), again))  # the gate needs it
+        return mixes or maps.adapted
+
+
+def linear(rows: int, d_in: int, d_out: int, learns: bool = False, back: bool = False, rank: int = 0) -> Flops:
+    """A product `[rows, d_in] x [d_in, d_out]`; backward: one more for the weight if it learns, one for the input if
+    that carries a gradient. With an adapter of `rank`, its two products and their gradients."""
+    forward, low, high = (2.0 * rows * size for size in (d_in * d_out, d_in * rank, rank * d_out))
+    return Flops(forward + low + high, forward * (learns + back) + low * (1 + back) + high * 2)
+
+
+def once_more(flops: Flops, again: bool) -> Flops:
+    """The same work, with its forward pass computed again."""
+    return replace(flops, recompute=flops.forward if again else 0.0)
+
+
+def chunks(lengths: Sequence[int], size: int) -> list[tuple[int, int]]:
+    """(number, tokens) of the scan's chunks: a single sequence may end in a short one, packs are padded."""
+    if len(lengths) == 1:
+        whole, rest = divmod(lengths[0], size)
+        return [(whole, size), (1, rest)] if rest else [(whole, size)]
+    return [(sum(-(-n // size) for n in lengths), size)]
+
+
+def attention_batches(queries: Sequence[int], keys: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(sequences, queries, keys) of every call of the fused kernel: short sequences are padded together."""
+    together, alone = group_by_length(queries, keys)
+    batches = [(len(b), max(queries[s] for s in b), max(keys[s] for s in b)) for b in together]
+    return batches + [(1, queries[s], keys[s]) for s in alone]
+
+
+def total(parts: dict[str, Flops]) -> Flops:
+    return sum(parts.values(), Flops())

@@ -1,0 +1,83 @@
+"""Bytes that autograd keeps of the frames' way to the decoder: towers, token merging, projectors, stage 0's loss.
+
+Letters: F frames, N patches, C channels, T tokens a frame, D decoder width, V vocabulary, `a` bytes of an activation.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from timeviper.config import ModelConfig, TowerConfig
+from timeviper.config.shape import PackShape
+from timeviper.model.gradients import Gradients
+from timeviper.model.vision.tome import rounds
+from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
+from timeviper.model.vision.vit import stem_widths
+
+WIDE, INDEX = 4, 8  # bytes of a float32 and of an int64
+
+
+def tower_saved(tower: TowerConfig, shape: PackShape, learns: bool, again: bool, a: int) -> tuple[float, float]:
+    """An encoder that learns, with the merging of its tokens; a frozen one keeps nothing.
+
+    Returns what is kept from the forward pass on, and what one block's backward pass adds if blocks are computed
+    `again` in it.
+    """
+    F = shape.num_frames - shape.stored
+    if not learns or not F:
+        return 0.0, 0.0
+    C, pixels = tower.width, 3 * tower.image_size**2
+    patches = (tower.image_size // tower.patch_size) ** 2
+    n = patches + (1 + tower.registers if tower.family == "dinov2" else 0)
+    kept = a * pixels
+    if tower.family == "vit":
+        size, widths = tower.image_size, stem_widths(tower)
+        for _, c_out in pairwise(widths):
+            size = (size + 1) // 2
+            kept += 3 * a * size * size * c_out + 2 * a  # inputs of group norm, GELU and what follows; statistics
+    scaled = 2 if tower.family == "dinov2" else 0  # layer scale keeps what it scales
+    # Inputs of both norms, both norms' outputs, queries, keys, values, attention's output; GELU's input and output.
+    block = a * n * ((8 + scaled) * C + 2 * tower.mlp_width) + 4 * WIDE * n + WIDE * n * tower.heads
+    kept += merge_saved(patches, tower.tokens) + blocks_needed(tower) * (a * n * C if again else block)
+    return float(F * kept), float(F * block if again else 0)
+
+
+def merge_saved(n: int, tokens: int) -> float:
+    """ToMe: the matrix of who goes where and the sizes of the merged tokens, each round."""
+    kept = 0.0
+    for removed in rounds(n, tokens):
+        kept += WIDE * (n - removed) * (n + 1)
+        n -= removed
+    return kept
+
+
+def encoding_bytes(tower: TowerConfig, frames: int, a: int) -> float:
+    """Largest intermediates while a frozen encoder reads one chunk of frames: the hidden units of an MLP before and
+    after GELU, with five streams of the width; the merging's features and index matrix come later."""
+    F = FRAMES_PER_CHUNK if frames else 0  # the last chunk is filled up
+    patches = (tower.image_size // tower.patch_size) ** 2
+    block = a * F * patches * (2 * tower.mlp_width + 5 * tower.width)
+    pixels = 3 * WIDE * F * 3 * tower.image_size**2  # of the frames as numbers, scaled, normalised
+    half = -(-patches // 2)
+    merging = F * patches * (2 * WIDE * tower.width + (INDEX + 2 * WIDE) * half)
+    return max(block, pixels, merging)
+
+
+def projector_saved(tower: TowerConfig, tokens: int, width: int, grads: Gradients, a: int) -> float:
+    """Linear, GELU, Linear on `[tokens, C]`."""
+    low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
+    inside = grads.tower or grads.projector or low > 0
+    row = tower.width * (grads.projector or low > 0) + width * inside + width * (grads.projector or high > 0)
+    dropped = (tower.width * (low > 0) + width * (high > 0)) * grads.dropout
+    return float(tokens * (a * (row + low + high) + (a + 1) * dropped))
+
+
+def tag_logits_saved(model: ModelConfig, shape: PackShape, grads: Gradients, a: int) -> float:
+    """Stage 0: logits of every merged token, their soft maximum, and the mean over a sequence's frames."""
+    F, S, V, D = shape.num_frames, len(shape.frames), model.decoder.vocab_size, model.decoder.width
+    if not grads.embedded:
+        return 0.0
+    T = sum(tower.tokens for tower in model.towers.values() if tower is not None)
+    kept = WIDE * F * T * V + WIDE * F * V  # scaled logits; their soft maximum
+    kept += a * F * T * D * grads.decoder * (len(model.towers) > 1)
+    return float(kept + WIDE * F * S + WIDE * S + 2 * S * V + WIDE * S * V)

@@ -1,0 +1,83 @@
+"""Parameter groups and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from timeviper.config import OptimConfig, Recipe
+from timeviper.config.curriculum import keep_at, trainable_at
+from timeviper.model.viper import part_of
+from timeviper.parallel import plain_name
+
+# Parameters that weight decay would pull away from where they belong: decay rates and step sizes of
+# the state space, skip gains, transfer gates. Norms and biases are recognised by their dimension. Of adapters decay
+# would pull the product back to 0, that is, to the model before tuning; what bounds them is their rank.
+NO_DECAY = ("A_log", "D", "dt_bias", "alpha", "lora_A", "lora_B")
+
+
+def lr_scale(step: int, steps: int, cfg: OptimConfig) -> float:
+    """Learning rate at a step (from 0) as a share of the peak: linear warm-up, then the schedule."""
+    warmup = round(cfg.warmup * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if cfg.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * done)) if cfg.schedule == "cosine" else 1 - done
+    return cfg.final_lr + (1 - cfg.final_lr) * fall
+
+
+def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
+    """AdamW over the parameters that learn; one group per part and kind of decay, its peak rate in `peak`."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decays = p.ndim >= 2 and name.rsplit(".", 1)[-1] not in NO_DECAY
+            groups.setdefault((part_of(name), decays), []).append(p)
+    if not groups:
+        raise ValueError("nothing to train: no parameter belongs to a part named in train.trainable")
+    optimizer = AdamW(
+        [
+            {
+                "params": params,
+                "lr": cfg.lrs.get(part) or cfg.lr,
+                "peak": cfg.lrs.get(part) or cfg.lr,
+                "weight_decay": cfg.weight_decay if decays else 0.0,
+                "part": part,
+            }
+            for (part, decays), params in groups.items()
+        ],
+        betas=(cfg.beta1, cfg.beta2),
+        fused=True,  # one call for all tensors: with sharded tensors the per-tensor form is 8 times slower
+    )
+    for group in optimizer.param_groups:
+        for p in group["params"]:  # now, not at a part's first step: a checkpoint before it holds the same tensors
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    return optimizer
+
+
+def hold_still(model: nn.Module, recipe: Recipe, step: int) -> None:
+    """Drop the gradients of what does not learn at a step of the curriculum, parts and TransV stages that drop nothing:
+    they count in no norm, and AdamW, its decay included, does not touch them."""
+    trainable = trainable_at(step, recipe.train)
+    kept = keep_at(step, recipe.model.transv, recipe.train.phases)
+    idle = tuple(f"decoder.transv.{name}." for name, keep in kept.items() if keep == 1)
+    for name, p in model.named_parameters():
+        if part_of(name) not in trainable or (idle and plain_name(name).startswith(idle)):
+            p.grad = None
+
+
+def set_lr(optimizer: AdamW, step: int, steps: int, cfg: OptimConfig) -> float:
+    """Set every group's rate for this step; returns the scale."""
+    scale = lr_scale(step, steps, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * scale
+    return scale

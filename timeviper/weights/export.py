@@ -1,0 +1,231 @@
+"""The hand-over between stages: what a stage exports and what the next one accepts.
+
+An export folder holds `model.safetensors` (full tensors as trained, adapters merged; in several files with an index
+beyond 2 GB), `config.yaml` (the whole resolved recipe), the tokenizer, `lineage.json` (this stage, its step, its
+ancestors) and, after LoRA, `adapter/adapter.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timeviper.config import ModelConfig, Recipe
+from timeviper.config.fields import differences
+from timeviper.config.load import dump, load_recipe
+from timeviper.errors import ConfigError, Problem
+from timeviper.model import lora
+from timeviper.model.tags import TagModel
+from timeviper.model.viper import TimeViper, part_of
+from timeviper.tokenizer import Tokenizer
+from timeviper.weights import initialize
+from timeviper.weights.initialize import Read
+from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, read_lineage
+from timeviper.weights.tensors import INDEX, TensorFolder, write_tensors
+
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
+
+Model = TimeViper | TagModel
+
+
+def meta_model(recipe: Recipe) -> Model:
+    """The model of a stage without any memory: adapters attached, parts frozen as in training."""
+    model = _bare(recipe)
+    with torch.device("meta"):
+        lora.attach(model, recipe.model.lora)
+    model.freeze(recipe.train.trainable)
+    return model
+
+
+def _bare(recipe: Recipe) -> Model:
+    with torch.device("meta"):
+        return TimeViper(recipe.model) if recipe.train.objective == "answer" else TagModel(recipe.model)
+
+
+def build_model(
+    recipe: Recipe, place: Callable[[Model], nn.Module] | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The model of a stage: random under the recipe's seed, then pretrained weights, then the previous stage's.
+
+    `place` shards the model before it has any memory; after it each rank fills the rows that it keeps.
+    Raises ConfigError as `check_previous_stage` does.
+    """
+    twin = _bare(recipe)
+    stored = stored_tensors(twin, recipe)
+    model = meta_model(recipe)
+    placed = model if place is None else place(model)
+    placed.to_empty(device=device)
+    initialize.fill(placed, twin, stored, recipe.model.lora, recipe.seed)
+    return placed
+
+
+def stored_tensors(model: Model, recipe: Recipe) -> dict[str, Read]:
+    """Where the first values of a stage's model are read; what is missing is drawn at random.
+
+    Parts that the previous stage did not have stay at random (the decoder after stage 0), but a new transfer stage
+    starts from the decoder's attention. Raises ConfigError or ValueError where a file does not fit.
+    """
+    stored: dict[str, Read] = {}
+    for name, cfg in recipe.model.towers.items():
+        if cfg is not None and cfg.weights:
+            stored |= initialize.tower_weights(name, cfg, model.towers[name])
+    parts = check_previous_stage(recipe)
+    targets = recipe.model.lora.targets if recipe.model.lora.rank else []
+    if "transv" not in parts and any(target.startswith("transv") for target in targets):
+        message = (
+            "names transv, but no stage before has trained transfers: their gates are shut, and nothing behind a "
+            "shut gate learns. Train transv whole: leave it out here."
+        )
+        raise ConfigError(recipe.name, [Problem("model.lora.targets", targets, message)])
+    if recipe.model.decoder.weights and isinstance(model, TimeViper):
+        stored |= initialize.decoder_weights(Path(recipe.model.decoder.weights), recipe.model.decoder)
+        stored |= initialize.transv_from_attention(model.decoder, stored)
+    if recipe.train.init_from:
+        stored |= _previous(model, recipe)
+        if isinstance(model, TimeViper) and "transv" not in parts and "decoder" in parts:
+            stored |= initialize.transv_from_attention(model.decoder, stored)
+    return stored
+
+
+def _previous(model: Model, recipe: Recipe) -> dict[str, Read]:
+    files = TensorFolder(Path(recipe.train.init_from))
+    own = model.state_dict()
+    stray = [k for k in files.files if k not in own and part_of(k) in ("projector", "decoder")]
+    if stray:
+        raise _refused(recipe, f"The export has tensors that this model lacks: {', '.join(stray[:5])}")
+    return initialize.from_folder(files, {k: k for k in files.files if k in own})
+
+
+def write_export(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    step: int,
+    shard_bytes: int = 2 << 30,
+    data: Mapping[str, str] | None = None,
+) -> None:
+    """Write an export next to its place and move it there whole, so that a half export never has the name.
+
+    Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held. data: digests of
+    the training data for the lineage.
+    """
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    merged = lora.Merged(state, recipe.model.lora)
+    digest = WeightsDigest()
+    write_tensors(partial, digest.passing(merged.items()), shard_bytes)
+    if merged.adapters:
+        lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
+    dump(recipe, partial / CONFIG)
+    tokenizer.save(partial)
+    lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data)
+    (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def follow_export(state: Mapping[str, Tensor], recipe: Recipe) -> None:
+    """What the other ranks do while one writes: take part in gathering the same tensors, and keep none."""
+    for _ in lora.Merged(state, recipe.model.lora).values():
+        pass
+
+
+def is_export(folder: Path) -> bool:
+    weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    return weights and all((folder / f).is_file() for f in (CONFIG, LINEAGE))
+
+
+# What may differ between a stage and its predecessor without touching a tensor.
+_FREE = ("weights", "chunk_size", "max_tokens")
+
+
+def _shape_of(model: ModelConfig, parts: list[str]) -> dict[str, Any]:
+    """The settings that fix the tensors of the given parts."""
+    shape: dict[str, Any] = {}
+    if "tower" in parts:
+        shape["towers"] = {n: asdict(t) for n, t in model.towers.items() if t is not None}
+    if "decoder" in parts:
+        shape["decoder"] = asdict(model.decoder)
+    for section in (*shape.get("towers", {}).values(), shape.get("decoder", {})):
+        for key in _FREE:
+            section.pop(key, None)
+    return shape
+
+
+def _refused(recipe: Recipe, message: str) -> ConfigError:
+    return ConfigError(recipe.name, [Problem("train.init_from", recipe.train.init_from, message)])
+
+
+def check_previous_stage(recipe: Recipe) -> list[str]:
+    """The parts that `train.init_from` holds (none without one).
+
+    Raises ConfigError when the folder is no export or its model has another shape.
+    """
+    if not recipe.train.init_from:
+        return []
+    export = Path(recipe.train.init_from)
+    if not is_export(export):
+        raise _refused(
+            recipe,
+            f"This is not the export of a finished stage. Run the stage before {recipe.name!r} first "
+            "(make train-stage1 and so on), or name another folder.",
+        )
+    previous = load_recipe(export / CONFIG)
+    parts = read_lineage(export)["parts"]
+    if found := differences(_shape_of(recipe.model, parts), _shape_of(previous.model, parts), "model"):
+        listed = "\n        ".join(found)
+        raise _refused(
+            recipe,
+            f"The export of {previous.name!r} holds another model than this recipe builds:\n        {listed}\n"
+            "      Use the model settings of that stage, or name another folder.",
+        )
+    return parts
+
+
+def check_export(export: Path) -> None:
+    """Raises FileNotFoundError with what to run when there is none."""
+    if not is_export(export):
+        raise FileNotFoundError(
+            f"{export} is not an export (no {WEIGHTS}, {CONFIG} and {LINEAGE}). It appears when a training "
+            "stage has finished; give the run folder or its export/."
+        )
+
+
+def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper, Recipe, Tokenizer]:
+    """A finished model, in eval mode, with its recipe (as overridden) and tokenizer.
+
+    Raises FileNotFoundError with what to run when there is none, ValueError when it is a tower alone.
+    """
+    check_export(export)
+    recipe = load_recipe(export / CONFIG, overrides)
+    if recipe.train.objective != "answer":
+        raise ValueError(f"{export} is a vision tower without a language model; it cannot answer questions")
+    model, files = _bare(recipe), TensorFolder(export)
+    assert isinstance(model, TimeViper)
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - files.files.keys()), sorted(files.files.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(f"{export}: tensors missing: {missing[:5]}, unexpected: {unexpected[:5]}")
+    model.to_empty(device="cpu")
+    initialize.fill(model, model, initialize.from_folder(files, {name: name for name in own}))
+    return model.eval().requires_grad_(False), recipe, Tokenizer.load(str(export))
+
+
+def find_export(run: str | Path) -> Path:
+    """A run folder or the export in it."""
+    run = Path(run)
+    return run / "export" if (run / "export").is_dir() else run
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
