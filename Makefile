@@ -53,7 +53,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare ask shards doctor explain preview plan bench bench-data bench-cache bench-seeds cache check-real-weights check-real-data clean
+        eval compare ask shards doctor explain preview plan bench bench-data bench-cache bench-seeds cache check-real-weights check-real-data docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -202,6 +202,15 @@ bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with 
 	  $(TIMEVIPER) eval runs/$(SIZE)/seeds/$$seed; \
 	done
 	.venv/bin/python benchmarks/bench_seeds.py runs/$(SIZE)/stage2_instruct $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
+
+# Pages, and the files that they link to, as they lie in the repository.
+PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests
+
+docs: $(READY) ## the documentation as a searchable site in build/site, its links checked
+	@rm -rf build/pages build/site && mkdir -p build/pages
+	@tar -c --exclude=__pycache__ $(PAGES) | tar -x -C build/pages
+	.venv/bin/mkdocs build --strict --config-file docs/mkdocs.yml
+	@echo 'read it: .venv/bin/python -m http.server --directory build/site'
 
 clean: ## remove caches and build files; data/ and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -42,6 +42,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+def one_of(names: Iterable[str]) -> str:
+    """Names as a choice: "a, b or c"."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 def show(value: object) -> str:
     """A value as one would write it in a recipe, cut to one readable line."""
     if value is None:

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from timeviper.cli.shards import HELP, STOPPED, shards
-from timeviper.errors import ConfigError
+from timeviper.errors import ConfigError, one_of
+from timeviper.planning.hardware import GPUS
 
 # `--steps=3` must reach the recipe loader, whose message says how an override is written.
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
@@ -175,7 +176,7 @@ def plan(
         typer.Argument(metavar="[RECIPE2] [KEY=VALUE]...", help="A recipe to compare with; settings, for both."),
     ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs in all, on nodes of 8.")] = 1,
-    gpu: Annotated[str, typer.Option(help="h200, h100, a100-80, l40s or rtx4090.")] = "h200",
+    gpu: Annotated[str, typer.Option(help=f"{one_of(GPUS)}.")] = "h200",
     efficiency: Annotated[float, typer.Option(help="Share of the GPU's peak arithmetic that is reached.")] = 0.4,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure.")] = False,
 ) -> None:
