@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from timeviper.config import Recipe
-from timeviper.datamodules.left_out import plan_step
 from timeviper.inspection.incident import Findings, Incident, examine, rng_state
 from timeviper.pack import StepBatch
 from timeviper.parallel import WholeTensors
@@ -112,44 +111,12 @@ class Guard(pl.Callback):
         self, module: ViperModule, batch: StepBatch, loss: float, norm: float, num_labels: float, reason: str
     ) -> str:
         """Look at the step again and write its bundle; returns what to tell, the same text on all ranks."""
-        trainer = module.trainer
-        rank, device, strategy = trainer.global_rank, trainer.strategy.root_device, trainer.strategy
-        place, world = plan_step(batch.step, self.left_out), trainer.world_size
-        seed_step(self.recipe.seed, batch.step, rank, world)
-        rng = rng_state(device, rank)
-        after = partial(hold_still, recipe=self.recipe, step=place)
-        findings = examine(module.model, [batch.packs], num_labels, world, rank, device, after=after)
-        if trainer.world_size > 1:
-            every: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(every, (findings.packs, rng))
-            findings.packs = [pack for packs, _ in every for pack in packs]
-            rng = {name: state for _, states in every for name, state in states.items()}
-        # Gathered one by one; all ranks take part, and rank 0 goes on to the end even if it cannot write.
-        weights = iter(WholeTensors(module.model).items()) if self._count < self.config.keep_weights else None
-        self._count += 1
-        told = f"step {batch.step}: {reason}. {findings.describe()}. "
-        if trainer.is_global_zero:
-            told += self._write(batch.step, reason, loss, norm, num_labels, findings, strategy, rng, weights)
-        for _ in weights or ():
-            pass
-        return strategy.broadcast(told)
-
-    def _write(
-        self,
-        step: int,
-        reason: str,
-        loss: float,
-        norm: float,
-        num_labels: float,
-        findings: Findings,
-        strategy: Sharded,
-        rng: dict[str, Tensor],
-        weights: Iterator[tuple[str, Tensor]] | None,
-    ) -> str:
+        strategy = cast(Sharded, module.trainer.strategy)
+        findings, rng = self._look_again(module, batch, num_labels)
         kept = strategy.store.latest()
         incident = Incident(
             recipe=self.recipe.name,
-            step=step,
+            step=batch.step,
             left_out=sorted(self.left_out),
             ranks=strategy.world_size,
             reason=reason,
@@ -160,22 +127,52 @@ class Guard(pl.Callback):
             grad_norm=norm,
             checkpoint=str(kept) if kept else "",
         )
-        name, number = f"step={step}", 2
+        # Gathered one by one; all ranks take part, and rank 0 goes on to the end even if it cannot write.
+        weights = iter(WholeTensors(module.model).items()) if self._count < self.config.keep_weights else None
+        self._count += 1
+        told = f"step {batch.step}: {reason}. {findings.describe()}. "
+        if strategy.is_global_zero:
+            told += self._write(incident, rng, weights)
+        for _ in weights or ():
+            pass
+        return strategy.broadcast(told)
+
+    def _look_again(
+        self, module: ViperModule, batch: StepBatch, num_labels: float
+    ) -> tuple[Findings, dict[str, Tensor]]:
+        """The step once more with hooks in the model, drawn as before: what all ranks see, and their generators."""
+        rank, world, device = module.global_rank, module.trainer.world_size, module.trainer.strategy.root_device
+        seed_step(self.recipe.seed, batch.step, rank, world)
+        rng = rng_state(device, rank)
+        after = partial(hold_still, recipe=self.recipe, step=module.plan_step(batch.step))
+        findings = examine(module.model, [batch.packs], num_labels, world, rank, device, after=after)
+        if world > 1:
+            every: list[Any] = [None] * world
+            dist.all_gather_object(every, (findings.packs, rng))
+            findings.packs = [pack for packs, _ in every for pack in packs]
+            rng = {name: state for _, states in every for name, state in states.items()}
+        return findings, rng
+
+    def _write(self, incident: Incident, rng: dict[str, Tensor], weights: Iterator[tuple[str, Tensor]] | None) -> str:
+        name, number = f"step={incident.step}", 2
         while (self.folder / name).exists():  # went back, and came here with other data
-            name, number = f"step={step}-{number}", number + 1
+            name, number = f"step={incident.step}-{number}", number + 1
         try:
             incident.write(self.folder / name, self.recipe, rng, weights)
         except OSError as error:
             return f"No bundle could be written ({error})"
-        again = f"timeviper replay {self.folder / name}"
-        return f"To repeat it: {again}" if weights is not None else f"Figures without weights: {self.folder / name}"
+        if weights is None:
+            return f"Figures without weights: {self.folder / name}"
+        return f"To repeat it: timeviper replay {self.folder / name}"
 
     # ---- policies ---------------------------------------------------------------------------------------
 
     def _act(self, trainer: pl.Trainer, step: int, told: str) -> None:
         config = self.config
         if config.policy == "stop" or self._count > config.limit:
-            over = f" Incident {self._count}, more than train.guard.limit={config.limit}." * (config.policy != "stop")
+            over = ""
+            if config.policy != "stop":
+                over = f" Incident {self._count}, more than train.guard.limit={config.limit}."
             raise FloatingPointError(
                 f"{told}.{over} The step was not applied. Lower optim.lr, mend the sample, or set "
                 f"train.guard.policy=skip or rewind; then continue with: {self.resume_hint}"

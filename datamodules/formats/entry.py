@@ -6,7 +6,9 @@ themselves where they lie in a tar; the talk (see `talk.py`); `segments`; `key` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from timeviper.datamodules.shards.schema import SchemaError
@@ -20,3 +22,33 @@ class Entry(NamedTuple):
     fields: dict[str, Any] | SchemaError
     files: Mapping[str, Payload] | None = None
     """By the ending in the tar (`mp4`, `1.jpg`), for those formats whose media have no path of their own."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form in which people have their data. A file of this folder defines one, and `recognise.FORMATS` lists it."""
+
+    name: str
+    """What `--format` calls it."""
+    about: str
+    """What it is, in words that follow "holds"."""
+    matches: Callable[[Path], bool]
+    """Whether a source is of it, by the ending of a file or by what lies in a folder."""
+    read: Callable[[Path], Iterator[Entry]]
+    """The entries of a source, in its order. Raises SchemaError where the source as a whole cannot be read."""
+    endings: tuple[str, ...] = ()
+    """Of its files; empty: a source is a folder."""
+    folders: bool = False
+    """Whether a source may be a folder."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What the entries of a .json or .jsonl file mean; `recognise.DIALECTS` lists them."""
+
+    name: str
+    """What `--format` calls it."""
+    matches: Callable[[dict[str, Any]], bool]
+    """Whether a file is in it, by the first entry that can be read."""
+    read: Callable[[Iterator[Entry]], Iterator[Entry]]
+    """Its entries brought into our form; one may become several, and several one."""

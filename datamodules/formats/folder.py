@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from timeviper.datamodules.formats.entry import Entry
-from timeviper.datamodules.formats.text_files import parse_object, read_text
+from timeviper.datamodules.formats.entry import Entry, Format
+from timeviper.datamodules.formats.text_files import files_below, parse_object, read_text
 from timeviper.datamodules.formats.timed_text import ENDINGS, read_timed_text
 from timeviper.datamodules.shards.schema import SchemaError, media_type
 
@@ -37,15 +36,6 @@ def read_folder(root: Path) -> Iterator[Entry]:
         if path.suffix.lower() in TEXTS and path not in used:
             name = str(path.relative_to(root))
             yield Entry(name, SchemaError("belongs to no video or image of its name; delete it or add the file"))
-
-
-def files_below(root: Path) -> list[Path]:
-    """All files, links to files included, without hidden ones and hidden folders."""
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 def _entry(path: Path, texts: list[Path], root: Path) -> Entry:
@@ -75,3 +65,10 @@ def _only(texts: list[Path], endings: tuple[str, ...]) -> Path | None:
     if len(found) > 1:
         raise SchemaError(f"has {', '.join(p.name for p in found)} beside it; keep one of them")
     return found[0] if found else None
+
+
+def _is_folder_of_media(source: Path) -> bool:
+    return source.is_dir() and any(media_type(path.name) for path in files_below(source))
+
+
+FOLDER = Format("folder", "media files", _is_folder_of_media, read_folder, folders=True)

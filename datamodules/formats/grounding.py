@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from timeviper.datamodules.formats.entry import Entry
+from timeviper.datamodules.formats.entry import Dialect, Entry
 from timeviper.datamodules.formats.talk import ask_when
 from timeviper.datamodules.shards.schema import SchemaError, check_segments
 
@@ -101,3 +101,6 @@ def _take(fields: dict[str, Any], names: tuple[str, ...], what: str) -> Any:
 
 def _has(fields: dict[str, Any], *names: str) -> bool:
     return all(name in fields for name in names)
+
+
+GROUNDING = Dialect("grounding", is_grounding, read_grounding)

@@ -38,14 +38,14 @@ class Manifest:
     """What a source holds."""
 
     form: str
-    """One of `FORMATS`."""
+    """The format or dialect that was read."""
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a person may want to know of it."""
 
 
 def read_manifest(source: str | Path, form: str = "auto", media_root: str | Path | None = None) -> Manifest:
-    """All samples of a source, in its order; `form` is one of `FORMATS` or auto.
+    """All samples of a source, in its order; `form` is one of `recognise.FORMATS` or `DIALECTS`, or auto.
 
     Names of media are relative to `media_root`, and must not leave it; without one they are relative to the source,
     and may lead anywhere. Raises FileNotFoundError if there is no such place, ManifestError with every unusable entry.

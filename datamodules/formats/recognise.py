@@ -7,66 +7,71 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.formats.entry import Entry
-from timeviper.datamodules.formats.folder import files_below, read_folder
-from timeviper.datamodules.formats.grounding import is_grounding, read_grounding
-from timeviper.datamodules.formats.table import read_table
-from timeviper.datamodules.formats.tars import COMPRESSED, read_tars
+from timeviper.datamodules.formats.entry import Dialect, Entry, Format
+from timeviper.datamodules.formats.folder import FOLDER
+from timeviper.datamodules.formats.grounding import GROUNDING, is_grounding
+from timeviper.datamodules.formats.table import TABLE
+from timeviper.datamodules.formats.tars import TARS
 from timeviper.datamodules.formats.text_files import parse_object, read_lines, read_list
-from timeviper.datamodules.shards.schema import SchemaError, media_type
+from timeviper.datamodules.shards.schema import SchemaError
 
-FORMATS = {
-    "json": "JSONL or a .json list: our entries, or LLaVA's",
-    "grounding": "JSON or JSONL of queries with times",
-    "table": "CSV or TSV of captions",
-    "folder": "media with .json, .txt, .vtt, .srt or .ttml beside",
-    "tars": "WebDataset tars",
-}
-LISTS, LINES, TABLES = (".json",), (".jsonl", ".ndjson"), (".csv", ".tsv")
+LISTS, LINES = (".json",), (".jsonl", ".ndjson")
+FORMATS: list[Format] = [TABLE, FOLDER, TARS]
+# Of lists and lines; the first that matches the first entry. The last takes the rest: our own entries, and LLaVA's.
+DIALECTS: list[Dialect] = [GROUNDING, Dialect("json", lambda fields: True, lambda entries: entries)]
 
 
-def read_entries(source: Path, form: str = "auto") -> tuple[str, Iterator[Entry]]:
-    """The format and the entries of a source. SchemaError if it is none of FORMATS, or not clear which."""
-    if form not in ("auto", *FORMATS):
-        raise SchemaError(f"there is no format {form!r}; known are auto, {', '.join(FORMATS)}")
-    if source.is_dir():
-        return _read_folder(source, form)
-    ending = source.suffix.lower()
-    if form == "tars" or (form == "auto" and source.name.endswith((".tar", *COMPRESSED))):
-        return "tars", read_tars([source], source.parent)
-    if form == "table" or (form == "auto" and ending in TABLES):
-        return "table", read_table(source)
-    if form == "folder" or (form == "auto" and ending not in LISTS + LINES):
-        known = ", ".join((*LINES, *LISTS, *TABLES, ".tar"))
-        raise SchemaError(f"is a file of no known ending ({known}); give a folder, or its format with --format")
-    entries = _list(source) if ending in LISTS else _lines(source)
-    if form == "auto":
-        form, entries = _peeked(entries)
-    return form, read_grounding(entries) if form == "grounding" else entries
+def read_entries(source: Path, name: str = "auto") -> tuple[str, Iterator[Entry]]:
+    """The name of the format or dialect, and the entries. SchemaError if it is unknown, or not clear which it is."""
+    known = [d.name for d in reversed(DIALECTS)] + [f.name for f in FORMATS]
+    if name not in ("auto", *known):
+        raise SchemaError(f"there is no format {name!r}; known are auto, {', '.join(known)}")
+    if dialect := next((d for d in DIALECTS if d.name == name), None):
+        if source.is_dir():
+            raise SchemaError(f"is a folder, but --format {name} is a file")
+        return name, dialect.read(_entries(source))
+    if name == "auto" and not source.is_dir() and source.suffix.lower() in LISTS + LINES:
+        dialect, entries = _peeked(_entries(source))
+        return dialect.name, dialect.read(entries)
+    form = _recognised(source) if name == "auto" else next(f for f in FORMATS if f.name == name)
+    if source.is_dir() and not form.folders:
+        raise SchemaError(f"is a folder, but --format {name} is a file")
+    if not source.is_dir() and not form.endings:
+        raise _unknown_ending()
+    return form.name, form.read(source)
 
 
-def _read_folder(source: Path, form: str) -> tuple[str, Iterator[Entry]]:
-    files = files_below(source)
-    tars = [path for path in files if path.name.endswith((".tar", *COMPRESSED))]
-    if form == "auto":
-        if tars and any(media_type(path.name) for path in files):
-            raise SchemaError("holds both tars and media files; say with --format which to take: tars or folder")
-        form = "tars" if tars else "folder"
-    if form not in ("tars", "folder"):
-        raise SchemaError(f"is a folder, but --format {form} is a file")
-    return form, read_tars(tars, source) if form == "tars" else read_folder(source)
+def _recognised(source: Path) -> Format:
+    """The one format that matches."""
+    matching = [form for form in FORMATS if form.matches(source)]
+    if len(matching) > 1:
+        named = " or ".join(form.name for form in matching)
+        holds = " and ".join(form.about for form in matching)
+        raise SchemaError(f"holds both {holds}; say with --format which to take: {named}")
+    if not matching and not source.is_dir():
+        raise _unknown_ending()
+    return matching[0] if matching else FOLDER
 
 
-def _peeked(entries: Iterator[Entry]) -> tuple[str, Iterator[Entry]]:
-    """The format that the first readable entry has, and all entries."""
+def _unknown_ending() -> SchemaError:
+    known = ", ".join((*LINES, *LISTS, *(ending for form in FORMATS for ending in form.endings)))
+    return SchemaError(f"is a file of no known ending ({known}); give a folder, or its format with --format")
+
+
+def _peeked(entries: Iterator[Entry]) -> tuple[Dialect, Iterator[Entry]]:
+    """The dialect that the first readable entry is in, and all entries."""
     seen = []
     for entry in entries:
         seen.append(entry)
         if isinstance(entry.fields, dict):
             break
     first = seen[-1].fields if seen else {}
-    form = "grounding" if isinstance(first, dict) and is_grounding(first) else "json"
-    return form, chain(seen, entries)
+    fields = first if isinstance(first, dict) else {}
+    return next(dialect for dialect in DIALECTS if dialect.matches(fields)), chain(seen, entries)
+
+
+def _entries(source: Path) -> Iterator[Entry]:
+    return _list(source) if source.suffix.lower() in LISTS else _lines(source)
 
 
 def _lines(source: Path) -> Iterator[Entry]:

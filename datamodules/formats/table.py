@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from timeviper.datamodules.formats.entry import Entry
+from timeviper.datamodules.formats.entry import Entry, Format
 from timeviper.datamodules.formats.text_files import read_lines
 from timeviper.datamodules.shards.schema import SchemaError, media_type
 
@@ -101,3 +101,12 @@ def _fields(names: list[str], roles: dict[str, int], row: list[str]) -> dict[str
         fields[kind] = name
     empty = [role for role in ("caption", "question", "answer") if role in roles and not fields[role].strip()]
     return SchemaError(f"its {empty[0]} is empty") if empty else fields
+
+
+TABLE = Format(
+    "table",
+    "a table of captions or questions",
+    lambda source: source.suffix.lower() in (".csv", ".tsv"),
+    read_table,
+    endings=(".csv", ".tsv"),
+)

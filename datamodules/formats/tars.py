@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from timeviper.datamodules.formats.entry import Entry
-from timeviper.datamodules.formats.text_files import not_utf8, parse_object
+from timeviper.datamodules.formats.entry import Entry, Format
+from timeviper.datamodules.formats.text_files import files_below, not_utf8, parse_object
 from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError
 from timeviper.datamodules.shards.tar import Member, ShardError, group, read_member, scan_tar
 from timeviper.datamodules.shards.writer import TarSlice
@@ -20,9 +20,10 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 TEXTS = ("json", "txt")
 
 
-def read_tars(tars: list[Path], root: Path) -> Iterator[Entry]:
+def read_tars(source: Path) -> Iterator[Entry]:
     """All samples in order of tars and members; a tar that is not whole is one unusable entry."""
-    for tar in tars:
+    root = source if source.is_dir() else source.parent
+    for tar in _tars(source):
         name = str(tar.relative_to(root))
         if name.endswith(COMPRESSED):
             yield Entry(name, SchemaError("is compressed, so nothing in it can be reached; unpack it to a plain .tar"))
@@ -64,3 +65,11 @@ def _text(tar: Path, member: Member) -> str:
         return read_member(tar, member.offset, member.size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SchemaError(f"its {member.field} {not_utf8(error)}") from error
+
+
+def _tars(source: Path) -> list[Path]:
+    files = files_below(source) if source.is_dir() else [source]
+    return [path for path in files if path.name.endswith((".tar", *COMPRESSED))]
+
+
+TARS = Format("tars", "tars", lambda source: bool(_tars(source)), read_tars, endings=(".tar",), folders=True)

@@ -83,3 +83,12 @@ def not_utf8(error: UnicodeDecodeError) -> SchemaError:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number of JSON")
+
+
+def files_below(root: Path) -> list[Path]:
+    """All files, links to files included, without hidden ones and hidden folders."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
