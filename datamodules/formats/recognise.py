@@ -43,7 +43,7 @@ def read_entries(source: Path, name: str = "auto") -> tuple[str, Iterator[Entry]
 
 def _recognised(source: Path) -> Format:
     """The one format that matches."""
-    matching = [form for form in FORMATS if form.matches(source)]
+    matching = [form for form in reversed(FORMATS) if form.matches(source)]
     if len(matching) > 1:
         named = " or ".join(form.name for form in matching)
         holds = " and ".join(form.about for form in matching)
