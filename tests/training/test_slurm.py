@@ -35,7 +35,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_NTASKS_PER_NODE": "2",
     }
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    python = f"{ROOT}:{ROOT / 'tests'}"
+    python = f"{ROOT}:{ROOT / 'tests/support'}"
     return os.environ | job | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
 
 
