@@ -133,7 +133,8 @@ if __name__ == "__main__":
     raise RuntimeError("on purpose")
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("RuntimeError: on purpose")
 
