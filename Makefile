@@ -74,10 +74,11 @@ $(READY): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-check: $(READY) ## format, lint and types
+check: $(READY) ## format, lint, types, and the links of the pages
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
+	$(MAKE) docs
 
 test: $(READY) ## the tests, a few minutes on two cores
 	.venv/bin/pytest -q -m "not slow"
