@@ -8,6 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+
+@dataclass(frozen=True)
+class BlockType:
+    """What a letter of a decoder's layout stands for."""
+
+    name: str
+    """As settings and reports call it."""
+    title: str
+    article: str
+    """For sentences."""
+
+
+BLOCKS = {
+    "M": BlockType("mamba", "Mamba-2", "a"),
+    "*": BlockType("attention", "attention", "an"),
+    "-": BlockType("mlp", "MLP", "an"),
+}
+LEGEND = ", ".join(f"{letter} {block.title}" for letter, block in BLOCKS.items())
+
 # What low-rank adapters can stand beside; the word before the dot names all of its kind.
 LORA_TARGETS = (
     *(f"attention.{name}" for name in "qkvo"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from timeviper.config import ModelConfig, TowerConfig
+from timeviper.config import BLOCKS, ModelConfig, TowerConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, tokens_per_frame
 from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
@@ -28,7 +28,6 @@ from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
 from timeviper.model.vision.vit import stem_widths
 
 PARTS: tuple[str, ...] = ("tower", "projector", "mamba", "scan", "attention", "mlp", "transv", "logits")
-PART_OF_LETTER = {"M": "mamba", "*": "attention", "-": "mlp"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class _Count:
 
     def block(self, letter: str, lengths: Sequence[int], flow: bool) -> bool:
         """Adds a block; returns whether its output carries a gradient, given that its input does or does not."""
-        L, learns, part = sum(lengths), self.grads.decoder, PART_OF_LETTER[letter]
+        L, learns, part = sum(lengths), self.grads.decoder, BLOCKS[letter].name
         maps = maps_of(letter, self.model, self.grads)
         enters = flow or learns  # the norm before the mixer learns, too
         mixes = enters or maps.rank_in > 0

@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from timeviper.config.checks.finding import Finding, at_least_one
-from timeviper.config.model import LORA_TARGETS, DecoderConfig, LoraConfig, ModelConfig, TowerConfig, TransVStage
+from timeviper.config.model import (
+    BLOCKS,
+    LEGEND,
+    LORA_TARGETS,
+    DecoderConfig,
+    LoraConfig,
+    ModelConfig,
+    TowerConfig,
+    TransVStage,
+)
 from timeviper.errors import did_you_mean
-
-LEGEND = "M Mamba-2, * attention, - MLP"
 
 
 def model_problems(model: ModelConfig) -> Iterator[Finding]:
@@ -53,7 +60,7 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
     key, layout = "model.decoder", decoder.layout
     if not layout:
         yield Finding(f"{key}.layout", f"is empty: one letter a block ({LEGEND}).")
-    if unknown := sorted(set(layout) - set("M*-")):
+    if unknown := sorted(set(layout) - set(BLOCKS)):
         yield Finding(f"{key}.layout", f"has {' '.join(map(repr, unknown))}; the letters are {LEGEND}.")
     if layout and "*" not in layout:
         yield Finding(f"{key}.layout", "has no attention block (*): without one nothing is recalled exactly.")
@@ -103,7 +110,8 @@ def _transv(model: ModelConfig) -> Iterator[Finding]:
 
 def _needs_attention(stage: TransVStage, layout: str) -> str:
     blocks = ", ".join(str(i) for i, letter in enumerate(layout) if letter == "*") or "none in this layout"
-    kind = {"M": "a Mamba-2", "-": "an MLP"}.get(layout[stage.layer], "no attention")
+    block = BLOCKS.get(layout[stage.layer])
+    kind = f"{block.article} {block.title}" if block else "no attention"
     return (
         f"select = attention ranks with the queries and keys of its block, but block {stage.layer} "
         f"is {kind} block. Attention blocks: {blocks}. Or use select = uniform."
