@@ -34,6 +34,9 @@ LORA_TARGETS = (
     *(f"transv.{name}" for name in "qkvo"),
 )
 
+# Settings of a tower or decoder that fix no tensor: stored weights may differ in them from the model that takes them.
+TOUCH_NO_TENSOR = ("weights", "chunk_size", "max_tokens")
+
 
 @dataclass
 class TowerConfig:
