@@ -99,6 +99,22 @@ class DecoderConfig:
     """Folder with imported weights (see `timeviper import`); empty: random, or from the previous stage."""
 
 
+@dataclass(frozen=True)
+class SelectionFacts:
+    """What checks must know of a `select` of TransV; what it computes stands in `model/selection.py`."""
+
+    attention: bool = False
+    """Ranks with an attention block, and so stands before one."""
+    by_question: bool = False
+    """The question takes part in the choice. That of a later turn would change what an earlier answer saw."""
+
+
+SELECTION_FACTS = {
+    "uniform": SelectionFacts(),
+    "attention": SelectionFacts(attention=True, by_question=True),
+}
+
+
 @dataclass
 class TransVStage:
     """One transfer of vision tokens into the instruction tokens, before a block."""
@@ -111,6 +127,10 @@ class TransVStage:
     """Which stay: evenly spaced, or by the last prompt token's attention (before attention blocks only)."""
     transfer: bool = True
     """false: dropped tokens are lost (the pure-drop baseline)."""
+
+    @property
+    def facts(self) -> SelectionFacts:
+        return SELECTION_FACTS[self.select]
 
 
 @dataclass

@@ -23,6 +23,7 @@ from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, toke
 from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.gradients import Gradients, maps_of, transfers
+from timeviper.model.selection import SELECTIONS
 from timeviper.model.vision.tome import METRIC_HEADS, rounds
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
 from timeviper.model.vision.vit import stem_widths
@@ -226,14 +227,11 @@ class _Count:
         return Flops(forward, forward * (2.5 if self.execution else 2.0) if back else 0.0)
 
     def transfer(self, stream: SegmentShape, flow: bool, has_weights: bool) -> bool:
-        """One stage of TransV: ranking where it is by attention, and the cross-attention of all text rows."""
+        """One stage of TransV: the choice, and the cross-attention of all text rows."""
         cfg, stage = self.decoder, stream.segment.stage
         assert stage is not None
-        if stage.select == "attention":
-            L, ranker = sum(stream.before) + sum(stream.text), maps_of("*", self.model, self.grads).first
-            (q, q_rank), (kv, k_rank), _ = ranker
-            work = (linear(len(stream.text), cfg.width, q, rank=q_rank), linear(L, cfg.width, kv, rank=k_rank))
-            self.add("transv", Flops(sum(flops.forward for flops in work) + 2.0 * L * q))
+        tokens = sum(stream.before) + sum(stream.text)
+        self.add("transv", Flops(SELECTIONS[stage.select].flops(self.model, self.grads, len(stream.text), tokens)))
         if not has_weights:
             return flow
         source = stream.before if self.model.transv.keys == "all" else stream.dropped

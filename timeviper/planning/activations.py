@@ -127,7 +127,7 @@ class _Language:
         stage = stream.segment.stage
         assert stage is not None
         name = f"transv {stream.segment.name}"
-        outside = INDEX * (stream.num_tokens + len(stream.text) * (stage.select == "attention")) * flow
+        outside = INDEX * (stream.num_tokens + len(stream.text) * stage.facts.attention) * flow
         maps = maps_of("T", self.model, self.grads)
         mixes = flow or learns or maps.rank_in > 0
         if not has_weights or not (mixes or maps.adapted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from timeviper.config.checks.finding import Finding, at_least_one
@@ -10,6 +10,7 @@ from timeviper.config.model import (
     BLOCKS,
     LEGEND,
     LORA_TARGETS,
+    SELECTION_FACTS,
     DecoderConfig,
     LoraConfig,
     ModelConfig,
@@ -27,6 +28,11 @@ def model_problems(model: ModelConfig) -> Iterator[Finding]:
     yield from _decoder(model.decoder)
     yield from _transv(model)
     yield from _lora(model.lora)
+
+
+def _no_such(key: str, table: Mapping[str, object]) -> Finding:
+    """A name that a recipe cannot have got past its type, but a config made in Python can."""
+    return Finding(key, f"must be one of {', '.join(table)}.")
 
 
 def _tower(key: str, tower: TowerConfig) -> Iterator[Finding]:
@@ -94,7 +100,9 @@ def _transv(model: ModelConfig) -> Iterator[Finding]:
             yield Finding(f"{key}.keep", message)
         if not 0 <= stage.layer < len(layout):
             yield Finding(f"{key}.layer", f"must be a block of the layout: 0 to {len(layout) - 1}.")
-        elif stage.select == "attention" and layout[stage.layer] != "*":
+        elif stage.select not in SELECTION_FACTS:
+            yield _no_such(f"{key}.select", SELECTION_FACTS)
+        elif stage.facts.attention and layout[stage.layer] != "*":
             yield Finding(f"{key}.layer", _needs_attention(stage, layout))
     for (_, a), (key, b) in pairwise(stages.items()):
         if b.layer <= a.layer:
@@ -113,7 +121,7 @@ def _needs_attention(stage: TransVStage, layout: str) -> str:
     block = BLOCKS.get(layout[stage.layer])
     kind = f"{block.article} {block.title}" if block else "no attention"
     return (
-        f"select = attention ranks with the queries and keys of its block, but block {stage.layer} "
+        f"select = {stage.select} ranks with the queries and keys of its block, but block {stage.layer} "
         f"is {kind} block. Attention blocks: {blocks}. Or use select = uniform."
     )
 
