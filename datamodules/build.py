@@ -32,7 +32,7 @@ def pack_format(recipe: Recipe) -> PackFormat:
         image_size=max(t.image_size for t in towers),
         tokens_per_frame=sum(t.tokens for t in towers),
         max_tokens=recipe.model.decoder.max_tokens,
-        supervise="last" if any(s.select == "attention" for s in stages) else "all",
+        supervise="last" if any(s.facts.by_question for s in stages) else "all",
     )
 
 

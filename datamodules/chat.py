@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from timeviper.config import ChatConfig
+from timeviper.datamodules.shards.schema import ROLES
 from timeviper.pack import IGNORE, Kind
 from timeviper.tokenizer import MARK, Message, Tokenizer
 
 PLACEHOLDER = re.compile("<(?:video|image)>")
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass

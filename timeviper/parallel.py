@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from timeviper.config import ParallelConfig
+from timeviper.config import BLOCKS, ParallelConfig
 from timeviper.errors import ConfigError, Problem
 from timeviper.model.decoder import Block
 from timeviper.model.layers import RMSNorm
@@ -22,7 +22,6 @@ from timeviper.model.mamba2 import Scan
 from timeviper.model.transv import Transfer
 from timeviper.model.viper import TimeViper
 
-TYPE_OF_LETTER = {"M": "mamba", "*": "attention", "-": "mlp"}
 SMALL = 1024  # bytes: what is not worth a transfer to the host
 
 
@@ -119,7 +118,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """(parent, name, type) of everything that activation checkpointing can wrap."""
     if isinstance(model, TimeViper):
         for name, block in model.decoder.blocks.named_children():
-            yield model.decoder.blocks, name, TYPE_OF_LETTER[cast(Block, block).letter]
+            yield model.decoder.blocks, name, BLOCKS[cast(Block, block).letter].name
         for name in model.decoder.transv:
             yield model.decoder.transv, name, "transv"
     for tower in cast(nn.ModuleDict, getattr(model, "towers", nn.ModuleDict())).values():

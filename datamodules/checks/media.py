@@ -12,6 +12,7 @@ import numpy as np
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Signature, signature
+from timeviper.datamodules.checks.reencode import KEY_SECONDS
 from timeviper.datamodules.frames.container import Container, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
@@ -20,7 +21,6 @@ from timeviper.datamodules.frames.video import is_turned, iter_video, lead_in, r
 Finding = tuple[str, str]  # kind, detail
 Open = Callable[[], IO[bytes]]
 
-KEY_SECONDS = 2.0  # what keyframes are compared with: `--fix` puts one at least so often
 KEY_COST = 2.0  # times the decoding that this takes; more is worth a note
 
 

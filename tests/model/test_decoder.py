@@ -19,6 +19,7 @@ from timeviper.errors import ConfigError
 from timeviper.kernels.bounds import Bounds
 from timeviper.model import attention as attention_module
 from timeviper.model import mamba2 as mamba2_module
+from timeviper.model import selection as selection_module
 from timeviper.model import transv as transv_module
 from timeviper.model.decoder import Decoder
 from timeviper.model.mamba2 import Mamba2
@@ -77,8 +78,8 @@ def test_kernels_get_boundaries() -> None:
         (mamba2_module, "causal_conv1d", [3]),
         (attention_module, "attention", [3, 4]),
         (transv_module, "attention", [3, 4]),
-        (transv_module, "last_prompt_token", [1]),
-        (transv_module, "segment_softmax_mean", [1]),
+        (selection_module, "last_prompt_token", [1]),
+        (selection_module, "segment_softmax_mean", [1]),
     ]:
         assert not torch.allclose(mutant(decoder, prompts, module, name, places), right, atol=1e-6), name
 
@@ -98,18 +99,8 @@ def mutant(decoder: Decoder, prompts: list[Prompt], module, name: str, places: l
             return result.expand(original_args[-1].num_sequences)
         return result
 
-    patches = [mock.patch.object(module, name, forget)]
-    if name == "last_prompt_token":  # the decoder has its own name for it
-        from timeviper.model import decoder as decoder_module
-
-        patches.append(mock.patch.object(decoder_module, name, forget))
-    for patch in patches:
-        patch.start()
-    try:
+    with mock.patch.object(module, name, forget):
         return torch.cat(logits(decoder, prompts))
-    finally:
-        for patch in patches:
-            patch.stop()
 
 
 @pytest.mark.parametrize("cfg", [HYBRID, PLAIN], ids=["hybrid", "rope"])

@@ -16,7 +16,7 @@ from timeviper.config import TransVStage
 from timeviper.config.shape import kept_counts
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
-from timeviper.model.transv import attention_scores, last_prompt_token, select_ranked, select_uniform
+from timeviper.model.selection import attention_scores, last_prompt_token, select_ranked, select_uniform
 from timeviper.pack import Kind
 
 CLOSE = dict(rtol=0, atol=1e-9)

@@ -2,6 +2,7 @@
 
 from timeviper.config.callbacks import CallbacksConfig
 from timeviper.config.model import (
+    BLOCKS,
     LORA_TARGETS,
     DecoderConfig,
     KernelConfig,
@@ -30,6 +31,7 @@ from timeviper.config.settings import (
 )
 
 __all__ = [
+    "BLOCKS",
     "BLOCK_TYPES",
     "LORA_TARGETS",
     "PARTS",

@@ -28,6 +28,7 @@ from timeviper.errors import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"  # the resolved recipe, as `dump` writes it into runs, checkpoints, exports and bundles
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
@@ -41,7 +42,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _load(Path(path), overrides).recipe
 
 
-def from_dict(data: Mapping[str, Any], source: str = "config.yaml") -> Recipe:
+def from_dict(data: Mapping[str, Any], source: str = CONFIG) -> Recipe:
     """The recipe of a resolved config, as `dump` wrote it: complete, so no preset is applied."""
     draft = _Draft(source)
     draft.apply(Layer(source, dict(data)))

@@ -8,12 +8,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+
+@dataclass(frozen=True)
+class BlockType:
+    """What a letter of a decoder's layout stands for."""
+
+    name: str
+    """As settings and reports call it."""
+    title: str
+    article: str
+    """For sentences."""
+
+
+BLOCKS = {
+    "M": BlockType("mamba", "Mamba-2", "a"),
+    "*": BlockType("attention", "attention", "an"),
+    "-": BlockType("mlp", "MLP", "an"),
+}
+LEGEND = ", ".join(f"{letter} {block.title}" for letter, block in BLOCKS.items())
+
 # What low-rank adapters can stand beside; the word before the dot names all of its kind.
 LORA_TARGETS = (
     *(f"attention.{name}" for name in "qkvo"),
     *("mamba.in", "mamba.out", "mlp.up", "mlp.gate", "mlp.down", "projector.in", "projector.out"),
     *(f"transv.{name}" for name in "qkvo"),
 )
+
+# Settings of a tower or decoder that fix no tensor: stored weights may differ in them from the model that takes them.
+TOUCH_NO_TENSOR = ("weights", "chunk_size", "max_tokens")
 
 
 @dataclass
@@ -77,6 +99,22 @@ class DecoderConfig:
     """Folder with imported weights (see `timeviper import`); empty: random, or from the previous stage."""
 
 
+@dataclass(frozen=True)
+class SelectionFacts:
+    """What checks must know of a `select` of TransV; what it computes stands in `model/selection.py`."""
+
+    attention: bool = False
+    """Ranks with an attention block, and so stands before one."""
+    by_question: bool = False
+    """The question takes part in the choice. That of a later turn would change what an earlier answer saw."""
+
+
+SELECTION_FACTS = {
+    "uniform": SelectionFacts(),
+    "attention": SelectionFacts(attention=True, by_question=True),
+}
+
+
 @dataclass
 class TransVStage:
     """One transfer of vision tokens into the instruction tokens, before a block."""
@@ -89,6 +127,10 @@ class TransVStage:
     """Which stay: evenly spaced, or by the last prompt token's attention (before attention blocks only)."""
     transfer: bool = True
     """false: dropped tokens are lost (the pure-drop baseline)."""
+
+    @property
+    def facts(self) -> SelectionFacts:
+        return SELECTION_FACTS[self.select]
 
 
 @dataclass

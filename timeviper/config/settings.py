@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from timeviper.config.callbacks import CallbacksConfig
-from timeviper.config.model import ModelConfig
+from timeviper.config.model import BLOCKS, ModelConfig
 
 # The parts of the model that a stage may train, and that may have a learning rate of their own.
 PARTS = ("tower", "projector", "decoder", "transv")
 # What activation checkpointing tells apart.
-BLOCK_TYPES = ("mamba", "attention", "mlp", "transv", "tower")
+BLOCK_TYPES = (*(block.name for block in BLOCKS.values()), "transv", "tower")
 
 
 @dataclass

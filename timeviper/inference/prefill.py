@@ -1,9 +1,10 @@
 """A prompt into the decoder's state: whole, or piece by piece as frames arrive.
 
 Piece by piece, the blocks between two transfers form a segment that carries its convolution, state space and
-key states from chunk to chunk. A uniform stage knows beforehand which tokens stay, so a chunk goes through it at
-once: survivors go on, of the dropped tokens only cross-attention keys and values are kept for the text behind
-them. An attention-guided stage has to wait for the last prompt token, and holds the residuals at its boundary.
+key states from chunk to chunk. A stage where numbers alone decide (uniform) knows beforehand which tokens stay, so a
+chunk goes through it at once: survivors go on, of the dropped tokens only cross-attention keys and values are kept for
+the text behind them. One that scores (attention) has to wait for the last prompt token, and holds the residuals at
+its boundary.
 
 Peak memory grows with the number of frames only by what must be kept, `kept_bytes`: with V[i] vision tokens after
 stage i (V[0] before the first), T text tokens, e bytes an element,
@@ -11,7 +12,8 @@ stage i (V[0] before the first), T text tokens, e bytes an element,
     each attention block behind stage i              (V[i] + T) * 2 * Hkv * P * e     keys and values
     each stage i that transfers                  (V[i-1] - V[i]) * 2 * Hkv * P * e     of dropped tokens
                                                   (V[i-1] with `transv.keys: all`)
-    each attention-guided stage i                  (V[i-1] + T) * (D * e + 16 * H)     residuals and scores
+    each stage i that scores                       (V[i-1] + T) * (D * e + 16 * H)     residuals and scores
+                                                  (16 * H by attention; see `ByScore.bytes_per_token`)
 """
 
 from __future__ import annotations
@@ -25,17 +27,10 @@ from torch import Tensor
 
 from timeviper.config.shape import Segment, kept_counts
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.decoder import Decoder, Ranker
-from timeviper.model.state import DecoderState, SegmentState, Span
-from timeviper.model.transv import (
-    Memory,
-    Stream,
-    attention_scores,
-    last_prompt_token,
-    select_ranked,
-    select_uniform,
-    shorten,
-)
+from timeviper.model.decoder import Decoder
+from timeviper.model.selection import SELECTIONS, ByCount, ByScore
+from timeviper.model.state import DecoderState, SegmentState
+from timeviper.model.transv import Memory, Stream, shorten
 from timeviper.pack import Kind
 
 
@@ -104,8 +99,7 @@ def stream_through(
     left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
     for i, segment in enumerate(decoder.segments):
         if i and left[i] < left[i - 1]:
-            guided = segment.stage is not None and segment.stage.select == "attention"
-            stream = (_guided if guided else _uniform)(decoder, segment, stream, left[i - 1], left[i])
+            stream = _choose(decoder, segment, stream, left[i - 1], left[i])
         stream = _run(decoder, segment, stream, state.segments[i])
     return stream
 
@@ -123,8 +117,8 @@ def kept_bytes(decoder: Decoder, vision_count: int, text_count: int) -> int:
             if segment.name in decoder.transv:
                 every = decoder.transv_cfg.keys == "all"
                 total += (left[i - 1] - (0 if every else left[i])) * pair
-            if segment.stage.select == "attention":
-                total += (left[i - 1] + text_count) * (cfg.width * e + 16 * cfg.heads)
+            if isinstance(selection := SELECTIONS[segment.stage.select], ByScore):
+                total += (left[i - 1] + text_count) * (cfg.width * e + selection.bytes_per_token(cfg))
     return total
 
 
@@ -168,35 +162,17 @@ def _run(decoder: Decoder, segment: Segment, stream: Iterator[Stream], state: Se
         yield chunk
 
 
-def _uniform(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: int, kept: int) -> Iterator[Stream]:
-    mask = select_uniform([left], [kept], torch.device("cpu"))
-    return _shorten(decoder, segment, stream, mask, left)
-
-
-def _guided(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: int, kept: int) -> Iterator[Stream]:
-    """Hold everything until the last prompt token is known, rank, then let it go chunk by chunk."""
-    held = deque(stream)
-    kind = torch.cat([chunk.kind for chunk in held])
-    bounds = Bounds([len(kind)], kind.device)
-    query = last_prompt_token(kind, bounds)
-    starts = Bounds([len(chunk.x) for chunk in held]).offsets
-    at = next(i for i, end in enumerate(starts[1:]) if int(query) < end)
-    one = Bounds([1], kind.device)
-    rope = decoder.with_rope(Span(one, one, past=query)).rope
-    ranker = Ranker(held[at].x[query - starts[at]], rope)
-    logits = []
-    for chunk, start in zip(held, starts):
-        span = Span(chunk.bounds, chunk.bounds, past=torch.tensor([start], device=kind.device))
-        logits.append(decoder.rank(segment, chunk.x, decoder.with_rope(span), ranker))
-    scores = attention_scores(torch.cat(logits), query, bounds)
-    mask = select_ranked(scores[kind == Kind.VISION], [left], [kept]).cpu()
-    del logits, scores
-    yield from _shorten(decoder, segment, _drain(held), mask, left)
-
-
-def _drain(held: deque[Stream]) -> Iterator[Stream]:
-    while held:
-        yield held.popleft()
+def _choose(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: int, kept: int) -> Iterator[Stream]:
+    """What a stage leaves of each chunk: `kept` of the `left` vision tokens of the prompt."""
+    assert segment.stage is not None
+    selection = SELECTIONS[segment.stage.select]
+    if isinstance(selection, ByCount):
+        mask = selection.mask([left], [kept], torch.device("cpu"))
+    else:
+        held = deque(stream)
+        mask = selection.choose(decoder.view(held, segment.blocks.start), [kept]).cpu()
+        stream = (held.popleft() for _ in range(len(held)))  # a chunk that has gone on is held no longer
+    yield from _shorten(decoder, segment, stream, mask, left)
 
 
 def _shorten(decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask: Tensor, left: int) -> Iterator[Stream]:

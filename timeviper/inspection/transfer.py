@@ -18,7 +18,7 @@ Answers, at every label position t, with p without any stage and q with all of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from timeviper.config import TransVConfig
 from timeviper.config.shape import Segment, kept_counts
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.decoder import Decoder, DecoderOutput, Ranker
+from timeviper.model.decoder import Decoder, DecoderOutput
+from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.stages import other_stages
-from timeviper.model.state import Span
-from timeviper.model.transv import attention_scores, last_prompt_token, select_ranked, select_uniform
+from timeviper.model.transv import Stream
 from timeviper.model.viper import TimeViper, ViperOutput
 from timeviper.pack import Kind, Pack
 
@@ -97,11 +97,11 @@ def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
         if block is None:
             continue
         before = TransVConfig(stages={s.name: s.stage for s in stages[:i]})
-        with other_stages(model, before), _entering(decoder.blocks[block]) as seen:
+        with other_stages(model, before), _entering(decoder, {segment.blocks.start, block}) as entered:
             out = model(pack, label_logits=i == 0)
         without = out if i == 0 else without
-        x, span = seen
-        _attention(model, pack, out.decoder, segment, block, x, span, sums)
+        views = _views(decoder, pack, out.decoder, entered)
+        _add(model, pack, segment, views[segment.blocks.start], views[block], sums)
     if without is None:
         with other_stages(model, TransVConfig()):
             without = cast(ViperOutput, model(pack, label_logits=True))
@@ -128,43 +128,41 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 @contextmanager
-def _entering(block: nn.Module) -> Iterator[list[Any]]:
-    """Catches what enters a block: its stream `[L, D]` and span."""
-    seen: list[Any] = []
+def _entering(decoder: Decoder, blocks: set[int]) -> Iterator[dict[int, Tensor]]:
+    """Catches the stream `[L, D]` that enters each of some blocks."""
+    entered: dict[int, Tensor] = {}
+
+    def catch(block: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: entered.update({block: args[0]})
+
     torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
-    hook = block.register_forward_pre_hook(lambda _, args: seen.extend(args[:2]))
+    hooks = [decoder.blocks[block].register_forward_pre_hook(catch(block)) for block in blocks]
     try:
-        yield seen
+        yield entered
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         torch.compiler.set_stance("default")
 
 
-def _attention(
-    model: TimeViper,
-    pack: Pack,
-    out: DecoderOutput | None,
-    segment: Segment,
-    block: int,
-    x: Tensor,
-    span: Span,
-    sums: StageSums,
-) -> None:
-    """Add what the last prompt tokens attend to in `block`, which `x [L, D]` enters, and what of it the stage drops."""
+def _views(decoder: Decoder, pack: Pack, out: DecoderOutput | None, entered: dict[int, Tensor]) -> dict[int, View]:
+    """The stream as a selection sees it before each of the blocks that it was caught at."""
     assert out is not None
-    assert segment.stage is not None
-    bounds, kind = span.bounds, pack.kind[out.index]
-    query = last_prompt_token(kind, bounds)
-    rope = None if span.rope is None else (span.rope[0][query], span.rope[1][query])
-    logits = model.decoder.blocks[block](x, span, ranker=Ranker(x[query], rope))
+    kind = pack.kind[out.index]
     places = torch.nonzero(kind == Kind.VISION).squeeze(1)
-    scores = attention_scores(logits, query, bounds)[places]
+    counts = torch.bincount(out.bounds.seq_idx[places], minlength=out.bounds.num_sequences).tolist()
+    return {b: decoder.view([Stream(x, out.bounds, kind, counts, out.index)], b) for b, x in entered.items()}
+
+
+def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View, sums: StageSums) -> None:
+    """Add what the last prompt tokens attend to in the next attention block, before which the stream is `there`, and
+    what of it the stage, which sees the stream `here`, drops."""
+    assert segment.stage is not None
+    scores, current = there.attention[there.kind == Kind.VISION], here.vision
     original = [n * model.tokens_per_frame for n in pack.frame_counts]
-    current = torch.bincount(bounds.seq_idx[places], minlength=bounds.num_sequences).tolist()
     kept = kept_counts(segment.stage.keep, original, current)
-    guided = segment.stage.select == "attention"
-    mask = select_ranked(scores, current, kept) if guided else select_uniform(current, kept, x.device)
-    vision = Bounds(current, x.device)
+    mask = SELECTIONS[segment.stage.select].choose(here, kept)
+    vision = Bounds(current, scores.device)
 
     def by_sequence(values: Tensor) -> Tensor:
         return torch.zeros(len(current), dtype=torch.float64).index_add(0, vision.seq_idx.cpu(), values.cpu().double())
@@ -174,7 +172,7 @@ def _attention(
     sums.moved += float(moved[drops].sum())
     sums.vision += float(seen[drops].sum())
     sums.sequences += int(drops.sum())
-    if guided:
+    if segment.stage.facts.attention:
         share = scores.cpu().double() / seen.clamp(min=1e-300)[vision.seq_idx.cpu()]
         entropy = -by_sequence(torch.special.xlogy(share, share))
         count = torch.tensor(current, dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,16 @@ from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.layers import Linear
 from timeviper.model.state import AttentionState, Span
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Who ranks the tokens of a stream by attention: one token of each sequence."""
+
+    x: Tensor
+    """`[S, D]` residuals of the ranking tokens."""
+    rope: tuple[Tensor, Tensor] | None
+    """Their rotary cosines and sines, in families that have them."""
 
 
 class Attention(nn.Module):

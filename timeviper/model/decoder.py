@@ -16,19 +16,12 @@ from timeviper.config.checks.model import model_problems
 from timeviper.config.shape import Segment, cut_layout, kept_counts
 from timeviper.errors import ConfigError, Problem
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.attention import Attention, rotary
+from timeviper.model.attention import Attention, Ranker, rotary
 from timeviper.model.layers import MLP, Embedding, Linear, RMSNorm, SwiGLU
 from timeviper.model.mamba2 import Mamba2
+from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.state import AttentionState, DecoderState, MambaState, SegmentState, Span
-from timeviper.model.transv import (
-    Stream,
-    Transfer,
-    attention_scores,
-    last_prompt_token,
-    select_ranked,
-    select_uniform,
-    shorten,
-)
+from timeviper.model.transv import Stream, Transfer, shorten
 from timeviper.pack import Kind
 
 
@@ -44,16 +37,6 @@ class DecoderOutput:
     kept: dict[str, list[int]]
     """Vision tokens left after each transfer stage, per sequence."""
     state: DecoderState | None = None
-
-
-@dataclass(frozen=True)
-class Ranker:
-    """Who ranks the tokens of an attention-guided stage: one token of each sequence."""
-
-    x: Tensor
-    """`[S, D]` residuals of the ranking tokens."""
-    rope: tuple[Tensor, Tensor] | None
-    """Their rotary cosines and sines, in families that have them."""
 
 
 class Block(nn.Module):
@@ -232,22 +215,13 @@ class Decoder(nn.Module):
         kept = kept_counts(segment.stage.keep, original, stream.vision)
         if segment.stage.keep == 1:
             mask = torch.ones(stream.num_vision, dtype=torch.bool, device=stream.x.device)
-        elif segment.stage.select == "uniform":
-            mask = select_uniform(stream.vision, kept, stream.x.device)
         else:
-            query = last_prompt_token(stream.kind, stream.bounds)
-            span = self.with_rope(Span.fresh(stream.bounds))
-            rope = None if span.rope is None else (span.rope[0][query], span.rope[1][query])
-            logits = self.rank(segment, stream.x, span, Ranker(stream.x[query], rope))
-            scores = attention_scores(logits, query, stream.bounds)
-            mask = select_ranked(scores[stream.places(vision=True)], stream.vision, kept)
+            mask = SELECTIONS[segment.stage.select].choose(self.view([stream], segment.blocks.start), kept)
         return shorten(stream, mask, kept, self.transfer_of(segment), self.transv_cfg)
 
-    @torch.no_grad()
-    def rank(self, segment: Segment, x: Tensor, span: Span, ranker: Ranker) -> Tensor:
-        """Attention logits `[L, H]` of the tokens, in the block that the segment begins with."""
-        ranker = Ranker(ranker.x.detach(), ranker.rope)
-        return self.blocks[segment.blocks.start](x.detach(), span, ranker=ranker)
+    def view(self, pieces: Sequence[Stream], block: int) -> View:
+        """A stream, whole or in pieces, as the selection of a stage before `block` sees it."""
+        return View(pieces, self.blocks[block], self.with_rope)
 
     def logits(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """Text only: ids `[L]` and boundaries int `[S+1]` (None: one sequence) -> float logits `[L, V]`."""

@@ -18,17 +18,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from timeviper.config import ModelConfig, TowerConfig
+from timeviper.config import BLOCKS, ModelConfig, TowerConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, tokens_per_frame
 from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.gradients import Gradients, maps_of, transfers
+from timeviper.model.selection import SELECTIONS
 from timeviper.model.vision.tome import METRIC_HEADS, rounds
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
 from timeviper.model.vision.vit import stem_widths
 
 PARTS: tuple[str, ...] = ("tower", "projector", "mamba", "scan", "attention", "mlp", "transv", "logits")
-PART_OF_LETTER = {"M": "mamba", "*": "attention", "-": "mlp"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class _Count:
 
     def block(self, letter: str, lengths: Sequence[int], flow: bool) -> bool:
         """Adds a block; returns whether its output carries a gradient, given that its input does or does not."""
-        L, learns, part = sum(lengths), self.grads.decoder, PART_OF_LETTER[letter]
+        L, learns, part = sum(lengths), self.grads.decoder, BLOCKS[letter].name
         maps = maps_of(letter, self.model, self.grads)
         enters = flow or learns  # the norm before the mixer learns, too
         mixes = enters or maps.rank_in > 0
@@ -227,14 +227,11 @@ class _Count:
         return Flops(forward, forward * (2.5 if self.execution else 2.0) if back else 0.0)
 
     def transfer(self, stream: SegmentShape, flow: bool, has_weights: bool) -> bool:
-        """One stage of TransV: ranking where it is by attention, and the cross-attention of all text rows."""
+        """One stage of TransV: the choice, and the cross-attention of all text rows."""
         cfg, stage = self.decoder, stream.segment.stage
         assert stage is not None
-        if stage.select == "attention":
-            L, ranker = sum(stream.before) + sum(stream.text), maps_of("*", self.model, self.grads).first
-            (q, q_rank), (kv, k_rank), _ = ranker
-            work = (linear(len(stream.text), cfg.width, q, rank=q_rank), linear(L, cfg.width, kv, rank=k_rank))
-            self.add("transv", Flops(sum(flops.forward for flops in work) + 2.0 * L * q))
+        tokens = sum(stream.before) + sum(stream.text)
+        self.add("transv", Flops(SELECTIONS[stage.select].flops(self.model, self.grads, len(stream.text), tokens)))
         if not has_weights:
             return flow
         source = stream.before if self.model.transv.keys == "all" else stream.dropped

@@ -23,12 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from timeviper.config import LoraConfig
+from timeviper.config import BLOCKS, LoraConfig
 from timeviper.model.parts import is_adapter
 from timeviper.model.projector import Projector
 from timeviper.model.transv import Transfer
-
-KIND_OF_LETTER = {"M": "mamba", "*": "attention", "-": "mlp"}
 
 
 class LoraLinear(nn.Linear):
@@ -55,10 +53,12 @@ def adaptable(model: nn.Module) -> Iterator[tuple[str, str]]:
         if isinstance(module, Projector):
             yield from ((f"{name}.{i}", f"projector.{end}") for i, end in ((0, "in"), (2, "out")))
             continue
-        kind = "transv" if isinstance(module, Transfer) else KIND_OF_LETTER.get(getattr(module, "letter", ""))
-        if kind is None:
+        if isinstance(module, Transfer):
+            kind, inside = "transv", name
+        elif (letter := getattr(module, "letter", "")) in BLOCKS:
+            kind, inside = BLOCKS[letter].name, f"{name}.mixer"
+        else:
             continue
-        inside = name if kind == "transv" else f"{name}.mixer"
         for child, linear in model.get_submodule(inside).named_children():
             if isinstance(linear, nn.Linear):
                 yield f"{inside}.{child}", f"{kind}.{child.removesuffix('_proj')}"

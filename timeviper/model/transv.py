@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig, TransVConfig
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.attention import segment_softmax_mean
 from timeviper.model.layers import Linear, RMSNorm
 from timeviper.pack import Kind
 
@@ -107,49 +106,6 @@ class Transfer(nn.Module):
             # gradient, since sharded ranks reduce the same parameters together.
             out = out + 0 * (k.sum() + v.sum())
         return torch.tanh(self.alpha) * self.o_proj(out.flatten(1))
-
-
-def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:
-    """`[V]` bool: the `linspace(0, n - 1, k)`-th (rounded down) of each sequence's n vision tokens stay."""
-    chosen, vision = Bounds(kept, device), Bounds(current, device)
-    last, steps = (
-        torch.tensor([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], dtype=torch.int64)
-        .to(device, non_blocking=True)
-        .unbind(1)
-    )
-    seq = chosen.seq_idx
-    rank = chosen.position * last[seq] // steps[seq]
-    return _mask(vision, vision.cu_seqlens[seq] + rank)
-
-
-def select_ranked(scores: Tensor, current: Sequence[int], kept: Sequence[int]) -> Tensor:
-    """`[V]` bool: the k vision tokens with the highest `scores [V]` of each sequence stay; of equals, the first."""
-    chosen, vision = Bounds(kept, scores.device), Bounds(current, scores.device)
-    order = scores.argsort(descending=True, stable=True)
-    order = order[vision.seq_idx[order].argsort(stable=True)]  # by sequence, then by falling score
-    return _mask(vision, order[vision.cu_seqlens[chosen.seq_idx] + chosen.position])
-
-
-def _mask(vision: Bounds, chosen: Tensor) -> Tensor:
-    mask = torch.zeros(vision.num_tokens, dtype=torch.bool, device=vision.device)
-    return mask.index_fill(0, chosen, True)
-
-
-def last_prompt_token(kind: Tensor, bounds: Bounds) -> Tensor:
-    """`[S]`: the position of each sequence's last token that is no answer (with several turns, of the last
-    turn's prompt): what comes after the question is not known when it is asked."""
-    place = torch.arange(len(kind), device=kind.device)
-    place = torch.where(kind == Kind.ANSWER, -1, place)
-    none = place.new_full((bounds.num_sequences,), -1)
-    return none.scatter_reduce(0, bounds.seq_idx, place, "amax").clamp(min=0)
-
-
-def attention_scores(logits: Tensor, query: Tensor, bounds: Bounds) -> Tensor:
-    """Attention `[L]` that the token at `query [S]` pays to each token of its sequence, mean over heads,
-    from logits `[L, H]`; later tokens get 0."""
-    place = torch.arange(len(logits), device=logits.device)
-    later = place > query[bounds.seq_idx]
-    return segment_softmax_mean(logits.masked_fill(later[:, None], -torch.inf), bounds)
 
 
 def shorten(

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from timeviper.config import DecoderConfig, ModelConfig
+from timeviper.config import BLOCKS, DecoderConfig, ModelConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
-from timeviper.model.flops import PART_OF_LETTER, Execution, attention_batches, chunks
+from timeviper.model.flops import Execution, attention_batches, chunks
 from timeviper.model.gradients import Gradients, Maps, maps_of, transfers
 from timeviper.planning.vision_activations import projector_saved, tag_logits_saved, tower_saved
 
@@ -90,7 +90,7 @@ class _Language:
 
     def block(self, i: int, stream: SegmentShape) -> Saved:
         letter, learns, L, D = self.cfg.layout[i], self.grads.decoder, stream.num_tokens, self.cfg.width
-        name, part = f"block {i}", PART_OF_LETTER[letter]
+        name, part = f"block {i}", BLOCKS[letter].name
         maps = maps_of(letter, self.model, self.grads)
         flow, mixes = self.flow, self.flow or learns or maps.rank_in > 0
         self.flow = mixes or maps.adapted
@@ -127,7 +127,7 @@ class _Language:
         stage = stream.segment.stage
         assert stage is not None
         name = f"transv {stream.segment.name}"
-        outside = INDEX * (stream.num_tokens + len(stream.text) * (stage.select == "attention")) * flow
+        outside = INDEX * (stream.num_tokens + len(stream.text) * stage.facts.attention) * flow
         maps = maps_of("T", self.model, self.grads)
         mixes = flow or learns or maps.rank_in > 0
         if not has_weights or not (mixes or maps.adapted):

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from timeviper.config import BLOCK_TYPES, LoraConfig, Recipe
+from timeviper.config import BLOCK_TYPES, BLOCKS, LoraConfig, Recipe
 from timeviper.errors import ConfigError
-from timeviper.model.flops import PART_OF_LETTER
 from timeviper.planning.hardware import Gpu
 from timeviper.planning.stage import Stage, StagePlan
 from timeviper.weights.export import meta_model
@@ -81,7 +80,7 @@ def _candidates(recipe: Recipe, plan: StagePlan, model: nn.Module) -> Iterator[t
             yield f"{prefix}parallel.{setting}=true", remark, offloaded, gpus
     if "decoder" in recipe.train.trainable and not recipe.model.lora.rank and recipe.train.objective == "answer":
         adapted = deepcopy(checkpointed)
-        kinds = [name for letter, name in PART_OF_LETTER.items() if letter in recipe.model.decoder.layout]
+        kinds = [block.name for letter, block in BLOCKS.items() if letter in recipe.model.decoder.layout]
         adapted.model.lora = LoraConfig(rank=LORA_RANK, targets=kinds)
         change = f"model.lora.rank={LORA_RANK} model.lora.targets=[{','.join(kinds)}]"
         yield prefix + change, "adapters on a frozen decoder", adapted, gpus

@@ -17,13 +17,13 @@ import torch
 
 import timeviper
 from timeviper.config import Recipe
-from timeviper.config.load import dump
+from timeviper.config.load import CONFIG, dump
 from timeviper.errors import ConfigError, Problem
 
 log = logging.getLogger("timeviper")
 
 PREFIX, PARTIAL = "step=", ".tmp"
-LATEST, ABOUT, CONFIG = "latest", "about.json", "config.yaml"
+LATEST, ABOUT = "latest", "about.json"
 FORMAT = 1  # raised when an older program can no longer read what is written
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from timeviper.config import ModelConfig, Recipe
 from timeviper.config.fields import differences
-from timeviper.config.load import dump, load_recipe
+from timeviper.config.load import CONFIG, dump, load_recipe
+from timeviper.config.model import TOUCH_NO_TENSOR
 from timeviper.errors import ConfigError, Problem
 from timeviper.model import lora
 from timeviper.model.tags import TagModel
@@ -30,7 +31,7 @@ from timeviper.weights.initialize import Read
 from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, read_lineage
 from timeviper.weights.tensors import INDEX, TensorFolder, write_tensors
 
-WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+WEIGHTS = "model.safetensors"
 ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
 
 Model = TimeViper | TagModel
@@ -145,10 +146,6 @@ def is_export(folder: Path) -> bool:
     return weights and all((folder / f).is_file() for f in (CONFIG, LINEAGE))
 
 
-# What may differ between a stage and its predecessor without touching a tensor.
-_FREE = ("weights", "chunk_size", "max_tokens")
-
-
 def _shape_of(model: ModelConfig, parts: list[str]) -> dict[str, Any]:
     """The settings that fix the tensors of the given parts."""
     shape: dict[str, Any] = {}
@@ -157,7 +154,7 @@ def _shape_of(model: ModelConfig, parts: list[str]) -> dict[str, Any]:
     if "decoder" in parts:
         shape["decoder"] = asdict(model.decoder)
     for section in (*shape.get("towers", {}).values(), shape.get("decoder", {})):
-        for key in _FREE:
+        for key in TOUCH_NO_TENSOR:
             section.pop(key, None)
     return shape
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from timeviper.config.checks.finding import Finding, at_least_one
-from timeviper.config.model import LORA_TARGETS, DecoderConfig, LoraConfig, ModelConfig, TowerConfig, TransVStage
+from timeviper.config.model import (
+    BLOCKS,
+    LEGEND,
+    LORA_TARGETS,
+    SELECTION_FACTS,
+    DecoderConfig,
+    LoraConfig,
+    ModelConfig,
+    TowerConfig,
+    TransVStage,
+)
 from timeviper.errors import did_you_mean
-
-LEGEND = "M Mamba-2, * attention, - MLP"
 
 
 def model_problems(model: ModelConfig) -> Iterator[Finding]:
@@ -20,6 +28,11 @@ def model_problems(model: ModelConfig) -> Iterator[Finding]:
     yield from _decoder(model.decoder)
     yield from _transv(model)
     yield from _lora(model.lora)
+
+
+def _no_such(key: str, table: Mapping[str, object]) -> Finding:
+    """A name that a recipe cannot have got past its type, but a config made in Python can."""
+    return Finding(key, f"must be one of {', '.join(table)}.")
 
 
 def _tower(key: str, tower: TowerConfig) -> Iterator[Finding]:
@@ -53,7 +66,7 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
     key, layout = "model.decoder", decoder.layout
     if not layout:
         yield Finding(f"{key}.layout", f"is empty: one letter a block ({LEGEND}).")
-    if unknown := sorted(set(layout) - set("M*-")):
+    if unknown := sorted(set(layout) - set(BLOCKS)):
         yield Finding(f"{key}.layout", f"has {' '.join(map(repr, unknown))}; the letters are {LEGEND}.")
     if layout and "*" not in layout:
         yield Finding(f"{key}.layout", "has no attention block (*): without one nothing is recalled exactly.")
@@ -87,7 +100,9 @@ def _transv(model: ModelConfig) -> Iterator[Finding]:
             yield Finding(f"{key}.keep", message)
         if not 0 <= stage.layer < len(layout):
             yield Finding(f"{key}.layer", f"must be a block of the layout: 0 to {len(layout) - 1}.")
-        elif stage.select == "attention" and layout[stage.layer] != "*":
+        elif stage.select not in SELECTION_FACTS:
+            yield _no_such(f"{key}.select", SELECTION_FACTS)
+        elif stage.facts.attention and layout[stage.layer] != "*":
             yield Finding(f"{key}.layer", _needs_attention(stage, layout))
     for (_, a), (key, b) in pairwise(stages.items()):
         if b.layer <= a.layer:
@@ -103,9 +118,10 @@ def _transv(model: ModelConfig) -> Iterator[Finding]:
 
 def _needs_attention(stage: TransVStage, layout: str) -> str:
     blocks = ", ".join(str(i) for i, letter in enumerate(layout) if letter == "*") or "none in this layout"
-    kind = {"M": "a Mamba-2", "-": "an MLP"}.get(layout[stage.layer], "no attention")
+    block = BLOCKS.get(layout[stage.layer])
+    kind = f"{block.article} {block.title}" if block else "no attention"
     return (
-        f"select = attention ranks with the queries and keys of its block, but block {stage.layer} "
+        f"select = {stage.select} ranks with the queries and keys of its block, but block {stage.layer} "
         f"is {kind} block. Attention blocks: {blocks}. Or use select = uniform."
     )
 

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig, TowerConfig, TransVConfig
+from timeviper.config.load import CONFIG, load_recipe
+from timeviper.config.model import TOUCH_NO_TENSOR
 from timeviper.model.decoder import Decoder
 from timeviper.weights.hub import towers as hub_towers
 from timeviper.weights.hub.config import decoder_config, hub_config, read_config
 from timeviper.weights.hub.names import hub_names, hub_shape, match
 from timeviper.weights.tensors import SHARD_BYTES, TensorFolder, write_tensors
 
-SETTINGS, ORIGINAL, RECIPE = "decoder.json", "hf_config.json", "config.yaml"
+SETTINGS, ORIGINAL = "decoder.json", "hf_config.json"
 # What comes along unread: tokenizer, chat template, generation defaults.
 _COMPANIONS = (
     "tokenizer.json",
@@ -36,8 +38,6 @@ _COMPANIONS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# Settings that may differ between a folder and the decoder that takes its weights.
-_FREE = ("weights", "chunk_size", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,8 @@ def open_weights(path: str | Path, cfg: DecoderConfig | None = None) -> Weights:
         own = DecoderConfig(**json.loads((path / SETTINGS).read_text()))
         original = read_json(path / ORIGINAL)
         prefix = ""
-    elif (path / RECIPE).is_file():
-        from timeviper.config.load import load_recipe  # a recipe may name a decoder that this file loads
-
-        own, original, prefix = load_recipe(path / RECIPE).model.decoder, {}, "decoder."
+    elif (path / CONFIG).is_file():
+        own, original, prefix = load_recipe(path / CONFIG).model.decoder, {}, "decoder."
     else:
         original = read_config(path)
         own, prefix = decoder_config(original, str(path / "config.json")), None
@@ -94,7 +92,7 @@ def open_weights(path: str | Path, cfg: DecoderConfig | None = None) -> Weights:
 def _check_settings(path: Path, own: DecoderConfig, cfg: DecoderConfig | None) -> None:
     # Settings that no block of this family reads.
     unused = ("rope_",) if own.family == "nemotron_h" else ("ssm_", "conv_")
-    free = _FREE + unused
+    free = TOUCH_NO_TENSOR + unused
     names = [f.name for f in fields(DecoderConfig) if not f.name.startswith(free)]
     wrong = [n for n in names if cfg is not None and getattr(own, n) != getattr(cfg, n)]
     if wrong:
