@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.datamodules.shards.tar import ShardError
-from timeviper.datamodules.shards.writer import TEMPORARY, Sample, write_shard
+from timeviper.datamodules.shards.writer import Sample, write_shard
+from timeviper.files import TEMPORARY
 
 EVERY = 0.5  # seconds between two reports of progress
 AHEAD = 2  # shards that wait for each process

@@ -34,6 +34,7 @@ from timeviper.datamodules.world.questions import (
 )
 from timeviper.datamodules.world.render import GOP, draw, encode_image, encode_video
 from timeviper.datamodules.world.scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
+from timeviper.files import write_whole
 
 __all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 
@@ -230,4 +231,4 @@ def _check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1) + "\n")
+    write_whole(path, json.dumps(wanted, indent=1) + "\n")
