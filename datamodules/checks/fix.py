@@ -19,7 +19,6 @@ import numpy as np
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.checks.findings import MENDED, Problem, Report
-from timeviper.datamodules.checks.ordered_pool import ordered
 from timeviper.datamodules.checks.reencode import reencode
 from timeviper.datamodules.checks.sample import CheckConfig, Sample
 from timeviper.datamodules.checks.shards import find_shards, walk_shard
@@ -27,6 +26,7 @@ from timeviper.datamodules.frames.container import Container, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.timeline import read_timeline
 from timeviper.datamodules.frames.video import is_turned, lead_in, probe_video, sample_times
+from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_shards
 from timeviper.datamodules.shards.schema import FEATURES, parse_record
 from timeviper.datamodules.shards.tar import Member, SliceFile, read_member
