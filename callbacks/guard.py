@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from timeviper.config import Recipe
+from timeviper.files import TEMPORARY
 from timeviper.inspection.incident import Findings, Incident, examine, rng_state
 from timeviper.pack import StepBatch
 from timeviper.parallel import WholeTensors
@@ -65,7 +66,7 @@ class Guard(pl.Callback):
         self.skipped = state_dict["skipped"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        before = [p for p in self.folder.glob("step=*") if p.suffix != ".tmp"]
+        before = [p for p in self.folder.glob("step=*") if p.suffix != TEMPORARY]
         self._count = trainer.strategy.broadcast(len(before))
 
     def admits(self, module: ViperModule, batch: StepBatch, loss: Tensor, norm: Tensor, num_labels: Tensor) -> bool:

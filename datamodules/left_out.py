@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from timeviper.datamodules.plan import Plan, StepPlan
+from timeviper.files import write_whole
 
 FILE = "left_out.json"
 
@@ -36,6 +37,4 @@ def read_left_out(run: Path) -> frozenset[int]:
 
 
 def write_left_out(run: Path, left_out: Collection[int]) -> None:
-    partial = run / f"{FILE}.tmp"
-    partial.write_text(json.dumps({"plan_steps": sorted(left_out)}) + "\n")
-    partial.replace(run / FILE)
+    write_whole(run / FILE, json.dumps({"plan_steps": sorted(left_out)}) + "\n")

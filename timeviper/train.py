@@ -25,6 +25,7 @@ from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
+from timeviper.files import whole_file
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.launch import check_ranks, ranks
 from timeviper.training.module import ViperModule
@@ -126,7 +127,8 @@ def _fit(
     data = VideoDataModule(recipe, tokenizer, left_out)
     check_features(recipe, data.plan.sources, data.val_sources)
     run.mkdir(parents=True, exist_ok=True)
-    dump(recipe, run / CONFIG)
+    with whole_file(run / CONFIG) as partial:  # every rank writes the same
+        dump(recipe, partial)
     pl.seed_everything(recipe.seed, verbose=False)
     callbacks = build_callbacks(recipe, run, tokenizer, left_out, command, data.at_hand)
     data.before_reading = callbacks.checkpoints.listen

@@ -19,7 +19,6 @@ import numpy as np
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.checks.findings import MENDED, Problem, Report
-from timeviper.datamodules.checks.ordered_pool import ordered
 from timeviper.datamodules.checks.reencode import reencode
 from timeviper.datamodules.checks.sample import CheckConfig, Sample
 from timeviper.datamodules.checks.shards import find_shards, walk_shard
@@ -27,10 +26,12 @@ from timeviper.datamodules.frames.container import Container, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.timeline import read_timeline
 from timeviper.datamodules.frames.video import is_turned, lead_in, probe_video, sample_times
+from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_shards
 from timeviper.datamodules.shards.schema import FEATURES, parse_record
 from timeviper.datamodules.shards.tar import Member, SliceFile, read_member
 from timeviper.datamodules.shards.writer import TarSlice, write_shard
+from timeviper.files import whole_file
 
 DROPPED = "dropped.jsonl"
 MAX_LOST = 0.01  # share of a video's frames that may be undecodable; texts speak of what was shown in the rest
@@ -76,9 +77,9 @@ def fix_shards(
     out.mkdir(parents=True, exist_ok=True)
     names = [(tar, str(tar.relative_to(folder))) for tar in find_shards(folder)]
     jobs = (_Job(tar, name, out / name, config.frames, dict(problems[name])) for tar, name in names)
-    samples, partial = 0, out / (DROPPED + ".tmp")
+    samples = 0
     dropped: list[Problem] = []
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(out / DROPPED) as partial, partial.open("w", encoding="utf-8") as file:
         for job, mended in ordered(_mend_shard, jobs, workers, _crashed):
             dropped += mended.dropped
             for problem in mended.dropped:
@@ -86,7 +87,6 @@ def fix_shards(
             samples += mended.samples
             if progress:
                 progress(samples, job.shard)
-    partial.replace(out / DROPPED)
     if samples:
         index_shards(out)  # the index of each folder
     return dropped

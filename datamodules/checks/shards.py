@@ -14,9 +14,9 @@ from pathlib import Path
 
 from timeviper.datamodules.checks.findings import MENDED, NOTES, PROBLEMS, Problem, Report
 from timeviper.datamodules.checks.forecast import Forecast
-from timeviper.datamodules.checks.ordered_pool import ordered
 from timeviper.datamodules.checks.sample import CheckConfig, Examined, Sample, examine
 from timeviper.datamodules.checks.twins import Twins
+from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_path, read_index
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, SampleRecord, decode
 from timeviper.datamodules.shards.tar import Member, ShardError, group, iter_tar

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from timeviper.config import DataConfig
 from timeviper.datamodules.shards.block_sums import Block
+from timeviper.files import TEMPORARY
 
 KEEP = 0.9  # share of the bound that is left when it was reached, so that not every block costs a look at all files
 FOLDERS = 256
-TEMPORARY = ".tmp"
 
 
 class BlockCache:
@@ -72,7 +72,7 @@ class BlockCache:
                 os.pwrite(lock, f"{total + size:020d}".encode(), 0)
                 partial = path.with_name(path.name + TEMPORARY)
                 partial.parent.mkdir(exist_ok=True)
-                partial.write_bytes(data)
+                partial.write_bytes(data)  # not forced to the disk: a torn block is a miss, and all wait for this lock
                 partial.replace(path)
                 if there:
                     os.pwrite(lock, f"{total + size - there:020d}".encode(), 0)

@@ -23,10 +23,10 @@ from timeviper.datamodules.shards.index_file import (
     ShardIndex,
     decode,
     encode,
-    write_whole,
 )
 from timeviper.datamodules.shards.schema import FEATURES, SchemaError, parse_record
 from timeviper.datamodules.shards.tar import Member, ShardError, Slice, SliceFile, group, read_member, scan_tar
+from timeviper.files import write_whole
 
 
 def index_path(shard: Path) -> Path:

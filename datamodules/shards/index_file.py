@@ -14,14 +14,12 @@ a reader far away asks once. Both have the same form, a line a shard:
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from uuid import uuid4
 
 from timeviper.datamodules.shards.block_sums import sums_size
 from timeviper.datamodules.shards.tar import Slice
@@ -162,17 +160,3 @@ def _sample(entry: dict[str, Any], shard_bytes: int) -> SampleRecord:
             "blocks": blocks,
         }
     )
-
-
-def write_whole(target: Path, content: bytes) -> Path:
-    """Put a file there whole or not at all."""
-    partial = target.with_name(f"{target.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target

@@ -6,26 +6,21 @@ any machines, and any number of interruptions end in the same files.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from timeviper.datamodules.ordered_pool import SPAWN, ordered
 from timeviper.datamodules.shards.tar import ShardError
-from timeviper.datamodules.shards.writer import TEMPORARY, Sample, write_shard
+from timeviper.datamodules.shards.writer import Sample, write_shard
+from timeviper.files import TEMPORARY
 
-EVERY = 0.5  # seconds between two reports of progress
-AHEAD = 2  # shards that wait for each process
+AHEAD = 4  # shards taken for each process: fewer than usual, as their samples may be in memory
 
 
 @dataclass
@@ -74,16 +69,15 @@ def write_shards(
     jobs = _jobs(iter(samples), folder, samples_per_shard, name, part)
     report = progress or (lambda done: None)
     try:
-        done = _alone(jobs, report) if workers == 1 else _side_by_side(jobs, workers, report)
+        done = _write_all(jobs, workers, report)
     except BaseException:
         _clear(folder, name, part)
         raise
-    errors = sorted(done.errors, key=lambda error: error.shard)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        listed = "".join(f"\n{error}" for error in errors)
-        raise ShardError(folder, f"{len(errors)} shards cannot be written:{listed}", kind=errors[0].kind)
+    if len(done.errors) == 1:
+        raise done.errors[0]
+    if done.errors:
+        listed = "".join(f"\n{error}" for error in done.errors)
+        raise ShardError(folder, f"{len(done.errors)} shards cannot be written:{listed}", kind=done.errors[0].kind)
     return done
 
 
@@ -107,106 +101,58 @@ def _jobs(
         raise ValueError(f"no samples to write to {folder}")
 
 
-def _alone(jobs: Iterable[_Job], report: Callable[[Written], None]) -> Written:
-    """Every shard in this process."""
-    done, copied = Written(), [0, 0]
+def _write_all(jobs: Iterable[_Job], workers: int, report: Callable[[Written], object]) -> Written:
+    """Every shard, by `workers` processes, or by this one where that is enough."""
+    done, lock, copied = Written(), SPAWN.Lock(), SPAWN.RawArray("q", 2)
 
-    def count(size: int) -> None:
-        copied[:] = copied[0] + 1, copied[1] + size
-        report(_so_far(done, copied))
+    def tell() -> Written:
+        # What is copied is read without the lock: who held it may have been killed.
+        so_far = replace(done, samples=max(done.samples, done.kept + copied[0]), bytes=copied[1])
+        report(so_far)
+        return so_far
 
-    for job in jobs:
-        done = _sum([done, _write(job, count)])
-        report(_so_far(done, copied))
-    return _so_far(done, copied)
-
-
-def _so_far(done: Written, copied: Sequence[int]) -> Written:
-    """What is whole, with the samples and bytes that have been copied."""
-    return replace(done, samples=max(done.samples, done.kept + copied[0]), bytes=copied[1])
-
-
-def _write(job: _Job, copied: Callable[[int], None]) -> Written:
-    """One shard. Samples that cannot be used are an outcome, not the end."""
-    kept = len(job.samples) if job.path.exists() else 0
+    write = _write
+    if workers == 1:
+        write, workers = partial(_write, count=_counter(lock, copied, tell)), 0
+    share = partial(_share, lock, copied)
     try:
-        write_shard(job.path, job.samples, copied)
-    except ShardError as error:
-        return Written(errors=[error])
-    return Written(shards=1, samples=len(job.samples), kept=kept)
+        for _, new in ordered(write, jobs, workers, ahead=AHEAD, setup=share, meanwhile=tell):
+            done.shards += new.shards
+            done.samples += new.samples
+            done.kept += new.kept
+            done.errors += new.errors
+            tell()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that wrote shards was killed, perhaps for want of memory; run again to continue, with "
+            "fewer --workers"
+        ) from error
+    return tell()
 
 
-def _sum(parts: Sequence[Written]) -> Written:
-    counts = {name: sum(getattr(p, name) for p in parts) for name in ("shards", "samples", "kept")}
-    return Written(**counts, errors=[error for p in parts for error in p.errors])
+_count: Callable[[int], None]  # of a worker: what it copies is told to the parent
 
 
-def _side_by_side(jobs: Iterator[_Job], workers: int, report: Callable[[Written], None]) -> Written:
-    """Shards in `workers` processes, which end with this one, whatever ends it."""
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    lifeline, held = context.Pipe(duplex=False)
-    copied = context.RawArray("q", 2)  # samples, bytes; read here without their lock: who held it may have been killed
-    begin = (lifeline, context.Lock(), copied)
-    done, running = Written(), set[Future[Written]]()
-    with held, ProcessPoolExecutor(workers, context, _begin, begin) as pool:
-        try:
-            while True:
-                with _uninterrupted():  # a process that is being started must not take a Ctrl-C for its own
-                    for job in islice(jobs, AHEAD * workers - len(running)):
-                        running.add(pool.submit(_write_counted, job))
-                if not running:
-                    return _so_far(done, list(copied))
-                ended, running = wait(running, EVERY, FIRST_COMPLETED)
-                done = _sum([done, *(future.result() for future in ended)])
-                report(_so_far(done, list(copied)))
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a process that wrote shards was killed, perhaps for want of memory; run again to continue, with "
-                "fewer --workers"
-            ) from error
-        finally:
-            if running:
-                held.close()
-                pool.shutdown(cancel_futures=True)
+def _share(lock: Any, copied: Any) -> None:
+    global _count
+    _count = _counter(lock, copied)
 
 
-_counts: tuple[Any, Any]  # of a worker: the lock, and the numbers that the parent reads
-
-
-def _begin(lifeline: Connection, lock: Any, copied: Any) -> None:
-    """Of a worker: Ctrl-C is the parent's business, and without it there is nothing to do."""
-    global _counts
-    _counts = lock, copied
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def leave_with_parent() -> None:
-        try:
-            lifeline.poll(None)
-        finally:
-            os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _write_counted(job: _Job) -> Written:
-    lock, copied = _counts
-
+def _counter(lock: Any, copied: Any, then: Callable[[], object] = lambda: None) -> Callable[[int], None]:
     def count(size: int) -> None:
         with lock:
             copied[0] += 1
             copied[1] += size
+        then()
 
-    return _write(job, count)
+    return count
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block; processes that are started in it never see one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _write(job: _Job, count: Callable[[int], None] | None = None) -> Written:
+    """One shard. Samples that cannot be used are an outcome, not the end."""
+    kept = len(job.samples) if job.path.exists() else 0
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        write_shard(job.path, job.samples, count or _count)
+    except ShardError as error:
+        return Written(errors=[error])
+    return Written(shards=1, samples=len(job.samples), kept=kept)

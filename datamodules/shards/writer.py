@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 from timeviper.datamodules.shards.index import (
     SampleRecord,
@@ -26,8 +25,7 @@ from timeviper.datamodules.shards.index import (
     write_index,
 )
 from timeviper.datamodules.shards.tar import ShardError, SliceFile
-
-TEMPORARY = ".tmp"
+from timeviper.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -53,29 +51,20 @@ def write_shard(path: Path, samples: Iterable[Sample], copied: Callable[[int], N
     samples = list(samples)
     if path.exists():
         return _kept(path, samples)
-    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        with whole_file(path) as partial:
+            with partial.open("wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
                 for sample in samples:
                     size = _add(tar, path, sample)
                     if copied:
                         copied(size)
-            file.flush()
-            os.fsync(file.fileno())
-        index = index_shard(partial, name=path)
-        partial.replace(path)
+            index = index_shard(partial, name=path)
         write_index(index)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, ShardError):  # not of a file that is gone
-            raise _from_here(error, path, samples) from error
-        if isinstance(error, OSError):
-            raise OSError(
-                f"cannot write shard {path}: {error}; nothing of it was kept, run again to continue"
-            ) from error
-        raise
+    except ShardError as error:  # not of a file that is gone
+        raise _from_here(error, path, samples) from error
+    except OSError as error:
+        raise OSError(f"cannot write shard {path}: {error}; nothing of it was kept, run again to continue") from error
     return index
 
 

@@ -11,10 +11,8 @@ colour and shape.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
+from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_path
 from timeviper.datamodules.shards.writer import write_shard
 from timeviper.datamodules.world.questions import (
@@ -34,6 +33,7 @@ from timeviper.datamodules.world.questions import (
 )
 from timeviper.datamodules.world.render import GOP, draw, encode_image, encode_video
 from timeviper.datamodules.world.scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
+from timeviper.files import write_whole
 
 __all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 
@@ -186,17 +186,10 @@ def build_world(
     jobs = [job for source in SOURCES for job in _jobs(folder, source, scale, seed)]
     total, done = sum(job.stop - job.first for job in jobs), 0
     jobs.sort(key=lambda job: -(job.stop - job.first) * (1 + job.source.seconds[1]))  # the longest first
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(max(1, workers), mp_context=context) as pool:
-        futures = [pool.submit(job.run) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                done += future.result()
-                if progress:
-                    progress(done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for _, samples in ordered(_Job.run, jobs, max(1, workers)):
+        done += samples
+        if progress:
+            progress(done, total)
 
 
 def _amount(scale: float | str) -> float:
@@ -230,4 +223,4 @@ def _check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1) + "\n")
+    write_whole(path, json.dumps(wanted, indent=1) + "\n")

@@ -149,7 +149,7 @@ def test_the_report_is_the_same_with_any_number_of_workers(tmp_path: Path) -> No
 
 
 def test_a_file_that_ends_the_decoder_is_named_and_the_rest_is_checked(tmp_path: Path) -> None:
-    from timeviper.datamodules.checks.ordered_pool import ordered
+    from timeviper.datamodules.ordered_pool import ordered
 
     jobs = [0, 1, 0, 1, 0]  # exit codes: a process that ends with 1 is as good as one that crashed
     found = list(ordered(leave, jobs, 1, lambda job: "crashed"))

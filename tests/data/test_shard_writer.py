@@ -199,7 +199,7 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
 
 def test_a_worker_that_is_killed_ends_the_writing_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = read_manifest(entries(tmp_path, 8)).samples
-    monkeypatch.setattr(pool, "_write_counted", _killed)
+    monkeypatch.setattr(pool, "_write", _killed)
     with pytest.raises(OSError, match="was killed, perhaps for want of memory"):
         write_shards(samples, tmp_path / "out", 4, workers=2)
     monkeypatch.undo()

@@ -34,6 +34,7 @@ from timeviper.datamodules.shards.writer import write_shard
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import fingerprint, frozen_towers
 from timeviper.features.work import Work, plan_work
+from timeviper.files import write_whole
 from timeviper.weights.export import pick_device
 
 FRAMES_AT_ONCE = 256  # of several samples, encoded together
@@ -73,7 +74,7 @@ def write_features(recipe: Recipe, out: Path, only: list[str], workers: int) -> 
         print(f"\nstopped; the finished shards are whole and stay in {out}, and the same command continues")
         return False
     overrides = [f"{key}.shards={work.folder}" for work in works for key in work.keys]
-    (out / OVERRIDES).write_text(" ".join(overrides) + "\n")
+    write_whole(out / OVERRIDES, " ".join(overrides) + "\n")
     new = f", {done.bytes / done.frames:,.0f} bytes a frame" if done.frames else ""
     print(f"{done.samples:,} samples in {done.shards:,} shards ({done.kept:,} were there): {out}{new}")
     if done.left_out:

@@ -24,6 +24,7 @@ from timeviper.datamodules.plan import held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.features.check import check_features
+from timeviper.files import write_whole
 from timeviper.inference.generate import generate_pack
 from timeviper.inference.metrics import Answered, chance, score
 from timeviper.kernels import dispatch
@@ -119,8 +120,8 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = Fa
     rows = "".join(json.dumps({**asdict(a), "correct": a.correct, "iou": a.iou}) + "\n" for a in ours).encode()
     report["answers"] = sha256(rows).hexdigest()[:16]
     folder = _folder(export)
-    (folder / ANSWERS).write_bytes(rows)
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    write_whole(folder / ANSWERS, rows)
+    write_whole(folder / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 

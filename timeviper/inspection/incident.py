@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -23,6 +22,7 @@ from torch import Tensor
 import timeviper
 from timeviper.config import Recipe
 from timeviper.config.load import dump
+from timeviper.files import whole_folder
 from timeviper.inspection.probe import PackReport, Probe, gates, gradient_norms, not_finite
 from timeviper.pack import Pack
 from timeviper.parallel import ShardedModel
@@ -162,15 +162,12 @@ class Incident:
         self, folder: Path, recipe: Recipe, rng: dict[str, Tensor], weights: Iterable[tuple[str, Tensor]] | None
     ) -> None:
         """The whole bundle, under a temporary name until it is complete. Raises OSError."""
-        partial = folder.with_name(f"{folder.name}.tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / REPORT).write_text(json.dumps(_plain(asdict(self)), indent=1, allow_nan=False) + "\n")
-        dump(recipe, partial / CONFIG)
-        save_file(rng, partial / RNG)
-        if weights is not None:
-            write_tensors(partial / WEIGHTS, weights)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            (partial / REPORT).write_text(json.dumps(_plain(asdict(self)), indent=1, allow_nan=False) + "\n")
+            dump(recipe, partial / CONFIG)
+            save_file(rng, partial / RNG)
+            if weights is not None:
+                write_tensors(partial / WEIGHTS, weights)
 
 
 def rng_state(device: torch.device, rank: int) -> dict[str, Tensor]:

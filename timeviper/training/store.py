@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ import timeviper
 from timeviper.config import Recipe
 from timeviper.config.load import CONFIG, dump
 from timeviper.errors import ConfigError, Problem
+from timeviper.files import TEMPORARY, put, remove_folder, write_whole
 
 log = logging.getLogger("timeviper")
 
-PREFIX, PARTIAL = "step=", ".tmp"
 LATEST, ABOUT = "latest", "about.json"
+PREFIX = "step="
 FORMAT = 1  # raised when an older program can no longer read what is written
 
 
@@ -43,7 +43,7 @@ class CheckpointStore:
 
     def partial(self, step: int) -> Path:
         """Where the checkpoint of a step is written before it has its name."""
-        return self.folder / f"{PREFIX}{step}{PARTIAL}"
+        return self.folder / f"{PREFIX}{step}{TEMPORARY}"
 
     def whole(self) -> list[Path]:
         """Oldest first."""
@@ -65,7 +65,7 @@ class CheckpointStore:
 
     def begin(self, step: int) -> None:
         """Remove what earlier writes left unfinished, and make the folder that a new one goes to."""
-        for stale in self.folder.glob(f"{PREFIX}*{PARTIAL}"):
+        for stale in self.folder.glob(f"{PREFIX}*{TEMPORARY}"):
             shutil.rmtree(stale, ignore_errors=True)
         self.partial(step).mkdir(parents=True)
 
@@ -82,20 +82,11 @@ class CheckpointStore:
         }
         (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         dump(self.recipe, partial / CONFIG)
-        for file in partial.iterdir():
-            _to_disk(file)
-        _to_disk(partial)
-        if final.exists():  # of a run that went back and has come here again
-            _remove(final)
-        partial.rename(final)
-        _to_disk(self.folder)
-        pointer = self.folder / f"{LATEST}{PARTIAL}"
-        pointer.write_text(f"{final.name}\n")
-        _to_disk(pointer)
-        pointer.replace(self.folder / LATEST)
+        put(partial, final)  # perhaps in the place of one from before the run went back
+        write_whole(self.folder / LATEST, f"{final.name}\n")
         past = [p for p in self.whole() if step_of(p) <= step]
         for old in past[: -self.keep]:
-            _remove(old)
+            remove_folder(old)
 
     def discard(self, step: int) -> None:
         """Remove a write that failed."""
@@ -128,20 +119,3 @@ def about_checkpoint(checkpoint: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); remove {checkpoint} to continue from an earlier one") from error
-
-
-def _remove(checkpoint: Path) -> None:
-    """A folder that is being removed has no final name any more."""
-    gone = checkpoint.with_name(f"{checkpoint.name}.old{PARTIAL}")
-    shutil.rmtree(gone, ignore_errors=True)
-    checkpoint.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    """A rename may reach the disk before the data of the files that it moves."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

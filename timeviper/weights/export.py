@@ -8,7 +8,6 @@ ancestors) and, after LoRA, `adapter/adapter.safetensors`.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from timeviper.config.fields import differences
 from timeviper.config.load import CONFIG, dump, load_recipe
 from timeviper.config.model import TOUCH_NO_TENSOR
 from timeviper.errors import ConfigError, Problem
+from timeviper.files import whole_folder
 from timeviper.model import lora
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
@@ -119,20 +119,15 @@ def write_export(
     Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held. data: digests of
     the training data for the lineage.
     """
-    partial = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    merged = lora.Merged(state, recipe.model.lora)
-    digest = WeightsDigest()
-    write_tensors(partial, digest.passing(merged.items()), shard_bytes)
-    if merged.adapters:
-        lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
-    dump(recipe, partial / CONFIG)
-    tokenizer.save(partial)
-    lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data)
-    (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    merged, digest = lora.Merged(state, recipe.model.lora), WeightsDigest()
+    with whole_folder(folder) as partial:
+        write_tensors(partial, digest.passing(merged.items()), shard_bytes)
+        if merged.adapters:
+            lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
+        dump(recipe, partial / CONFIG)
+        tokenizer.save(partial)
+        lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data)
+        (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
 
 
 def follow_export(state: Mapping[str, Tensor], recipe: Recipe) -> None:

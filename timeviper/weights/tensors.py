@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from timeviper.files import TEMPORARY, put, write_whole
+
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30  # the most that is held in memory while weights are copied
 
@@ -76,7 +78,7 @@ class TensorFolder:
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> list[Path]:
     """Write tensors as they come, at most `shard_bytes` a file (a larger tensor has one of its own)."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [_save(folder / f"shard-{i}.tmp", part) for i, part in enumerate(_parts(tensors, shard_bytes), 1)]
+    shards = [_save(folder / f"shard-{i}{TEMPORARY}", part) for i, part in enumerate(_parts(tensors, shard_bytes), 1)]
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     names = ["model.safetensors"] if len(shards) == 1 else names
     for stale in (*folder.glob("*.safetensors"), folder / INDEX):
@@ -84,12 +86,12 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     weight_map: dict[str, str] = {}
     total = 0
     for name, (path, keys, size) in zip(names, shards):
-        path.rename(folder / name)
+        put(path, folder / name)
         weight_map |= dict.fromkeys(keys, name)
         total += size
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n")
     return [folder / name for name in names]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig, TowerConfig, TransVConfig
 from timeviper.config.load import CONFIG, load_recipe
 from timeviper.config.model import TOUCH_NO_TENSOR
+from timeviper.files import write_whole
 from timeviper.model.decoder import Decoder
 from timeviper.weights.hub import towers as hub_towers
 from timeviper.weights.hub.config import decoder_config, hub_config, read_config
@@ -170,9 +171,9 @@ def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     weights = open_weights(src)
     dst = _new_folder(src, dst)
     write_tensors(dst, weights.tensors(), shard_bytes)
-    (dst / SETTINGS).write_text(json.dumps(asdict(replace(weights.cfg, weights="")), indent=2) + "\n")
+    write_whole(dst / SETTINGS, json.dumps(asdict(replace(weights.cfg, weights="")), indent=2) + "\n")
     if weights.original:
-        (dst / ORIGINAL).write_text(json.dumps(weights.original, indent=2) + "\n")
+        write_whole(dst / ORIGINAL, json.dumps(weights.original, indent=2) + "\n")
     _copy_companions(Path(src), dst)
     return weights.cfg
 
@@ -197,7 +198,7 @@ def export_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     write_tensors(dst, renamed(), shard_bytes)
     dtype = str(dtypes[0]).removeprefix("torch.")
     config = hub_config(weights.cfg, weights.original, dtype)
-    (dst / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_whole(dst / "config.json", json.dumps(config, indent=2) + "\n")
     _copy_companions(Path(src), dst)
     return weights.cfg
 

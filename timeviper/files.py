@@ -1,0 +1,81 @@
+"""Files and folders that are whole or not there, whatever ends the process or the machine.
+
+Each is written beside its place under a name that ends in `.tmp`, and takes the place when its bytes are on the disk.
+(A rename alone may get there before the data of what it moves.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+TEMPORARY = ".tmp"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what is `path` at the end of the block; an error leaves an older file, and nothing of the new."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY}")  # its own: two may write the same file
+    try:
+        yield partial
+        put(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """A file of this content, text as UTF-8."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which is `path` at the end of the block; an error leaves an older one as it was."""
+    partial = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        put(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Give a file or folder its name once all of it is on the disk, in the place of an older one."""
+    for part in (*partial.rglob("*"), partial):
+        _to_disk(part)
+    old = _aside(path) if path.is_dir() else None
+    partial.replace(path)
+    _to_disk(path.parent)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """A folder that is being removed has no final name any more, so that nobody takes the rest for a whole one."""
+    shutil.rmtree(_aside(path), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    gone = folder.with_name(f"{folder.name}.old{TEMPORARY}")
+    shutil.rmtree(gone, ignore_errors=True)
+    return folder.rename(gone)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot do it for folders
+            raise
+    finally:
+        os.close(handle)
