@@ -35,6 +35,19 @@ class Difference:
         return self.b - self.a
 
 
+@dataclass(frozen=True)
+class Flips:
+    """Questions that one model alone answers right."""
+
+    only_a: int
+    only_b: int
+
+    @property
+    def p(self) -> float:
+        """Of so uneven a split, if neither model is better: `mcnemar_p`."""
+        return mcnemar_p(self.only_a, self.only_b)
+
+
 def compare_scores(a: Sequence[float], b: Sequence[float], clusters: Sequence[str], seed: int = SEED) -> Difference:
     """Means of paired scores, `[n]` each, and the interval of b - a; `clusters` names the video of each question.
 
