@@ -13,34 +13,34 @@ import statistics
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
-VARIANTS = {"TimeViper": (), "pure drop": ("pure_drop",), "blind": ("blind",), "chance": ("chance",)}
+from timeviper.inference.eval_report import Report
+from timeviper.inference.metrics import Scores
+
+MIOU = "when: mean IoU"
 
 
-def table(reports: list[dict[str, Any]]) -> list[str]:
+def table(reports: list[Report]) -> list[str]:
     """Rows of question type by variant: mean ± sample standard deviation (min to max)."""
-
-    def cell(variant: tuple[str, ...], *keys: str) -> str:
-        values = []
-        for report in reports:
-            node: Any = report
-            for key in (*variant, *keys):
-                node = node[key]
-            values.append(node)
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{statistics.mean(values):.3f} ± {spread:.3f} ({min(values):.3f} to {max(values):.3f})"
-
-    variants = {name: path for name, path in VARIANTS.items() if not path or reports[0][path[0]]}
-    rows = [("question", "n", *variants)]
-    for kind in reports[0]["accuracy"]:
-        rows.append((kind, str(reports[0]["n"][kind]), *(cell(v, "accuracy", kind) for v in variants.values())))
-    if reports[0]["miou"] is not None:
-        rows.append(("when: mean IoU", str(reports[0]["n"]["when"]), *(cell(v, "miou") for v in variants.values())))
+    first = reports[0]
+    columns = {name: [figures(report.columns()[name]) for report in reports] for name in first.columns()}
+    rows = [("question", "n", *columns)]
+    for kind in figures(first.scores):
+        spreads = (spread([each[kind] for each in column]) for column in columns.values())
+        rows.append((kind, str(first.n["when" if kind == MIOU else kind]), *spreads))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    return scores.accuracy if scores.miou is None else scores.accuracy | {MIOU: scores.miou}
+
+
+def spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def hardware() -> str:
@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         if not path.is_file():
             print(f"error: {path} is missing; run `timeviper eval {run}` first", file=sys.stderr)
             return 1
-        reports.append(json.loads(path.read_text()))
+        reports.append(Report.from_dict(json.loads(path.read_text())))
     text = [
-        f"# {reports[0]['recipe']}: {len(reports)} runs",
+        f"# {reports[0].recipe}: {len(reports)} runs",
         "",
         f"Held-out answers by greedy decoding; mean ± standard deviation (lowest to highest) over {len(reports)} seeds",
         f"of data order and new weights, from the same stage before. {hardware()}; torch {torch.__version__};",

@@ -63,8 +63,8 @@ def broken(graph: dict[str, set[str]]) -> list[str]:
                 continue
             above = " ".join(names for names in LAYERS if LAYER[names.split()[0]] > LAYER.get(there, 0)).split()
             found.append(
-                f"timeviper.{name} imports timeviper.{other}, which does not stand below it: code that needs it belongs"
-                f" into {' or '.join(above)}; or move what both need below {here}."
+                f"timeviper.{name} imports timeviper.{other}, which does not stand below it: code that needs it "
+                f"belongs into {' or '.join(above)}; or move what both need below {here}."
             )
     return found
 

@@ -29,7 +29,7 @@ from timeviper.datamodules.build import build_plan, class_datasets, pack_format
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.reader import PackReader
 from timeviper.errors import ConfigError
-from timeviper.inference.evaluate import Evaluation
+from timeviper.inference.evaluate import WHOLE, Evaluation
 from timeviper.model.flops import model_flops, total
 from timeviper.planning.hardware import GPUS, gpu_of
 from timeviper.planning.parameters import sharded_parameters
@@ -159,7 +159,7 @@ def test_transv_is_metered_at_every_step(runs: Path) -> None:
 
 def test_answers_are_those_of_the_export_and_pictures_those_of_the_samples(runs: Path) -> None:
     model, recipe, tokenizer = load_export(runs / "watched/export", ["eval.max_new_tokens=5"])
-    written = {a.key: a for a in Evaluation(model, recipe, tokenizer).answers("", quiet=True)}
+    written = {a.key: a for a in Evaluation(model, recipe, tokenizer).answers(WHOLE, quiet=True)}
     rows = table((runs / f"watched/logs/samples/step={STEPS}.md").read_text())
     data = VideoDataModule(recipe, tokenizer)
     plans = fixed_plans(data, 3)

@@ -34,7 +34,7 @@ from timeviper.datamodules.shards.tar import read_member
 from timeviper.errors import ConfigError
 from timeviper.features.check import check_features, fingerprint, frozen_towers
 from timeviper.features.write import write_features
-from timeviper.inference.evaluate import Evaluation
+from timeviper.inference.evaluate import BLIND, WHOLE, Evaluation
 from timeviper.model.viper import TimeViper
 from timeviper.model.vision.build import build_tower
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK
@@ -350,7 +350,7 @@ def test_evaluation_from_features_equals_that_from_videos(videos: Path, export: 
     for shards in (videos, stored):
         overrides = [f"data.val.mine.shards={shards}", "eval.max_new_tokens=4", "data.frames.fps=2"]
         evaluation = Evaluation(*load_export(export, overrides))
-        found = [evaluation.answers("x", blind=blind, quiet=True) for blind in (False, True)]
+        found = [evaluation.answers(variant, quiet=True) for variant in (WHOLE, BLIND)]
         # `sample` digests the bytes that were read, and these are other ones
         answers.append([[replace(a, sample="") for a in each] for each in found])
     assert answers[0] == answers[1]

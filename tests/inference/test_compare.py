@@ -26,9 +26,10 @@ from timeviper.config.load import load_recipe
 from timeviper.datamodules.build import load_sources
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.inference import paired
-from timeviper.inference.compare import compare, pair, score_pairs, verdict
+from timeviper.inference.compare import LeftOut, Row, compare, pair, score_pairs, verdict
+from timeviper.inference.eval_report import Report
 from timeviper.inference.metrics import Answered
-from timeviper.inference.paired import bootstrap_interval, compare_scores, mcnemar_p
+from timeviper.inference.paired import Difference, Flips, bootstrap_interval, compare_scores, mcnemar_p
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model, write_export
 from timeviper.weights.lineage import WeightsDigest, generations, question_digest, read_lineage, source_digest
@@ -143,8 +144,7 @@ def test_only_the_same_question_about_the_same_bytes_is_a_pair() -> None:
     b = [answered("v/s.tar/1#0", "red", sample="t"), answered("v/s.tar/0#0", "blue"), answered("v/s.tar/3#0", "red")]
     pairs = pair(a, b)
     assert pairs.both == [(a[0], b[1])]
-    assert (pairs.only_a, pairs.only_b) == ({"colour": 1, "count": 1}, {"colour": 2})
-    assert pairs.other_bytes == 1
+    assert pairs.left_out == LeftOut({"colour": 1, "count": 1}, {"colour": 2}, other_bytes=1)
     assert pair([answered("k", "", right="x")], [answered("k", "", right="y")]).both == []
 
 
@@ -156,12 +156,13 @@ def test_rows_by_type_with_flips_and_iou() -> None:
         (answered("v/1#1", "0 to 4", "when", "0 to 2"), answered("v/1#1", "0 to 2", "when", "0 to 2")),
     ]
     overall, colour, when, iou = score_pairs(pairs)
-    assert (overall["n"], overall["clusters"], overall["a"], overall["b"]) == (4, 2, 0.5, 0.75)
-    assert (overall["only_a"], overall["only_b"], overall["p"]) == (1, 2, 1.0)
-    assert (colour["question"], colour["n"], colour["difference"]) == ("colour", 3, pytest.approx(1 / 3))
-    assert (when["a"], when["b"]) == (1, 1)
-    assert (iou["score"], iou["a"], iou["b"], iou["low"], iou["high"]) == ("iou", 0.5, 1, 0.5, 0.5)
-    assert "p" not in iou
+    assert (overall.found.n, overall.found.clusters, overall.found.a, overall.found.b) == (4, 2, 0.5, 0.75)
+    assert (overall.flips, overall.flips and overall.flips.p) == (Flips(1, 2), 1.0)
+    assert (colour.question, colour.found.n, colour.found.difference) == ("colour", 3, pytest.approx(1 / 3))
+    assert (when.found.a, when.found.b) == (1, 1)
+    assert (iou.score, iou.found.a, iou.found.b, iou.found.low, iou.found.high) == ("iou", 0.5, 1, 0.5, 0.5)
+    assert "p" in when.as_dict()
+    assert "p" not in iou.as_dict()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,8 @@ def test_rows_by_type_with_flips_and_iou() -> None:
     ],
 )
 def test_the_verdict_in_words(low: float, high: float, words: str) -> None:
-    assert verdict({"question": "overall", "score": "accuracy", "low": low, "high": high}).startswith(words)
+    found = Difference(n=9, clusters=9, a=0.5, b=0.5, low=low, high=high)
+    assert verdict(Row("overall", "accuracy", found)).startswith(words)
 
 
 # ---- lineage ------------------------------------------------------------------------------------------------
@@ -327,6 +329,9 @@ def test_compares_two_runs_and_answers_only_what_is_missing(
     rows = [json.loads(line) for line in (runs["a"] / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 9
     assert all(len(row["sample"]) == 16 and row["correct"] is False for row in rows)
+    written = json.loads((runs["a"] / "eval.json").read_text())
+    assert Report.from_dict(written).as_dict() == written
+    assert list(written["accuracy"]) == list(written["n"]) == ["overall", "chat"]
 
     before = {run: (runs[run] / "answers.jsonl").stat().st_mtime_ns for run in ("a", "b")}
     code, out, err = call(monkeypatch, capsys, a, b, "--json")
@@ -362,9 +367,9 @@ def test_refusals_say_what_to_do(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_damaged_answers_are_named_and_a_copy_is_known(runs: dict[str, Path], tmp_path: Path) -> None:
     compare(runs["a"], runs["b"])
     copy = shutil.copytree(runs["a"], tmp_path / "copy")
-    report = compare(copy, runs["a"])
-    assert "Both exports hold the same weights, bit for bit." in report["notes"]
-    assert report["verdict"] == [
+    comparison = compare(copy, runs["a"])
+    assert "Both exports hold the same weights, bit for bit." in comparison.notes
+    assert comparison.verdict == [
         "No difference at all in accuracy over all questions: every question has the same score in both."
     ]
     answers, good = copy / "answers.jsonl", (copy / "answers.jsonl").read_text()
@@ -394,5 +399,5 @@ def test_runs_of_earlier_versions_are_answered_again(
     del report["answers"], report["weights"]
     (old / "eval.json").write_text(json.dumps(report))
     capsys.readouterr()
-    assert compare(old, runs["b"])["rows"] == compare(runs["a"], runs["b"])["rows"]
+    assert compare(old, runs["b"]).rows == compare(runs["a"], runs["b"]).rows
     assert capsys.readouterr().err.count("has not answered yet") == 1

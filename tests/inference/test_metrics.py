@@ -32,12 +32,12 @@ def test_score_and_chance_by_type() -> None:
         Answered("4", "when", "from 1 to 3 seconds", "from 1 to 2 seconds"),
         Answered("5", "when", "never", "from 1 to 3 seconds"),
     ]
-    report = score(answers)
-    assert report["accuracy"] == pytest.approx({"overall": 3 / 5, "colour": 2 / 3, "when": 1 / 2})
-    assert report["miou"] == pytest.approx(0.25)
+    scores = score(answers)
+    assert scores.accuracy == pytest.approx({"overall": 3 / 5, "colour": 2 / 3, "when": 1 / 2})
+    assert scores.miou == pytest.approx(0.25)
     # Each red guesses right with 1 of 2 others, blue with none; the two intervals overlap by half.
-    assert chance(answers)["accuracy"]["colour"] == pytest.approx((0.5 + 0.5 + 0) / 3)
-    assert chance(answers)["miou"] == pytest.approx(0.5)
+    assert chance(answers).accuracy["colour"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert chance(answers).miou == pytest.approx(0.5)
 
 
 def test_chance_knows_what_a_question_tells() -> None:
@@ -50,7 +50,7 @@ def test_chance_knows_what_a_question_tells() -> None:
         Answered("5", "choice", "", "red", "Is it red or blue?"),
         Answered("6", "choice", "", "blue", "Is it red or blue?"),
     ]
-    accuracy = chance(answers)["accuracy"]
+    accuracy = chance(answers).accuracy
     assert accuracy["colour"] == pytest.approx((0.5 + 0.5 + 0) / 3)
     assert accuracy["order"] == 0.0
     assert accuracy["choice"] == 0.0

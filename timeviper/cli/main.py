@@ -80,10 +80,11 @@ def evaluate(
         from timeviper.config.load import load_recipe
 
         run, changes = Path(load_recipe(run, changes).run_dir), []
-    from timeviper.inference import evaluate
+    from timeviper.inference.eval_report import print_table, read_report
+    from timeviper.inference.evaluate import evaluate as answer
 
-    report = None if again else evaluate.read_report(run, changes)
-    evaluate.print_table(report or evaluate.evaluate(run, changes))
+    report = None if again else read_report(run, changes)
+    print_table(report or answer(run, changes))
 
 
 @app.command(context_settings=OVERRIDES)
@@ -99,14 +100,14 @@ def compare(
     """
     from json import dumps
 
-    from timeviper.inference import compare
+    from timeviper.inference.compare import compare as compare_runs
     from timeviper.inference.compare_table import print_comparison
 
-    report = compare.compare(a, b, overrides or [])
+    comparison = compare_runs(a, b, overrides or [])
     if json:
-        print(dumps(report, indent=2))
+        print(dumps(comparison.as_dict(), indent=2))
     else:
-        print_comparison(report)
+        print_comparison(comparison)
 
 
 @app.command(context_settings=OVERRIDES)

@@ -1,14 +1,13 @@
-"""The report of `compare` for people: what was compared, then the table, then what it means."""
+"""A comparison for people: what was compared, then the table, then what it means."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from timeviper.console import console
 from timeviper.errors import show
+from timeviper.inference.compare import OVERALL, Comparison
 
 ABSENT = "not noted"  # in exports of earlier versions
 METHOD = """\
@@ -18,32 +17,29 @@ one misses zero by chance.
 All of it is about these two checkpoints on videos of this kind; another seed of the same recipe is another one."""
 
 
-def print_comparison(report: dict[str, Any]) -> None:
+def print_comparison(comparison: Comparison) -> None:
     out = console()
-    out.print(_lineages(report))
-    out.print(_recipes(report))
-    for line in _left_out(report):
+    out.print(_lineages(comparison))
+    out.print(_recipes(comparison))
+    for line in _left_out(comparison):
         out.print(Text(line, "bold red"))
-    out.print(_scores(report))
-    for line in (*report["verdict"], *report["notes"]):
+    out.print(_scores(comparison))
+    for line in (*comparison.verdict, *comparison.notes):
         out.print(Text(line, "bold"))
-    shape = report["interval"]
-    resampled = f"{100 * shape['level']:.0f} % of {shape['resamples']:,} bootstrap resamples (seed {shape['seed']})"
+    shape = comparison.interval
+    resampled = f"{100 * shape.level:.0f} % of {shape.resamples:,} bootstrap resamples (seed {shape.seed})"
     out.print(Text(METHOD.format(resampled), "dim"))
 
 
-def _lineages(report: dict[str, Any]) -> Table:
+def _lineages(comparison: Comparison) -> Table:
     """Each run and its ancestors, newest first."""
     table = Table("", "run", "stage", "step", "seed", "recipe", "weights", "data", title="what is compared")
-    for side in ("a", "b"):
-        entry = report[side]
-        for age, stage in enumerate(entry["lineage"]):
-            last = age == len(entry["lineage"]) - 1
-            name = entry["run"] if not age else "  from"
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
+        for age, stage in enumerate(side.lineage):
             data = stage.get("data")
             cells = (
-                "" if age else side.upper(),
-                name,
+                "" if age else name,
+                "  from" if age else side.run,
                 stage["name"],
                 str(stage["step"]),
                 str(stage["seed"]),
@@ -51,56 +47,55 @@ def _lineages(report: dict[str, Any]) -> Table:
                 stage.get("weights") or ABSENT,
                 ABSENT if data is None else ", ".join(f"{k} {v[:8]}" for k, v in data.items()),
             )
-            table.add_row(*map(Text, cells), end_section=last)
+            table.add_row(*map(Text, cells), end_section=age == len(side.lineage) - 1)
     return table
 
 
-def _recipes(report: dict[str, Any]) -> Table | Text:
-    if not report["recipes"]:
+def _recipes(comparison: Comparison) -> Table | Text:
+    if not comparison.recipes:
         return Text("The recipes are the same, setting by setting.")
     table = Table("setting", "A", "B", title="where the recipes differ")
-    for key, (a, b) in report["recipes"].items():
+    for key, (a, b) in comparison.recipes.items():
         table.add_row(*map(Text, (key, show(a), show(b))))
     return table
 
 
-def _left_out(report: dict[str, Any]) -> list[str]:
+def _left_out(comparison: Comparison) -> list[str]:
     """Loud, because a table over part of the questions looks like one over all."""
-    lines, left_out = [], report["left_out"]
-    n = report["rows"][0]["n"]
-    for side, other in (("a", "b"), ("b", "a")):
-        if counts := left_out[side]:
+    lines, left_out = [], comparison.left_out
+    n = comparison.rows[0].found.n
+    for side, other, counts in (("A", "B", left_out.a), ("B", "A", left_out.b)):
+        if counts:
             listed = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
             total = sum(counts.values())
             lines.append(
-                f"LEFT OUT: {total} of the {total + n} questions that {side.upper()} answered are not among those of "
-                f"{other.upper()} ({listed})"
+                f"LEFT OUT: {total} of the {total + n} questions that {side} answered are not among those of "
+                f"{other} ({listed})"
             )
-    if left_out["other_bytes"]:
-        lines.append(f"of these, {left_out['other_bytes']} have the same name on both sides, but other contents")
-    if report["other_prompts"]:
-        lines.append(f"{report['other_prompts']} of {n} prompts differ in words or frame times (data.frames, chat)")
+    if left_out.other_bytes:
+        lines.append(f"of these, {left_out.other_bytes} have the same name on both sides, but other contents")
+    if comparison.other_prompts:
+        lines.append(f"{comparison.other_prompts} of {n} prompts differ in words or frame times (data.frames, chat)")
     return lines
 
 
-def _scores(report: dict[str, Any]) -> Table:
+def _scores(comparison: Comparison) -> Table:
     table = Table(title="the same held-out questions")
     table.add_column("question")
-    level = f"{100 * report['interval']['level']:.0f} % interval"
+    level = f"{100 * comparison.interval.level:.0f} % interval"
     for name in ("n", "videos", "A", "B", "B - A", level, "only A right", "only B right", "p"):
         table.add_column(name, justify="right")
-    for row in report["rows"]:
-        timed = row["score"] == "iou"
-        flips = ("", "", "") if timed else (str(row["only_a"]), str(row["only_b"]), f"{row['p']:.3g}")
+    for row in comparison.rows:
+        found, flips = row.found, row.flips
         table.add_row(
-            Text(f"{row['question']}: mean IoU" if timed else row["question"]),
-            str(row["n"]),
-            str(row["clusters"]),
-            f"{row['a']:.3f}",
-            f"{row['b']:.3f}",
-            f"{row['difference']:+.3f}",
-            f"{row['low']:+.3f} to {row['high']:+.3f}",
-            *flips,
-            end_section=row["question"] == "overall",
+            Text(row.question if flips else f"{row.question}: mean IoU"),
+            str(found.n),
+            str(found.clusters),
+            f"{found.a:.3f}",
+            f"{found.b:.3f}",
+            f"{found.difference:+.3f}",
+            f"{found.low:+.3f} to {found.high:+.3f}",
+            *((str(flips.only_a), str(flips.only_b), f"{flips.p:.3g}") if flips else ("", "", "")),
+            end_section=row.question == OVERALL,
         )
     return table

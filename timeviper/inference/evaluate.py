@@ -6,16 +6,14 @@ are lost instead of transferred; chance: the right answer of another question of
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from timeviper.config import Recipe
 from timeviper.datamodules.build import class_datasets, cost_model, load_sources, pack_format
@@ -24,18 +22,32 @@ from timeviper.datamodules.plan import held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.features.check import check_features
-from timeviper.files import write_whole
+from timeviper.inference.eval_report import Report, write_answers, write_report
 from timeviper.inference.generate import generate_pack
 from timeviper.inference.metrics import Answered, chance, score
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
 from timeviper.pack import Kind, Pack
 from timeviper.tokenizer import Tokenizer
-from timeviper.weights.export import find_export, is_export, load_export, pick_device
-from timeviper.weights.lineage import LINEAGE, question_digest, read_lineage
+from timeviper.weights.export import find_export, load_export, pick_device
+from timeviper.weights.lineage import question_digest, read_lineage
 
-REPORT, ANSWERS = "eval.json", "answers.jsonl"
 GREY = 128  # what the towers' normalisation maps to zero
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to let a model answer."""
+
+    name: str
+    """What people see."""
+    blind: bool = False
+    """Every frame is grey."""
+    transfer: bool = True
+    """Whether what TransV drops is transferred; else it is lost."""
+
+
+WHOLE, BLIND, PURE_DROP = Variant("TimeViper"), Variant("blind", blind=True), Variant("pure drop", transfer=False)
 
 
 class Evaluation:
@@ -53,10 +65,10 @@ class Evaluation:
         self.reader = PackReader(tokenizer, pack_format(recipe), classes, prompt_only=True, cache=cache)
         units = (item.unit for plan in self.plans for pack in plan.packs for item in pack)
         self.samples = {unit.key: question_digest(unit) for unit in units}
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}  # why a sample could not be read, by its key
 
-    def answers(self, name: str, *, blind: bool = False, transfer: bool = True, quiet: bool = False) -> list[Answered]:
-        """Greedy answers to every held-out question, in order."""
+    def answers(self, variant: Variant, *, quiet: bool = False) -> list[Answered]:
+        """Greedy answers to every held-out question, in order. All variants read, and skip, the same samples."""
         data = self.recipe.data
         loader = make_loader(
             self.reader,
@@ -68,11 +80,12 @@ class Evaluation:
             prefetch_gb=data.prefetch_gb,
         )
         found: list[Answered] = []
-        with torch.inference_mode(), self.model.decoder.transfer(transfer):
-            for batch in track(loader, name, total=len(self.plans), disable=quiet, console=Console(stderr=True)):
-                self.skipped += [f"{s.key}: {s.reason}" for s in batch.skipped] if name == "TimeViper" else []
+        with torch.inference_mode(), self.model.decoder.transfer(variant.transfer):
+            stderr = Console(stderr=True)
+            for batch in track(loader, variant.name, total=len(self.plans), disable=quiet, console=stderr):
+                self.skipped |= {sample.key: sample.reason for sample in batch.skipped}
                 for pack in batch.packs:
-                    found += self._answer(pack, blind)
+                    found += self._answer(pack, variant.blind)
         return found
 
     def _answer(self, pack: Pack, blind: bool) -> list[Answered]:
@@ -94,112 +107,34 @@ class Evaluation:
         return [Answered(*row) for row in zip(pack.keys, pack.types, texts, pack.answers, asked, samples)]
 
 
-def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> dict:
+def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Report:
     """Answer the held-out questions of a finished stage; write `eval.json` and `answers.jsonl` into its run folder.
 
+    run: a run folder or an export. overrides: settings of the evaluation that differ from the stage's recipe, as
+    `key=value`. quiet: without progress on stderr.
     Raises FileNotFoundError when there is no export, ValueError for unusable data.
     """
     export = find_export(run)
     model, recipe, tokenizer = load_export(export, overrides)
     dispatch.configure(**vars(recipe.model.kernel))
     evaluation = Evaluation(model.to(pick_device()), recipe, tokenizer)
-    ours = evaluation.answers("TimeViper", quiet=quiet)
-    report = score(ours)
-    report["blind"] = score(evaluation.answers("blind", blind=True, quiet=quiet))
-    report["chance"] = chance(ours)
+    ours = evaluation.answers(WHOLE, quiet=quiet)
+    blind = score(evaluation.answers(BLIND, quiet=quiet))
     has_transfer = any(s is not None and s.transfer for s in recipe.model.transv.stages.values())
-    report["pure_drop"] = score(evaluation.answers("pure drop", transfer=False, quiet=quiet)) if has_transfer else None
-    counts = {t: sum(a.type == t for a in ours) for t in sorted({a.type for a in ours})}
-    report["n"] = {"overall": len(ours), **counts}
-    report["skipped"] = evaluation.skipped
+    pure_drop = score(evaluation.answers(PURE_DROP, quiet=quiet)) if has_transfer else None
     lineage = read_lineage(export)
-    report["checkpoint"] = f"{export}@{lineage['step']}"
-    report["weights"] = lineage.get("weights")
-    report["recipe"] = recipe.name
-    report["overrides"] = list(overrides)
-    rows = "".join(json.dumps({**asdict(a), "correct": a.correct, "iou": a.iou}) + "\n" for a in ours).encode()
-    report["answers"] = sha256(rows).hexdigest()[:16]
-    folder = _folder(export)
-    write_whole(folder / ANSWERS, rows)
-    write_whole(folder / REPORT, json.dumps(report, indent=2) + "\n")
+    report = Report(
+        scores=score(ours),
+        blind=blind,
+        chance=chance(ours),
+        pure_drop=pure_drop,
+        n={"overall": len(ours)} | dict(sorted(Counter(a.type for a in ours).items())),
+        skipped=[f"{key}: {reason}" for key, reason in evaluation.skipped.items()],
+        checkpoint=f"{export}@{lineage['step']}",
+        weights=lineage.get("weights"),
+        recipe=recipe.name,
+        overrides=list(overrides),
+        answers=write_answers(export, ours),
+    )
+    write_report(export, report)
     return report
-
-
-def read_report(run: str | Path, overrides: Sequence[str] = ()) -> dict | None:
-    """The `eval.json` of exactly this export and these overrides; None if there is none.
-
-    DamagedReportError names the file.
-    """
-    export = find_export(run)
-    path = _folder(export) / REPORT
-    if not path.is_file() or not is_export(export):
-        return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        _ = report["accuracy"]["overall"], report["n"]["overall"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedReportError(path, run, f"is no report of an evaluation ({error!r})") from error
-    weights = read_lineage(export).get("weights")
-    by_time = path.stat().st_mtime >= (export / LINEAGE).stat().st_mtime  # all there is to go by in old exports
-    fresh = report.get("weights") == weights if weights else by_time
-    return report if fresh and report.get("overrides") == list(overrides) else None
-
-
-def read_answers(run: str | Path, report: dict) -> list[Answered] | None:
-    """The answers behind a report of `read_report`; None if an earlier version wrote them, without digests.
-
-    DamagedReportError names file and line, or says that they are not those of the report.
-    """
-    path = _folder(find_export(run)) / ANSWERS
-    if "answers" not in report or not path.is_file():
-        return None
-    raw = path.read_bytes()
-    names = [f.name for f in fields(Answered)]
-    found = []
-    for number, line in enumerate(raw.decode(errors="replace").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            answer = Answered(*(row[name] for name in names))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DamagedReportError(path, run, f"line {number} is no answer ({error!r})") from error
-        if not all(isinstance(value, str) for value in vars(answer).values()):
-            raise DamagedReportError(path, run, f"line {number} is no answer (not all of {', '.join(names)} are texts)")
-        found.append(answer)
-    if sha256(raw).hexdigest()[:16] != report["answers"]:
-        raise DamagedReportError(
-            path, run, f"holds {len(found)} answers, but not those that {REPORT} beside it was made from"
-        )
-    return found
-
-
-class DamagedReportError(ValueError):
-    """A file of an evaluation that is not as it was written."""
-
-    def __init__(self, path: Path, run: str | Path, what: str) -> None:
-        super().__init__(f"{path} {what}; answer again: timeviper eval {run} --again")
-
-
-def _folder(export: Path) -> Path:
-    """Where the report of an export goes."""
-    return export.parent if export.name == "export" else export
-
-
-def print_table(report: dict) -> None:
-    """Accuracy by question type, the model beside its baselines."""
-    columns = {
-        "TimeViper": report,
-        "pure drop": report["pure_drop"],
-        "blind": report["blind"],
-        "chance": report["chance"],
-    }
-    columns = {name: c for name, c in columns.items() if c}
-    table = Table(title=f"{report['recipe']}: held-out answers ({report['checkpoint']})")
-    table.add_column("question")
-    for name in ("n", *columns):
-        table.add_column(name, justify="right")
-    for kind in report["accuracy"]:
-        row = [f"{c['accuracy'][kind]:.3f}" for c in columns.values()]
-        table.add_row(kind, str(report["n"][kind]), *row, end_section=kind == "overall")
-    if report["miou"] is not None:
-        table.add_row("when: mean IoU", str(report["n"]["when"]), *(f"{c['miou']:.3f}" for c in columns.values()))
-    Console(width=100).print(table)

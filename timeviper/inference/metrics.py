@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from timeviper.datamodules.when import WHEN, parse_interval
 
@@ -57,60 +60,73 @@ def is_right(type: str, written: str, right: str) -> bool:
     return interval_iou(written, right) >= 0.5 if type == WHEN else same_words(written, right)
 
 
-def _table(scores: dict[str, list[float]], ious: list[float]) -> dict:
-    """Accuracy overall (each question counts once) and by type; mean IoU where there are intervals."""
-    everything = [v for values in scores.values() for v in values]
-    accuracy = {"overall": sum(everything) / max(len(everything), 1)}
-    accuracy |= {t: sum(v) / len(v) for t, v in sorted(scores.items())}
-    return {"accuracy": accuracy, "miou": sum(ious) / len(ious) if ious else None}
+@dataclass(frozen=True)
+class Scores:
+    """How right a set of answers is."""
+
+    accuracy: dict[str, float]
+    """Share of right answers, 0 to 1: `overall`, where each question counts once, then by question type."""
+    miou: float | None
+    """Mean IoU of the intervals, 0 to 1; None where no answer is one."""
+
+    @classmethod
+    def of(cls, right: Mapping[str, Sequence[float]], ious: Sequence[float]) -> Scores:
+        """right: by type, how right each answer is; ious: of the intervals."""
+        everything = [v for values in right.values() for v in values]
+        accuracy = {"overall": sum(everything) / max(len(everything), 1)}
+        accuracy |= {type: sum(values) / len(values) for type, values in sorted(right.items())}
+        return cls(accuracy, sum(ious) / len(ious) if ious else None)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scores:
+        """What `asdict` made; KeyError or TypeError for anything else."""
+        return cls(data["accuracy"], data["miou"])
 
 
-def score(answers: list[Answered]) -> dict:
-    """`{"accuracy": {"overall", type...}, "miou"}` of a set of answers."""
-    scores: dict[str, list[float]] = defaultdict(list)
+def score(answers: Sequence[Answered]) -> Scores:
+    right = {type: [float(a.correct) for a in alike] for type, alike in _by_type(answers).items()}
+    return Scores.of(right, [iou for a in answers if (iou := a.iou) is not None])
+
+
+def chance(answers: Sequence[Answered]) -> Scores:
+    """The same scores for answers that are right for another question of the same type, drawn at random.
+
+    The exact expectation over all pairs, not a sample of them. What an answer repeats of its question counts
+    as known: in "the ring is red" only "red" is guessed.
+    """
+    guesses = {type: _without_repeats(alike) for type, alike in _by_type(answers).items()}
+    right = {type: _expected(partial(is_right, type), texts) for type, texts in guesses.items()}
+    return Scores.of(right, _expected(interval_iou, guesses.get(WHEN, [])))
+
+
+def _by_type(answers: Sequence[Answered]) -> dict[str, list[Answered]]:
+    found: dict[str, list[Answered]] = defaultdict(list)
     for a in answers:
-        scores[a.type].append(float(a.correct))
-    return _table(scores, [iou for a in answers if (iou := a.iou) is not None])
+        found[a.type].append(a)
+    return found
 
 
-def _without_repeats(answers: list[Answered]) -> list[str]:
+def _expected(measure: Callable[[str, str], float], texts: Sequence[str]) -> list[float]:
+    """For each text, the mean measure of all others in its place."""
+    others = max(len(texts) - 1, 1)
+    return [
+        sum(measure(guess, right) for j, guess in enumerate(texts) if j != i) / others for i, right in enumerate(texts)
+    ]
+
+
+def _without_repeats(answers: Sequence[Answered]) -> list[str]:
     """Right answers of one type without the words that all of them share or that their own question holds.
 
     Where its question holds all the others, too ("red" to "Is it red or blue?"), those stay.
     """
     if answers[0].type == WHEN:
         return [a.right for a in answers]
-    shared = set.intersection(*(set(_words(a.right)) for a in answers)) if len(answers) > 1 else set()
-    own = [[w for w in _words(a.right) if w not in shared] for a in answers]
-    new = [[w for w in words if w not in _words(a.question)] for words, a in zip(own, answers)]
+    own = [_words(a.right) for a in answers]
+    shared = set.intersection(*map(set, own)) if len(own) > 1 else set()
+    own = [[word for word in words if word not in shared] for words in own]
+    new = [[word for word in words if word not in _words(a.question)] for words, a in zip(own, answers)]
     return [" ".join(guessed or words) for guessed, words in zip(new, own)]
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
-
-
-def chance(answers: list[Answered]) -> dict:
-    """The same scores for answers that are right for another question of the same type, drawn at random.
-
-    The exact expectation over all pairs, not a sample of them. What an answer repeats of its question counts
-    as known: in "the ring is red" only "red" is guessed.
-    """
-    by_type: dict[str, list[Answered]] = defaultdict(list)
-    for a in answers:
-        by_type[a.type].append(a)
-    scores: dict[str, list[float]] = {}
-    ious: list[float] = []
-    for type, alike in by_type.items():
-        rights = _without_repeats(alike)
-        others = max(len(rights) - 1, 1)
-        scores[type] = [
-            sum(is_right(type, guess, right) for j, guess in enumerate(rights) if j != i) / others
-            for i, right in enumerate(rights)
-        ]
-        if type == WHEN:
-            ious = [
-                sum(interval_iou(guess, right) for j, guess in enumerate(rights) if j != i) / others
-                for i, right in enumerate(rights)
-            ]
-    return _table(scores, ious)

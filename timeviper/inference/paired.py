@@ -6,7 +6,6 @@ resampled, not questions (the cluster bootstrap: Davison & Hinkley, Bootstrap Me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +33,19 @@ class Difference:
     @property
     def difference(self) -> float:
         return self.b - self.a
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Questions that one model alone answers right."""
+
+    only_a: int
+    only_b: int
+
+    @property
+    def p(self) -> float:
+        """Of so uneven a split, if neither model is better: `mcnemar_p`."""
+        return mcnemar_p(self.only_a, self.only_b)
 
 
 def compare_scores(a: Sequence[float], b: Sequence[float], clusters: Sequence[str], seed: int = SEED) -> Difference:
@@ -75,16 +87,8 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     only_a, only_b: questions that one model alone answers right. Takes questions as independent.
     """
     flips, fewer = only_a + only_b, min(only_a, only_b)
-    if not flips:
-        return 1.0
     term = total = 1
-    for k in range(fewer):
+    for k in range(fewer):  # comb(flips, k + 1) from comb(flips, k): each afresh would take seconds at 6,000 flips
         term = term * (flips - k) // (k + 1)
         total += term
-    return min(1.0, total / 2 ** (flips - 1)) if flips < 1000 else min(1.0, _ratio(total, flips - 1))
-
-
-def _ratio(total: int, bits: int) -> float:
-    """total / 2^bits where both are beyond a float."""
-    shift = max(0, total.bit_length() - 64)
-    return math.ldexp(total >> shift, shift - bits)
+    return min(1.0, 2 * total / 2**flips)  # exact up to here: Python divides whole numbers of any size
