@@ -7,6 +7,7 @@ are lost instead of transferred; chance: the right answer of another question of
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from timeviper.config import Recipe
+from timeviper.console import ProgressLine
 from timeviper.datamodules.build import class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
 from timeviper.datamodules.plan import held_out
@@ -68,11 +69,13 @@ class Evaluation:
             prefetch_gb=data.prefetch_gb,
         )
         found: list[Answered] = []
-        with torch.inference_mode(), self.model.decoder.transfer(transfer):
-            for batch in track(loader, name, total=len(self.plans), disable=quiet, console=Console(stderr=True)):
+        with torch.inference_mode(), self.model.decoder.transfer(transfer), ProgressLine(sys.stderr) as line:
+            for number, batch in enumerate(loader, 1):
                 self.skipped += [f"{s.key}: {s.reason}" for s in batch.skipped] if name == "TimeViper" else []
                 for pack in batch.packs:
                     found += self._answer(pack, blind)
+                if not quiet:
+                    line.count(number, len(self.plans), f"packs, {name}")
         return found
 
     def _answer(self, pack: Pack, blind: bool) -> list[Answered]:
