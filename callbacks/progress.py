@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
 from typing import Any, cast
 
 import lightning.pytorch as pl
 
 from timeviper.callbacks.throughput import Throughput
+from timeviper.console import ProgressLine
 from timeviper.training.module import ViperModule
-
-
-def _short(seconds: float) -> str:
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 class Progress(pl.Callback):
@@ -25,35 +18,31 @@ class Progress(pl.Callback):
     def __init__(self, name: str, steps: int, every: int, throughput: Throughput | None) -> None:
         """throughput: where the speed is read; None: it is not shown."""
         self.name, self.steps, self.every, self.throughput = name, steps, every, throughput
-        self.live = sys.stdout.isatty()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start_step, self._start_time = trainer.global_step, time.perf_counter()
+        self._start, self.line = trainer.global_step, ProgressLine(every=0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if not trainer.is_global_zero or not (step % self.every == 0 or step == self.steps):
             return
-        elapsed = time.perf_counter() - self._start_time
-        left = elapsed / max(step - self._start_step, 1) * (self.steps - step)
         figures = {k: float(v) for k, v in cast(ViperModule, pl_module).figures.items()}
         rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
-        line = (
-            f"{self.name} {step:>{len(str(self.steps))}}/{self.steps}  loss {figures['loss']:.4f}  "
-            f"tokens right {figures['accuracy']:.3f}  lr {rate:.1e}  {self._speed()}left {_short(left)}"
+        bar = f"[{'=' * (20 * step // self.steps):<20}] " if self.line.live else ""
+        self.line(
+            f"{bar}{self.name} {step:>{len(str(self.steps))}}/{self.steps}  loss {figures['loss']:.4f}  "
+            f"tokens right {figures['accuracy']:.3f}  lr {rate:.1e}{self._speed()}"
+            f"{self.line.left(step - self._start, self.steps - step)}"
         )
-        bar = f"[{'=' * (20 * step // self.steps):<20}] " if self.live else ""
-        sys.stdout.write(f"\r\x1b[K{bar}{line}" if self.live else line + "\n")
-        sys.stdout.flush()
 
     def _speed(self) -> str:
         speed = self.throughput.speed if self.throughput else {}
         if not speed:
             return ""
-        mfu = f"MFU {speed['mfu']:.1%}  " if "mfu" in speed else ""
+        mfu = f"  MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
         return (
-            f"{speed['tokens_per_s']:,.0f} tok/s  {speed['frames_per_s']:,.0f} frames/s  {mfu}"
-            f"data wait {speed['data_wait']:.1%}  {speed['memory_gb']:.1f} GB  "
+            f"  {speed['tokens_per_s']:,.0f} tok/s  {speed['frames_per_s']:,.0f} frames/s{mfu}"
+            f"  data wait {speed['data_wait']:.1%}  {speed['memory_gb']:.1f} GB"
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,10 +52,8 @@ class Progress(pl.Callback):
         # An accuracy without a question is left out; a loss that is not a number is shown.
         told = {k: v for k, v in found.items() if k == "loss" or not math.isnan(v)}
         parts = [f"{k.removeprefix('accuracy/')} {v:.3f}" for k, v in told.items()]
-        print(
-            ("\n" if self.live else "") + f"{self.name} {trainer.global_step} held out: " + "  ".join(parts), flush=True
-        )
+        self.line.end()
+        print(f"{self.name} {trainer.global_step} held out: {'  '.join(parts)}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.live and trainer.is_global_zero:
-            print(flush=True)
+        self.line.end()

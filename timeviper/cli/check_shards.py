@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from timeviper.config import FramesConfig
 from timeviper.config.load import load_recipe
+from timeviper.console import ProgressLine
 from timeviper.datamodules.checks.forecast import sentence
 from timeviper.datamodules.checks.shards import PROBLEMS, CheckConfig, Report, check_shards
 
-LIVE, PLAIN = 0.1, 10.0  # seconds between two lines, on a terminal and elsewhere
 SHOWN = 5  # notes of a kind that are listed; the JSON has them all
 BYTES_A_TOKEN = 4  # of English text; what max_tokens of a recipe allow
 
@@ -40,8 +39,10 @@ def check(
         return not report.problems
     from timeviper.datamodules.checks.fix import DROPPED, fix_shards
 
-    with _Progress("mended") as progress:
-        dropped = fix_shards(folder, fix, report, config, workers, progress)
+    with ProgressLine(sys.stderr, stays=False) as line:
+        dropped = fix_shards(
+            folder, fix, report, config, workers, lambda n, shard: line(f"{n:,} samples mended, now {shard}")
+        )
     print(f"{len({(p.shard, p.key) for p in dropped})} samples left out, with reasons: {fix / DROPPED}")
     if len({p.key for p in dropped}) and not any(fix.rglob("*.tar")):
         raise ValueError(f"no sample of {folder} can be mended; see {fix / DROPPED}")
@@ -78,8 +79,8 @@ def config_of(
 
 
 def _check(folder: Path, config: CheckConfig, workers: int) -> Report:
-    with _Progress("checked") as progress:
-        return check_shards(folder, config, workers, progress)
+    with ProgressLine(sys.stderr, stays=False) as line:
+        return check_shards(folder, config, workers, lambda n, shard: line(f"{n:,} samples checked, now {shard}"))
 
 
 def _show(report: Report) -> None:
@@ -97,26 +98,3 @@ def _show(report: Report) -> None:
         f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems, {len(report.notes)} notes"
     )
     print(sentence(report.forecast))
-
-
-class _Progress:
-    """Samples done and the shard that is at work, on a line that is written over; a context manager."""
-
-    def __init__(self, done: str) -> None:
-        self.done = done
-        self.live = sys.stderr.isatty()
-        self.shown = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def __call__(self, samples: int, shard: str) -> None:
-        now = time.monotonic()
-        if now - self.shown >= (LIVE if self.live else PLAIN):
-            self.shown = now
-            start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
-            print(f"{start}{samples:,} samples {self.done}, now {shard}", end=end, file=sys.stderr, flush=True)

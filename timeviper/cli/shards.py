@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from timeviper.console import ProgressLine
+
 HELP = {"help_option_names": ["-h", "--help"]}
 STOPPED = 130  # asked to stop before the end: what waits for this (make) must not go on
 
@@ -24,8 +26,9 @@ def shards_world(
     """Draw the default data: a procedural video world with captions and questions."""
     from timeviper.datamodules.world.world import build_world
 
-    build_world(out, scale, workers or os.cpu_count() or 1, seed, lambda n, total: _progress(f"{n}/{total} samples"))
-    print(f"\n{out}")
+    with ProgressLine() as line:
+        build_world(out, scale, workers or os.cpu_count() or 1, seed, lambda n, total: line(f"{n:,}/{total:,} samples"))
+    print(out)
 
 
 @shards.command("write")
@@ -57,8 +60,9 @@ def shards_index(
     """Index shards that were made elsewhere (any WebDataset tars), and merge the indexes for reading them remotely."""
     from timeviper.datamodules.shards.index import index_shards
 
-    written = index_shards(folder, progress=lambda name: _progress(str(name)))
-    print(f"\n{len(written)} indexes in {folder}")
+    with ProgressLine() as line:
+        written = index_shards(folder, line)
+    print(f"{len(written)} indexes in {folder}")
 
 
 @shards.command("check")
@@ -107,7 +111,3 @@ def shards_features(
 
     if not write_features(checked, out, source or [], workers):
         raise typer.Exit(STOPPED)
-
-
-def _progress(text: str) -> None:
-    print(f"\r{text}", end="", flush=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from timeviper.console import LiveLine
+from timeviper.console import ProgressLine
 from timeviper.datamodules.formats.manifest import read_manifest
 from timeviper.datamodules.shards.pool import Written, write_shards
 
@@ -20,7 +19,6 @@ def write(
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{out} lies in {source}, so shards would become data of the next run; choose another folder")
     number, parts = _part(part)
-    progress = None
     try:
         manifest = read_manifest(source, form, media_root)
         for note in manifest.notes:
@@ -29,17 +27,13 @@ def write(
         firsts = range((number - 1) * samples_per_shard, total, parts * samples_per_shard)
         shards, mine = len(firsts), sum(min(samples_per_shard, total - first) for first in firsts)
         print(f"{source}: {total:,} samples, format {manifest.form}; part {part}: {mine:,}", flush=True)
-        progress = _Progress(mine, shards)
         workers = max(1, min(workers or os.cpu_count() or 1, shards))
-        write_shards(manifest.samples, out, samples_per_shard, workers=workers, part=(number, parts), progress=progress)
-    except BaseException as error:
-        if progress:
-            progress.close()
-        if isinstance(error, KeyboardInterrupt):
-            print(f"stopped; the finished shards are whole and stay in {out}, and the same command continues")
-            return False
-        raise
-    progress.close()
+        with ProgressLine() as line:
+            show = partial(_show, line, mine, shards)
+            write_shards(manifest.samples, out, samples_per_shard, workers=workers, part=(number, parts), progress=show)
+    except KeyboardInterrupt:
+        print(f"stopped; the finished shards are whole and stay in {out}, and the same command continues")
+        return False
     print(f"{mine:,} samples in {shards:,} shards: {out}")
     print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}")
     return True
@@ -52,30 +46,10 @@ def _part(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-class _Progress:
-    """Samples, shards, megabytes a second and time left, of `samples` samples in `shards` shards."""
-
-    def __init__(self, samples: int, shards: int) -> None:
-        self.samples, self.shards = samples, shards
-        self.line, self.begun = LiveLine(), time.monotonic()
-        self.last = Written()
-
-    def __call__(self, done: Written) -> None:
-        self.last = done
-        self.line(self._text())
-
-    def close(self) -> None:
-        """Leave the last state on the screen."""
-        self.line(self._text(), last=True)
-
-    def _text(self) -> str:
-        done, seconds = self.last, time.monotonic() - self.begun
-        new, left = done.samples - done.kept, self.samples - done.samples
-        line = f"{done.samples:,}/{self.samples:,} samples  {done.shards:,}/{self.shards:,} shards"
-        if done.kept:
-            line += f"  {done.kept:,} samples were there"
-        if new:
-            line += f"  {done.bytes / 1e6 / max(seconds, 1e-3):.1f} MB/s"
-        if new and left:
-            line += f"  left {timedelta(seconds=round(seconds / new * left))}"
-        return line
+def _show(line: ProgressLine, samples: int, shards: int, done: Written) -> None:
+    more = [f"{done.shards:,}/{shards:,} shards"]
+    if done.kept:
+        more.append(f"{done.kept:,} samples were there")
+    if done.samples > done.kept:
+        more.append(f"{done.bytes / 1e6 / line.seconds:.1f} MB/s")
+    line.count(done.samples, samples, "samples", *more, kept=done.kept)

@@ -7,10 +7,8 @@ plan draws the same samples in the same order from either.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timeviper.config import FramesConfig, Recipe
-from timeviper.console import LiveLine
+from timeviper.console import ProgressLine
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.fetch import fetch_sample
 from timeviper.datamodules.frames.fingerprint import Fingerprint
@@ -71,7 +69,7 @@ def write_features(recipe: Recipe, out: Path, only: list[str], workers: int) -> 
     try:
         done = writer.run()
     except KeyboardInterrupt:
-        print(f"\nstopped; the finished shards are whole and stay in {out}, and the same command continues")
+        print(f"stopped; the finished shards are whole and stay in {out}, and the same command continues")
         return False
     overrides = [f"{key}.shards={work.folder}" for work in works for key in work.keys]
     write_whole(out / OVERRIDES, " ".join(overrides) + "\n")
@@ -120,7 +118,6 @@ class _Writer:
         self.marks = [fingerprint(recipe, self.towers, work.frames) for work in works]
         self.works, self.workers, self.cache = works, workers, BlockCache.of(recipe.data)
         self.done = Done()
-        self.line = LiveLine()
 
     def run(self) -> Done:
         """Write every shard that is not there yet."""
@@ -132,12 +129,10 @@ class _Writer:
                 if not self._is_there(work.folder / name, units, mark):
                     todo.append((work, mark, work.folder / name, units))
         self.total = sum(_frames(u.record, work.frames) for work, _, _, units in todo for u in units)
-        self.begun = time.monotonic()
         reads = iter(self._loader([(unit, work.frames) for work, _, _, units in todo for unit in units]))
-        for _, mark, path, units in todo:
-            self._shard(path, units, mark, reads)
-        if todo:
-            self._progress(last=True)
+        with ProgressLine() as self.line:
+            for _, mark, path, units in todo:
+                self._shard(path, units, mark, reads)
         return self.done
 
     def _loader(self, items: list[tuple[Unit, FramesConfig]]) -> DataLoader[Read]:
@@ -191,7 +186,9 @@ class _Writer:
                     sample[FEATURES].write_bytes(encode_features(media, features, mark))
                     self.done.bytes += sample[FEATURES].stat().st_size
                 samples.append(sample)
-                self._progress()
+                self.line.count(
+                    self.done.frames, self.total, "frames", f"{self.done.frames / self.line.seconds:,.0f} frames/s"
+                )
             if samples:
                 write_shard(path, samples)
         finally:
@@ -230,13 +227,6 @@ class _Writer:
         for i, sample in enumerate(group):
             at = sum(counts[:i])
             yield *sample, {name: f[at : at + counts[i]] for name, f in features.items()}
-
-    def _progress(self, last: bool = False) -> None:
-        done, seconds = self.done, max(time.monotonic() - self.begun, 1e-3)
-        text = f"{done.frames:,}/{self.total:,} frames  {done.frames / seconds:,.0f} frames/s"
-        if 0 < done.frames < self.total:
-            text += f"  left {timedelta(seconds=round(seconds / done.frames * (self.total - done.frames)))}"
-        self.line(text, last)
 
 
 def _frames(record: SampleRecord, frames: FramesConfig) -> int:

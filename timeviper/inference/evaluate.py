@@ -6,16 +6,16 @@ are lost instead of transferred; chance: the right answer of another question of
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from timeviper.config import Recipe
+from timeviper.console import ProgressLine
 from timeviper.datamodules.build import class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
 from timeviper.datamodules.plan import held_out
@@ -80,12 +80,13 @@ class Evaluation:
             prefetch_gb=data.prefetch_gb,
         )
         found: list[Answered] = []
-        with torch.inference_mode(), self.model.decoder.transfer(variant.transfer):
-            stderr = Console(stderr=True)
-            for batch in track(loader, variant.name, total=len(self.plans), disable=quiet, console=stderr):
+        with torch.inference_mode(), self.model.decoder.transfer(variant.transfer), ProgressLine(sys.stderr) as line:
+            for number, batch in enumerate(loader, 1):
                 self.skipped |= {sample.key: sample.reason for sample in batch.skipped}
                 for pack in batch.packs:
                     found += self._answer(pack, variant.blind)
+                if not quiet:
+                    line.count(number, len(self.plans), f"packs, {variant.name}")
         return found
 
     def _answer(self, pack: Pack, blind: bool) -> list[Answered]:
