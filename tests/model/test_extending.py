@@ -4,31 +4,42 @@
 
 from __future__ import annotations
 
+import json
 import typing
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import fields, replace
+from pathlib import Path
 
+import own_family
 import own_selections
 import pytest
 import torch
-from cost_helpers import ALL, build, counted, hybrid, make_pack, saved_bytes
-from model_helpers import HYBRID, make_decoder, make_prompts, run
+from cost_helpers import ALL, build, counted, hybrid, make_pack, plain, saved_bytes
+from model_helpers import HYBRID, PLAIN, PLAIN_GUIDED, make_decoder, make_prompts, run
 from torch.testing import assert_close
 from viper_helpers import config, make_model, samples
 
-from timeviper.config import Recipe, TransVConfig, TransVStage
+from timeviper.config import DecoderConfig, ModelConfig, Recipe, TransVConfig, TransVStage
 from timeviper.config import model as settings
 from timeviper.config.checks.model import model_problems
 from timeviper.config.fields import field_types
 from timeviper.config.presets import tiny
-from timeviper.config.shape import PackShape
+from timeviper.config.shape import PackShape, tokens_per_frame
 from timeviper.datamodules.build import pack_format
 from timeviper.inference.prefill import kept_bytes, prefill_chunks
 from timeviper.inspection.transfer import Transferred, look_at
 from timeviper.kernels.bounds import Bounds
 from timeviper.model import selection
 from timeviper.model.flops import Execution, executed_flops, total
+from timeviper.model.layers import MLP, MLPS
+from timeviper.model.state import Span
 from timeviper.pack import Kind
 from timeviper.planning.activations import saved_activations
+from timeviper.weights.hub import family as hub
+from timeviper.weights.hub.config import decoder_config, hub_config
+from timeviper.weights.hub.convert import export_hf, import_hf, load_decoder
+from timeviper.weights.hub.names import hub_names
+from timeviper.weights.tensors import write_tensors
 
 CLOSE = dict(rtol=0, atol=1e-9)
 
@@ -36,6 +47,20 @@ CLOSE = dict(rtol=0, atol=1e-9)
 def test_names_that_settings_take_are_those_of_the_tables() -> None:
     select = typing.get_args(field_types(TransVStage)["select"])
     assert select == tuple(settings.SELECTION_FACTS) == tuple(selection.SELECTIONS)
+    families = typing.get_args(field_types(DecoderConfig)["family"])
+    assert families == tuple(settings.FAMILY_FACTS)
+    assert all(isinstance(hub.hub_family(name), hub.HubFamily) for name in families)
+    assert {facts.mlp for facts in settings.FAMILY_FACTS.values()} <= MLPS.keys()
+
+
+def assert_the_plan_is_right(cfg: ModelConfig, trainable: Collection[str] = ALL) -> None:
+    """FLOPs and bytes of one pack as torch counts them."""
+    pack = make_pack((6, 4, 0), (20, 30, 15), tokens_per_frame=tokens_per_frame(cfg))
+    shape, execution = PackShape.of(pack), Execution("cpu")
+    flops = total(executed_flops(cfg, shape, trainable, execution)).total
+    assert flops == pytest.approx(sum(counted(build(cfg, trainable), pack)), rel=1e-3)
+    kept = sum(saved.kept for saved in saved_activations(cfg, shape, trainable, execution, 4))
+    assert kept == pytest.approx(saved_bytes(build(cfg, trainable), pack), rel=0.02)
 
 
 # ---- a selection ----------------------------------------------------------------------------------------
@@ -102,15 +127,60 @@ def test_checks_and_the_plan_know_an_own_selection() -> None:
     assert pack_format(Recipe(model=model)).supervise == "all"
     cfg = hybrid()
     cfg.transv = TransVConfig(stages={"early": TransVStage(5, 0.5, "norm"), "late": TransVStage(8, 0.1, "latest")})
-    pack = make_pack((6, 4, 0), (20, 30, 15))
-    shape = PackShape.of(pack)
-    forward, backward = counted(build(cfg, ALL), pack)
-    assert total(executed_flops(cfg, shape, ALL, Execution("cpu"))).total == pytest.approx(forward + backward, rel=1e-3)
-    law = saved_activations(cfg, shape, ALL, Execution("cpu"), 4)
-    assert sum(saved.kept for saved in law) == pytest.approx(saved_bytes(build(cfg, ALL), pack), rel=0.02)
+    assert_the_plan_is_right(cfg)
 
 
 def test_a_name_without_an_entry_is_refused() -> None:
     model = replace(tiny(), transv=TransVConfig(stages={"early": TransVStage(1, 0.5, "norm")}))
     (finding,) = model_problems(model)
     assert (finding.key, finding.message) == ("model.transv.stages.early.select", "must be one of uniform, attention.")
+
+
+# ---- a decoder family -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.FAMILY_FACTS, "ungated", own_family.FACTS)
+    monkeypatch.setitem(hub.FAMILIES, "ungated", own_family.Ungated())
+
+
+UNREAD = {f.name: f.default for f in fields(DecoderConfig) if f.name.startswith(("ssm_", "chunk_"))}
+UNGATED = replace(PLAIN, family="ungated", **UNREAD)
+
+
+@pytest.mark.usefixtures("family")
+def test_an_own_family_runs_whole_and_in_pieces() -> None:
+    decoder = make_decoder(UNGATED, PLAIN_GUIDED)
+    assert isinstance(decoder.blocks[1].mixer, MLP)
+    assert decoder.blocks[0].mixer.q_proj.bias is None
+    (prompt,) = make_prompts(["2c30v4i"])
+    whole = run(decoder, [prompt])
+    pieces = prefill_chunks(decoder, zip(prompt.x.split(7), prompt.kind.split(7)), prompt.vision, 4)
+    assert_close(pieces.hidden[0], whole.hidden[-1], **CLOSE)
+    assert decoder.with_rope(Span.fresh(Bounds([36]))).rope is not None
+
+
+@pytest.mark.usefixtures("family")
+def test_an_own_family_comes_from_hugging_face_and_goes_back(tmp_path: Path) -> None:
+    decoder = make_decoder(UNGATED).float()
+    names = hub_names(UNGATED)
+    assert names["blocks.3.mixer.down_proj.weight"] == "model.layers.1.mlp.fc2.weight"
+    write_tensors(tmp_path / "hub", [(names[name], p) for name, p in decoder.state_dict().items()])
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(hub_config(UNGATED, {}, "float32")))
+    assert import_hf(tmp_path / "hub", tmp_path / "ours") == UNGATED
+    export_hf(tmp_path / "ours", tmp_path / "back")
+    for folder in ("hub", "ours", "back"):
+        for name, tensor in load_decoder(tmp_path / folder).state_dict().items():
+            assert torch.equal(tensor, decoder.state_dict()[name])
+    with pytest.raises(ValueError, match="hidden_act is 'gelu'"):
+        decoder_config(hub_config(UNGATED, {}, "float32") | {"hidden_act": "gelu"}, "config.json")
+
+
+@pytest.mark.usefixtures("family")
+def test_checks_and_the_plan_know_an_own_family() -> None:
+    model = replace(tiny(), decoder=replace(tiny().decoder, family="ungated"))
+    assert [f.message for f in model_problems(model)] == ["must repeat *- (attention, MLP) for ungated."]
+    model.decoder.layout, model.decoder.head_dim = "*-*-", 31
+    assert [f.message for f in model_problems(model)] == ["must be even: the rotary embedding turns pairs."]
+    assert_the_plan_is_right(plain("ungated"))

@@ -63,6 +63,38 @@ class TowerConfig:
     """Tokens a frame after merging (ToMe); equal to the patch count: no merging."""
 
 
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What sets a decoder family apart from the others, in blocks and checks; how its weights are called elsewhere
+    stands in `weights/hub/<family>.py`."""
+
+    mlp: str = "swiglu"
+    """What an MLP block computes: one of `model.layers.MLPS`."""
+    rotary: bool = True
+    """Attention turns queries and keys by their position."""
+    qkv_bias: bool = False
+    """The maps to queries, keys and values have biases."""
+    repeats: str = "*-"
+    """The layout is this over and over: one layer of other people's checkpoints. Empty: any, a block a layer."""
+
+    @property
+    def blocks_per_layer(self) -> int:
+        return max(len(self.repeats), 1)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """How the settings begin that no block of the family reads."""
+        mamba = not self.repeats or "M" in self.repeats
+        return (*(() if self.rotary else ("rope_",)), *(() if mamba else ("ssm_", "conv_")))
+
+
+FAMILY_FACTS = {
+    "nemotron_h": FamilyFacts(mlp="relu2", rotary=False, repeats=""),
+    "llama": FamilyFacts(),
+    "qwen2": FamilyFacts(qkv_bias=True),
+}
+
+
 @dataclass
 class DecoderConfig:
     """The language model: a stack of pre-norm residual blocks laid out by a string."""
@@ -97,6 +129,10 @@ class DecoderConfig:
     """Longest sequence that the weights were made for; longer prompts are refused."""
     weights: str = ""
     """Folder with imported weights (see `timeviper import`); empty: random, or from the previous stage."""
+
+    @property
+    def facts(self) -> FamilyFacts:
+        return FAMILY_FACTS[self.family]
 
 
 @dataclass(frozen=True)

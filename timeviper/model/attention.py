@@ -31,7 +31,7 @@ class Attention(nn.Module):
     def __init__(self, cfg: DecoderConfig, out_gain: float = 1.0) -> None:
         super().__init__()
         self.head_dim, self.kv_heads = cfg.head_dim, cfg.kv_heads
-        bias = cfg.family == "qwen2"
+        bias = cfg.facts.qkv_bias
         self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
         self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
         self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)

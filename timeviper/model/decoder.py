@@ -17,7 +17,7 @@ from timeviper.config.shape import Segment, cut_layout, kept_counts
 from timeviper.errors import ConfigError, Problem
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import Attention, Ranker, rotary
-from timeviper.model.layers import MLP, Embedding, Linear, RMSNorm, SwiGLU
+from timeviper.model.layers import MLPS, Embedding, Linear, RMSNorm
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.state import AttentionState, DecoderState, MambaState, SegmentState, Span
@@ -52,8 +52,7 @@ class Block(nn.Module):
         elif letter == "*":
             self.mixer = Attention(cfg, out_gain)
         else:
-            mlp = MLP if cfg.family == "nemotron_h" else SwiGLU
-            self.mixer = mlp(cfg.width, cfg.mlp_width, out_gain)
+            self.mixer = MLPS[cfg.facts.mlp](cfg.width, cfg.mlp_width, out_gain)
 
     def forward(
         self,
@@ -198,7 +197,7 @@ class Decoder(nn.Module):
         return x
 
     def with_rope(self, span: Span) -> Span:
-        if self.cfg.family != "nemotron_h":
+        if self.cfg.facts.rotary:
             span.rope = rotary(span.position, self.cfg.head_dim, self.cfg.rope_theta)
         return span
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from timeviper.config import PARTS, ModelConfig
 from timeviper.config.shape import Segment
+from timeviper.model.layers import MLPS
 from timeviper.model.lora import is_target
 
 
@@ -81,7 +82,7 @@ def maps_of(letter: str, model: ModelConfig, grads: Gradients) -> Maps:
         return Maps(((wide, rank("mamba.in")),), (inner, rank("mamba.out")))
     if letter == "-":
         up = (cfg.mlp_width, rank("mlp.up"))
-        gate = () if cfg.family == "nemotron_h" else ((cfg.mlp_width, rank("mlp.gate")),)
+        gate = ((cfg.mlp_width, rank("mlp.gate")),) if MLPS[cfg.facts.mlp].gated else ()
         return Maps((up, *gate), (cfg.mlp_width, rank("mlp.down")))
     kind = "attention" if letter == "*" else "transv"
     q, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim

@@ -65,8 +65,16 @@ class GatedRMSNorm(RMSNorm):
         return gated_rms_norm(y, gate, self.weight, self.groups, self.eps)
 
 
+# For each form the plan must know how many tensors of the hidden width autograd keeps between its maps, and how many
+# gradients of that width exist at a time while its backward pass runs.
+
+
 class MLP(nn.Module):
     """Up, squared ReLU, down; no gate (Nemotron-H)."""
+
+    gated = False
+    hidden_kept = 1  # what relu gives, which its own derivative can be read from
+    hidden_gradients = 3  # the square's, and its derivative, twice
 
     def __init__(self, width: int, mlp_width: int, out_gain: float) -> None:
         super().__init__()
@@ -80,6 +88,10 @@ class MLP(nn.Module):
 class SwiGLU(nn.Module):
     """Up gated by SiLU, then down (Llama, Qwen2)."""
 
+    gated = True
+    hidden_kept = 3  # the gate before and after SiLU, and what it is multiplied with
+    hidden_gradients = 2
+
     def __init__(self, width: int, mlp_width: int, out_gain: float) -> None:
         super().__init__()
         self.gate_proj = Linear(width, mlp_width)
@@ -88,3 +100,6 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+MLPS: dict[str, type[MLP] | type[SwiGLU]] = {"relu2": MLP, "swiglu": SwiGLU}

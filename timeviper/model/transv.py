@@ -69,7 +69,7 @@ class Transfer(nn.Module):
     def __init__(self, cfg: DecoderConfig, transv: TransVConfig) -> None:
         super().__init__()
         self.head_dim = cfg.head_dim
-        bias = cfg.family == "qwen2"
+        bias = cfg.facts.qkv_bias
         self.norm = RMSNorm(cfg.width, cfg.norm_eps) if transv.prenorm else nn.Identity()
         self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
         self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)

@@ -16,6 +16,7 @@ from timeviper.config.shape import PackShape, SegmentShape, segment_shapes
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.flops import Execution, attention_batches, chunks
 from timeviper.model.gradients import Gradients, Maps, maps_of, transfers
+from timeviper.model.layers import MLPS
 from timeviper.planning.vision_activations import projector_saved, tag_logits_saved, tower_saved
 
 WIDE, INDEX = 4, 8  # bytes of a float32 and of an int64
@@ -83,7 +84,7 @@ class _Language:
             if stream.segment.stage is not None:
                 saved.append(self.transfer(stream, stream.segment.name in names))
             blocks = [self.block(i, stream) for i in stream.segment.blocks]
-            if self.cfg.family != "nemotron_h" and self.flow and "attention" not in self.execution.checkpointed:
+            if self.cfg.facts.rotary and self.flow and "attention" not in self.execution.checkpointed:
                 saved.append(Saved("rope", "attention", WIDE * stream.num_tokens * self.cfg.head_dim))
             saved += blocks
         return [*saved, self.loss(shapes[-1].num_tokens)]
@@ -107,9 +108,9 @@ class _Language:
             inside += attention_saved(self.cfg, stream.lengths, stream.lengths, mixes, last_input, self.a)
             gradients += 2 * self.a * L * (self.cfg.heads + self.cfg.kv_heads) * self.cfg.head_dim
         else:
-            between, most = (1, 3) if self.cfg.family == "nemotron_h" else (3, 2)
-            inside += self.a * L * self.cfg.mlp_width * (between * mixes + last_input)
-            gradients += most * self.a * L * self.cfg.mlp_width  # square of relu: also its derivative, twice
+            mlp, hidden = MLPS[self.cfg.facts.mlp], self.a * L * self.cfg.mlp_width
+            inside += hidden * (mlp.hidden_kept * mixes + last_input)
+            gradients += hidden * mlp.hidden_gradients
         inside += self.a * L * maps.last[1]  # the last map's adapter
         if part not in self.execution.checkpointed:
             return Saved(name, part, inside, 0.0, gradients)

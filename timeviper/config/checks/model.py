@@ -8,6 +8,7 @@ from itertools import pairwise
 from timeviper.config.checks.finding import Finding, at_least_one
 from timeviper.config.model import (
     BLOCKS,
+    FAMILY_FACTS,
     LEGEND,
     LORA_TARGETS,
     SELECTION_FACTS,
@@ -70,8 +71,13 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
         yield Finding(f"{key}.layout", f"has {' '.join(map(repr, unknown))}; the letters are {LEGEND}.")
     if layout and "*" not in layout:
         yield Finding(f"{key}.layout", "has no attention block (*): without one nothing is recalled exactly.")
-    if decoder.family != "nemotron_h" and layout != "*-" * (len(layout) // 2):
-        yield Finding(f"{key}.layout", f"must repeat *- (attention, MLP) for {decoder.family}.")
+    if decoder.family not in FAMILY_FACTS:
+        yield _no_such(f"{key}.family", FAMILY_FACTS)
+        return
+    facts = decoder.facts
+    if facts.repeats and layout != facts.repeats * (len(layout) // len(facts.repeats)):
+        titles = ", ".join(BLOCKS[letter].title for letter in facts.repeats)
+        yield Finding(f"{key}.layout", f"must repeat {facts.repeats} ({titles}) for {decoder.family}.")
     sizes = "vocab_size width mlp_width heads kv_heads head_dim max_tokens"
     if "M" in layout:
         sizes += " ssm_heads ssm_head_dim ssm_state ssm_groups conv_kernel chunk_size"
@@ -80,7 +86,7 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
         return
     if decoder.heads % decoder.kv_heads:
         yield Finding(f"{key}.kv_heads", f"must divide heads = {decoder.heads}: each serves a group of them.")
-    if decoder.head_dim % 2 and decoder.family != "nemotron_h":
+    if decoder.head_dim % 2 and facts.rotary:
         yield Finding(f"{key}.head_dim", "must be even: the rotary embedding turns pairs.")
     if "M" in layout and decoder.ssm_heads % decoder.ssm_groups:
         message = f"must divide ssm_heads = {decoder.ssm_heads}: the heads of a group share B and C."

@@ -91,9 +91,7 @@ def open_weights(path: str | Path, cfg: DecoderConfig | None = None) -> Weights:
 
 
 def _check_settings(path: Path, own: DecoderConfig, cfg: DecoderConfig | None) -> None:
-    # Settings that no block of this family reads.
-    unused = ("rope_",) if own.family == "nemotron_h" else ("ssm_", "conv_")
-    free = TOUCH_NO_TENSOR + unused
+    free = (*TOUCH_NO_TENSOR, *own.facts.unread)
     names = [f.name for f in fields(DecoderConfig) if not f.name.startswith(free)]
     wrong = [n for n in names if cfg is not None and getattr(own, n) != getattr(cfg, n)]
     if wrong:

@@ -7,31 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from timeviper.config import DecoderConfig
-
-
-def _same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-# By block letter: our name inside the block -> their name inside the layer.
-_NEMOTRON_H = {
-    "M": _same("norm.weight", "mixer.in_proj.weight", "mixer.norm.weight", "mixer.out_proj.weight")
-    | {"mixer.conv.weight": "mixer.conv1d.weight", "mixer.conv.bias": "mixer.conv1d.bias"}
-    | {f"mixer.ssm.{name}": f"mixer.{name}" for name in ("A_log", "D", "dt_bias")},
-    "*": _same("norm.weight", *(f"mixer.{p}_proj.weight" for p in "qkvo")),
-    "-": _same("norm.weight", "mixer.up_proj.weight", "mixer.down_proj.weight"),
-}
-# A layer of Llama is two of our blocks.
-_LLAMA = {
-    "*": {"norm.weight": "input_layernorm.weight"}
-    | {f"mixer.{p}_proj.weight": f"self_attn.{p}_proj.weight" for p in "qkvo"},
-    "-": {"norm.weight": "post_attention_layernorm.weight"}
-    | {f"mixer.{p}_proj.weight": f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")},
-}
-_QWEN2 = _LLAMA | {
-    "*": _LLAMA["*"] | {f"mixer.{p}_proj.bias": f"self_attn.{p}_proj.bias" for p in "qkv"},
-}
-_BLOCKS = {"nemotron_h": _NEMOTRON_H, "llama": _LLAMA, "qwen2": _QWEN2}
+from timeviper.weights.hub.family import hub_family
 
 # Tensors of checkpoints that a decoder does without: draft heads, and tables that are computed.
 _IGNORED = re.compile(r"^mtp\.|\.rotary_emb\.inv_freq$")
@@ -39,30 +15,22 @@ _IGNORED = re.compile(r"^mtp\.|\.rotary_emb\.inv_freq$")
 
 def hub_names(cfg: DecoderConfig) -> dict[str, str]:
     """Our name -> their name on disk, for every tensor of the decoder (TransV has none there)."""
-    blocks, nemotron = _BLOCKS[cfg.family], cfg.family == "nemotron_h"
-    base = "backbone" if nemotron else "model"
-    names = {"embeddings.weight": f"{base}.{'embeddings' if nemotron else 'embed_tokens'}.weight"}
+    hub = hub_family(cfg.family)
+    names = {"embeddings.weight": f"{hub.embeddings}.weight"}
     for i, letter in enumerate(cfg.layout):
-        layer = i if nemotron else i // 2
-        for ours, theirs in blocks[letter].items():
-            names[f"blocks.{i}.{ours}"] = f"{base}.layers.{layer}.{theirs}"
-    names["norm_f.weight"] = f"{base}.{'norm_f' if nemotron else 'norm'}.weight"
+        layer = f"{hub.layers}.{i // cfg.facts.blocks_per_layer}"
+        names |= {f"blocks.{i}.{ours}": f"{layer}.{theirs}" for ours, theirs in hub.blocks[letter].items()}
+    names["norm_f.weight"] = f"{hub.norm}.weight"
     if not cfg.tie_embeddings:
         names["lm_head.weight"] = "lm_head.weight"
     return names
 
 
 def canonical(name: str, cfg: DecoderConfig) -> str | None:
-    """The name on disk that a tensor's name stands for (None: not needed).
-
-    Checkpoints begin with `backbone.` or `model.` and spell `embeddings` or `embedding`.
-    """
+    """The name that a tensor on disk goes by in `hub_names` (None: not needed)."""
     if _IGNORED.search(name) or (name == "lm_head.weight" and cfg.tie_embeddings):
         return None
-    if cfg.family == "nemotron_h":
-        name = re.sub(r"^model\.", "backbone.", name)
-        name = re.sub(r"^backbone\.embedding\.", "backbone.embeddings.", name)
-    return name
+    return hub_family(cfg.family).canonical(name)
 
 
 @dataclass(frozen=True)
