@@ -127,7 +127,9 @@ def load_index(where: str | Path) -> list[ShardIndex]:
     if not names:
         if path.is_dir():
             state = "has no .tar shards"
+        elif path.exists():
+            state = "is not a .tar"
         else:
-            state = "is not a .tar" if path.exists() else "does not exist"
+            state = "does not exist"
         raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")
     return [read_index(tar) for tar in sorted(names)]
