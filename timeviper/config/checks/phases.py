@@ -18,8 +18,6 @@ def phase_problems(recipe: Recipe) -> Iterator[Finding]:
     for key, phase in phases.items():
         if not 0 <= phase.start < recipe.train.steps:
             yield Finding(f"{key}.start", f"must be a step of the stage: 0 to {recipe.train.steps - 1}.")
-        if phase.fps is not None and not (math.isfinite(phase.fps) and phase.fps > 0):
-            yield Finding(f"{key}.fps", "must be above 0.")
         if phase.max_frames is not None and phase.max_frames < recipe.data.frames.min_frames:
             message = f"must be at least data.frames.min_frames = {recipe.data.frames.min_frames}."
             yield Finding(f"{key}.max_frames", message)
