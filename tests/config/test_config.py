@@ -15,6 +15,7 @@ from timeviper.config import fields as schema
 from timeviper.config import settings as config
 from timeviper.config.callbacks import OwnCallback, SamplesConfig, TransferConfig
 from timeviper.config.checks import recipe as validate
+from timeviper.config.checks.model import model_problems
 from timeviper.config.load import load_recipe
 from timeviper.config.presets import PRESETS
 
@@ -74,7 +75,7 @@ def test_the_default_of_every_section_can_be_built() -> None:
 def test_every_preset_is_valid(name: str) -> None:
     model = PRESETS[name]()
     assert model.preset == name
-    assert not list(validate.model_problems(model))
+    assert not list(model_problems(model))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_siglip_may_leave_pixels_over_and_vit_may_not() -> None:
     def tower(family: str, image: int, patch: int) -> list[str]:
         model = PRESETS["nano9b"]()
         model.towers = {"main": TowerConfig(family=family, image_size=image, patch_size=patch)}  # type: ignore[arg-type]
-        return [finding.message for finding in validate.model_problems(model)]
+        return [finding.message for finding in model_problems(model)]
 
     assert tower("siglip", 384, 14) == []
     assert "378 or 392" in tower("dinov2", 384, 14)[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from timeviper.config.ranges import above, at_least
+
 
 @dataclass
 class ThroughputConfig:
     """Speed and MFU, at every log line. Costs counting on the host."""
 
-    peak_tflops: float | None = None
+    peak_tflops: float | None = above(0, None, "above 0, or null for the GPU's data sheet")
     """Peak of one GPU in TFLOP/s, by which MFU divides; null: its data sheet's for bfloat16, where the GPU is known."""
 
 
@@ -18,7 +20,7 @@ class ThroughputConfig:
 class MemoryConfig:
     """Memory by part, beside what the planner expects. Costs a walk over the parameters."""
 
-    every: int = 100
+    every: int = at_least(1, 100)
     """Steps between two measurements; the first step is always measured."""
 
 
@@ -26,9 +28,9 @@ class MemoryConfig:
 class TransferConfig:
     """What TransV does, on a fixed probe of held-out samples. Costs a forward pass for each stage and one more."""
 
-    every: int = 250
+    every: int = at_least(1, 250)
     """Steps between two measurements."""
-    samples: int = 8
+    samples: int = at_least(1, 8)
     """Held-out samples of the probe, shared out among the ranks."""
 
 
@@ -36,11 +38,11 @@ class TransferConfig:
 class SamplesConfig:
     """A few held-out questions with frames, right answer and the model's, after each validation."""
 
-    samples: int = 4
+    samples: int = at_least(1, 4)
     """Held-out samples, always the same, shared out among the ranks."""
-    frames: int = 8
+    frames: int = at_least(1, 8)
     """Frames of each that are shown, evenly spaced."""
-    max_new_tokens: int = 32
+    max_new_tokens: int = at_least(1, 32)
     """Longest answer; each token costs all ranks a forward pass of one token."""
 
 
@@ -66,5 +68,5 @@ class CallbacksConfig:
     """Gates, moved attention, entropy of the choice and KL of TransV; nothing in stages without TransV."""
     samples: SamplesConfig | None = field(default_factory=SamplesConfig)
     """Table of answers with frames as pictures, in TensorBoard and in <run>/logs/samples."""
-    own: dict[str, OwnCallback | None] = field(default_factory=dict)
+    own: dict[str, OwnCallback] = field(default_factory=dict)
     """Your callbacks, by names that you choose."""

@@ -6,7 +6,9 @@ Defaults describe the published 9B model; named sizes are in `presets.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from timeviper.config.ranges import above, at_least, ranged, share
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,20 @@ class TowerConfig:
     """vit: a small ViT with a convolutional stem; siglip (also fixed-size SigLIP2), dinov2: pretrained."""
     weights: str = ""
     """Folder of pretrained weights (Hugging Face layout); empty: random, or from the previous stage."""
-    image_size: int = 384
+    image_size: int = at_least(1, 384)
     """Frames are resized to this square, in pixels."""
-    patch_size: int = 14
+    patch_size: int = at_least(1, 14)
     """Pixels a patch side; the stem of `vit` reaches it by strided convolutions, so a power of two there."""
-    width: int = 1152
-    layers: int = 27
-    heads: int = 16
-    mlp_width: int = 4304
+    width: int = at_least(1, 1152)
+    layers: int = at_least(1, 27)
+    heads: int = at_least(1, 16)
+    mlp_width: int = at_least(1, 4304)
     """Size of the encoder: features a patch, blocks, attention heads, hidden units of the MLP."""
     registers: int = 0
     """Register tokens of the encoder (DINOv2 with registers: 4); never passed on."""
     feature_layer: int = -2
     """Which block's output is the feature: -1 the last, -2 the one before (the published choice)."""
-    tokens: int = 16
+    tokens: int = at_least(1, 16)
     """Tokens a frame after merging (ToMe); equal to the patch count: no merging."""
 
 
@@ -93,6 +95,9 @@ FAMILY_FACTS = {
     "llama": FamilyFacts(),
     "qwen2": FamilyFacts(qkv_bias=True),
 }
+def _of_mamba(default: int) -> Any:
+    """A size of Mamba-2 blocks: in a layout without them any number will do."""
+    return at_least(1, default, when=lambda decoder: "M" in decoder.layout)
 
 
 @dataclass
@@ -103,29 +108,29 @@ class DecoderConfig:
     """nemotron_h: no positions, ungated relu2 MLP; llama, qwen2: RoPE and SwiGLU, the transformer control."""
     layout: str = ""
     """One letter a block: M Mamba-2, * attention, - MLP."""
-    vocab_size: int = 131072
-    width: int = 4480
-    mlp_width: int = 15680
+    vocab_size: int = at_least(1, 131072)
+    width: int = at_least(1, 4480)
+    mlp_width: int = at_least(1, 15680)
     """Rows of the embedding, width of the residual stream, hidden units of an MLP block."""
-    heads: int = 40
-    kv_heads: int = 8
-    head_dim: int = 128
+    heads: int = at_least(1, 40)
+    kv_heads: int = at_least(1, 8)
+    head_dim: int = at_least(1, 128)
     """Attention blocks: query heads, key and value heads (each serves heads / kv_heads), size of a head."""
-    ssm_heads: int = 128
-    ssm_head_dim: int = 80
-    ssm_state: int = 128
-    ssm_groups: int = 8
-    conv_kernel: int = 4
+    ssm_heads: int = _of_mamba(128)
+    ssm_head_dim: int = _of_mamba(80)
+    ssm_state: int = _of_mamba(128)
+    ssm_groups: int = _of_mamba(8)
+    conv_kernel: int = _of_mamba(4)
     """Mamba-2 blocks: heads, size of a head, its state, groups that share B and C, convolution width."""
-    chunk_size: int = 128
+    chunk_size: int = _of_mamba(128)
     """Tokens a chunk in the chunked scan; changes speed and memory, not results."""
-    norm_eps: float = 1e-5
+    norm_eps: float = ranged(lambda x: 0 < x < 1, 1e-5, "above 0 and below 1")
     """Added to the mean square in every RMSNorm."""
-    rope_theta: float = 10000.0
+    rope_theta: float = above(0, 10000.0)
     """Base of the rotary embedding; only llama and qwen2 have one."""
     tie_embeddings: bool = False
     """Whether the output layer shares the embedding's weights."""
-    max_tokens: int = 131072
+    max_tokens: int = at_least(1, 131072)
     """Longest sequence that the weights were made for; longer prompts are refused."""
     weights: str = ""
     """Folder with imported weights (see `timeviper import`); empty: random, or from the previous stage."""
@@ -157,7 +162,9 @@ class TransVStage:
 
     layer: int = 0
     """Runs on the residual stream before this block, counted from 0."""
-    keep: float = 1.0
+    keep: float = ranged(
+        lambda x: 0 < x <= 1, 1.0, "above 0 and at most 1: the fraction of the original vision tokens that stays"
+    )
     """Fraction of the ORIGINAL vision tokens of a sequence that is left afterwards, in (0, 1]."""
     select: Literal["uniform", "attention"] = "uniform"
     """Which stay: evenly spaced, or by the last prompt token's attention (before attention blocks only)."""
@@ -173,7 +180,7 @@ class TransVStage:
 class TransVConfig:
     """Token transfer inside the decoder (paper 3.3)."""
 
-    stages: dict[str, TransVStage | None] = field(default_factory=dict)
+    stages: dict[str, TransVStage] = field(default_factory=dict)
     """Named stages in order of rising layer; set one to null to remove it. None at all: TransV is off."""
     prenorm: bool = True
     """Normalise queries and keys before the cross-attention; false is the paper's form."""
@@ -187,11 +194,11 @@ class TransVConfig:
 class LoraConfig:
     """Low-rank adapters beside frozen linear maps; the export holds them merged, and alone in export/adapter/."""
 
-    rank: int = 0
+    rank: int = at_least(0, 0, "0 (no adapters) or more")
     """Rank of the adapters; 0: none."""
-    alpha: float = 16.0
+    alpha: float = above(0, 16.0)
     """What an adapter adds is scaled by alpha / rank."""
-    dropout: float = 0.0
+    dropout: float = share(0.0, "a share from 0 to below 1")
     """Share of an adapter's inputs that are set to 0 while it learns."""
     targets: list[str] = field(default_factory=lambda: ["attention", "mamba", "mlp"])
     """What gets an adapter: attention, mamba, mlp, projector, transv, or single maps such as attention.q or mamba.in.
@@ -218,7 +225,7 @@ class ModelConfig:
     """Named size that the fields below start from (see `presets.py`)."""
     tokenizer: str = ""
     """Folder or tokenizer.json; empty: the small tokenizer that ships with the package."""
-    towers: dict[str, TowerConfig | None] = field(default_factory=dict)
+    towers: dict[str, TowerConfig] = field(default_factory=dict)
     """Vision encoders by name; the tokens of several are laid side by side in each frame."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     transv: TransVConfig = field(default_factory=TransVConfig)

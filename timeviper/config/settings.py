@@ -9,10 +9,12 @@ The model's own are in `model.py`, those of callbacks in `callbacks.py`. Default
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from timeviper.config.callbacks import CallbacksConfig
 from timeviper.config.model import BLOCKS, ModelConfig
+from timeviper.config.ranges import above, at_least, ranged, share
 
 # The parts of the model that a stage may train, and that may have a learning rate of their own.
 PARTS = ("tower", "projector", "decoder", "transv")
@@ -28,7 +30,7 @@ class ChatConfig:
     """System message before every conversation; empty: none (a template may still emit an empty section)."""
     time: Literal["none", "sentence", "frames"] = "sentence"
     """What the prompt says of time: nothing; duration and frame count; or a time before each frame group."""
-    frames_per_time: int = 1
+    frames_per_time: int = at_least(1, 1)
     """With `time: frames`: frames in a group, that is, how often a time is written."""
 
 
@@ -36,9 +38,9 @@ class ChatConfig:
 class FramesConfig:
     """Which frames of a video are read."""
 
-    fps: float = 1.0
+    fps: float = above(0, 1.0)
     """Frames a second of video, until `max_frames` binds."""
-    min_frames: int = 1
+    min_frames: int = at_least(1, 1)
     """At least this many frames (of a video that has them), however short the video is."""
     max_frames: int = 256
     """At most this many, evenly spaced over the whole video."""
@@ -54,9 +56,9 @@ class SourceConfig:
     """In place of shards: a Python class with the methods __len__, record and open, as module:Class."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of that class."""
-    weight: float = 1.0
+    weight: float = at_least(0, 1.0)
     """Share of this source in the mixture (see data.mixture), relative to the other weights."""
-    epochs: float | None = None
+    epochs: float | None = above(0, None, "above 0, or null for no bound")
     """How often its samples are gone through at most; null: as often as the steps need."""
     types: str = ""
     """Keep only these question types (comma-separated); empty: all."""
@@ -64,30 +66,30 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    sources: dict[str, SourceConfig | None] = field(default_factory=dict)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     """What is trained on, by name."""
-    val: dict[str, SourceConfig | None] = field(default_factory=dict)
+    val: dict[str, SourceConfig] = field(default_factory=dict)
     """Held-out data for validation and evaluation, by name."""
     mixture: Literal["samples", "tokens"] = "samples"
     """What the weights of the sources are shares of: samples, or tokens at the decoder's input."""
     frames: FramesConfig = field(default_factory=FramesConfig)
-    tokens_per_pack: int = 8192
+    tokens_per_pack: int = at_least(1, 8192)
     """Decoder tokens of a pack (a micro-batch of a rank), mean over the blocks: after ToMe and TransV."""
-    packs_per_step: int = 1
+    packs_per_step: int = at_least(1, 1)
     """Packs of one optimizer step over all ranks; every rank gets the same number."""
-    shuffle_window: int = 4096
+    shuffle_window: int = at_least(1, 4096)
     """Samples in the window shuffle that follows the permutation of shards."""
-    workers: int = 1
+    workers: int = at_least(0, 1)
     """Loader processes a rank; 0 reads in the training process."""
-    prefetch: int = 2
+    prefetch: int = at_least(1, 2)
     """Steps that each loader process reads ahead, as far as prefetch_gb allows."""
-    prefetch_gb: float = 2.0
+    prefetch_gb: float = at_least(0, 2.0, "0 (one step each) or more")
     """GB that all loader processes of a rank may hold ready; at least one step each is read ahead."""
     cache: str = ""
     """Folder that keeps what was read from remote shards; empty: timeviper-cache in the temporary folder."""
-    cache_gb: float = 10.0
+    cache_gb: float = at_least(0, 10.0, "0 (no cache) or more")
     """Largest size of that folder, in GB; what was not used for longest goes first."""
-    max_skipped: float = 0.005
+    max_skipped: float = ranged(lambda x: 0 <= x <= 1, 0.005, "a share of the samples, from 0 to 1")
     """Share of samples that may be unreadable before the run stops with the list of them."""
 
 
@@ -99,7 +101,7 @@ class PhaseConfig:
     """First step of the phase."""
     max_frames: int | None = None
     """Replaces data.frames.max_frames."""
-    fps: float | None = None
+    fps: float | None = above(0, None)
     """Replaces data.frames.fps."""
     weights: dict[str, float] = field(default_factory=dict)
     """Replaces weights of named sources; 0 pauses a source."""
@@ -118,15 +120,15 @@ class GuardConfig:
 
     policy: Literal["stop", "skip", "rewind"] = "stop"
     """stop: end the run; skip: go on without the step; rewind: back to the last checkpoint, then without its data."""
-    spike: float = 0.0
+    spike: float = ranged(lambda x: x == 0 or 1 < x < inf, 0.0, "0 (off) or above 1: a multiple of the running median")
     """A loss or gradient norm above this many times its running median counts, too; 0: only what is not finite."""
-    window: int = 64
+    window: int = at_least(1, 64)
     """Steps of the running median; nothing counts as a spike before a quarter of them."""
-    limit: int = 8
+    limit: int = at_least(1, 8)
     """Incidents of the run folder after which skip and rewind stop the run."""
-    leave_out: int = 1
+    leave_out: int = at_least(1, 1)
     """With `rewind`: steps whose data are left out, the last of them the offending one."""
-    keep_weights: int = 2
+    keep_weights: int = at_least(0, 2, "0 (none) or more")
     """Incidents, the first ones, whose bundle holds the weights that `timeviper replay` needs."""
 
 
@@ -134,7 +136,7 @@ class GuardConfig:
 class WatchdogConfig:
     """Says where each rank is when a step, or the wait for its data, takes too long."""
 
-    seconds: float = 600.0
+    seconds: float = at_least(0, 600.0, "0 (off) or more")
     """Longest step or wait for data; validation and checkpoints do not count, a start may take 5 times as long.
     0: off."""
     abort: bool = False
@@ -145,48 +147,52 @@ class WatchdogConfig:
 class TrainConfig:
     objective: Literal["answer", "tags"] = "answer"
     """answer: next-token loss on the answers; tags: tower, projector and embeddings predict captions' words."""
-    steps: int = 1000
+    steps: int = at_least(1, 1000)
     """Optimizer steps of the stage."""
     init_from: str = ""
     """Export folder of the previous stage; empty: start from `weights` of the parts, or at random."""
     trainable: list[str] = field(default_factory=lambda: ["projector"])
     """Parts that learn: tower, projector, decoder, transv. The others stay frozen and in eval mode."""
-    phases: dict[str, PhaseConfig | None] = field(default_factory=dict)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """Named phases with rising start: what changes while the stage runs."""
-    validate_every: int = 0
+    validate_every: int = at_least(0, 0, "0 (at the end only) or more")
     """Steps between validations on held-out shards; 0: only at the end."""
-    validate_samples: int = 256
+    validate_samples: int = at_least(1, 256)
     """Held-out samples of one validation."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = at_least(1, 500)
     """Steps between checkpoints; the last step and an interruption always write one."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = at_least(1, 2)
     """Newest checkpoints that stay on disk."""
     checkpoint_async: bool = True
     """Write checkpoints while training goes on, from one copy of the weights and optimizer in host memory."""
-    stop_within: float = 30.0
+    stop_within: float = above(0, 30.0, "above 0, in seconds")
     """Seconds between SIGTERM (or SIGUSR1, Ctrl-C) and the end of the process; for a message when it is too short."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
+# What a learning rate must be, for the message.
+RATE = "above 0; a part is frozen by leaving it out of train.trainable"
+
+
 @dataclass
 class OptimConfig:
-    lr: float = 1e-5
+    lr: float = above(0, 1e-5, RATE)
     """Peak learning rate of AdamW."""
-    lrs: dict[str, float | None] = field(default_factory=dict)
+    lrs: dict[str, float | None] = field(default_factory=dict, metadata=above(0, None, RATE).metadata)
     """Learning rates of single parts (tower, projector, decoder, transv) where they differ; null: `lr`."""
-    weight_decay: float = 0.01
+    weight_decay: float = at_least(0, 0.01)
     """Not applied to norms, biases, embeddings' gates, A_log, D, dt_bias, transfer gates and LoRA adapters."""
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float = share(0.9)
+    beta2: float = share(0.999)
     """Decay of AdamW's running means of the gradient and of its square."""
-    warmup: float = 0.03
+    warmup: float = share(0.03, "a share of the steps, from 0 to below 1")
     """Share of the steps with a rising learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    final_lr: float = 0.0
+    final_lr: float = ranged(lambda x: 0 <= x <= 1, 0.0, "a share of the peak, from 0 to 1")
     """Learning rate at the last step, as a share of the peak."""
-    clip: float = 1.0
+    clip: float = at_least(0, 1.0, "0 (no clipping) or more")
     """Gradient norm over all trained parameters is cut to this; 0: not cut."""
 
 
@@ -208,7 +214,7 @@ class ParallelConfig:
     reduce_every_pack: bool = False
     """Reduce gradients after every pack of a step instead of once: as much more communication, but between packs a
     rank holds its shard of the gradients instead of all of them."""
-    replicas: int = 1
+    replicas: int = at_least(1, 1)
     """Groups of ranks that each hold a full copy (hybrid sharding); 1: sharded over all ranks."""
 
     @property
@@ -220,17 +226,17 @@ class ParallelConfig:
 
 @dataclass
 class EvalConfig:
-    samples: int = 0
+    samples: int = at_least(0, 0, "0 (all) or more")
     """Held-out samples to answer; 0: all."""
-    max_new_tokens: int = 48
+    max_new_tokens: int = at_least(1, 48)
     """Longest answer."""
-    batch: int = 32
+    batch: int = at_least(1, 32)
     """Sequences that are answered together."""
 
 
 @dataclass
 class LogConfig:
-    every: int = 10
+    every: int = at_least(1, 10)
     """Steps between two log lines."""
     tensorboard: bool = True
     csv: bool = True

@@ -121,7 +121,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = Fa
     evaluation = Evaluation(model.to(pick_device()), recipe, tokenizer)
     ours = evaluation.answers(WHOLE, quiet=quiet)
     blind = score(evaluation.answers(BLIND, quiet=quiet))
-    has_transfer = any(s is not None and s.transfer for s in recipe.model.transv.stages.values())
+    has_transfer = any(stage.transfer for stage in recipe.model.transv.stages.values())
     pure_drop = score(evaluation.answers(PURE_DROP, quiet=quiet)) if has_transfer else None
     lineage = read_lineage(export)
     report = Report(

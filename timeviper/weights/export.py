@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timeviper.config import ModelConfig, Recipe
+from timeviper.config import LoraConfig, ModelConfig, Recipe
 from timeviper.config.fields import differences
 from timeviper.config.load import CONFIG, dump, load_recipe
 from timeviper.config.model import TOUCH_NO_TENSOR
@@ -76,7 +76,7 @@ def stored_tensors(model: Model, recipe: Recipe) -> dict[str, Read]:
     """
     stored: dict[str, Read] = {}
     for name, cfg in recipe.model.towers.items():
-        if cfg is not None and cfg.weights:
+        if cfg.weights:
             stored |= initialize.tower_weights(name, cfg, model.towers[name])
     parts = check_previous_stage(recipe)
     targets = recipe.model.lora.targets if recipe.model.lora.rank else []
@@ -130,9 +130,9 @@ def write_export(
         (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
 
 
-def follow_export(state: Mapping[str, Tensor], recipe: Recipe) -> None:
+def follow_export(state: Mapping[str, Tensor], cfg: LoraConfig) -> None:
     """What the other ranks do while one writes: take part in gathering the same tensors, and keep none."""
-    for _ in lora.Merged(state, recipe.model.lora).values():
+    for _ in lora.Merged(state, cfg).values():
         pass
 
 
@@ -145,7 +145,7 @@ def _shape_of(model: ModelConfig, parts: list[str]) -> dict[str, Any]:
     """The settings that fix the tensors of the given parts."""
     shape: dict[str, Any] = {}
     if "tower" in parts:
-        shape["towers"] = {n: asdict(t) for n, t in model.towers.items() if t is not None}
+        shape["towers"] = {name: asdict(tower) for name, tower in model.towers.items()}
     if "decoder" in parts:
         shape["decoder"] = asdict(model.decoder)
     for section in (*shape.get("towers", {}).values(), shape.get("decoder", {})):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from timeviper.config.checks.finding import Finding, at_least_one
+from timeviper.config.checks.finding import Finding, out_of_range
 from timeviper.config.model import (
     BLOCKS,
     FAMILY_FACTS,
@@ -23,9 +23,14 @@ from timeviper.errors import did_you_mean
 
 def model_problems(model: ModelConfig) -> Iterator[Finding]:
     """Everything that cannot be built."""
+    yield from out_of_range(model, "model")
+    yield from model_disagreements(model)
+
+
+def model_disagreements(model: ModelConfig) -> Iterator[Finding]:
+    """What does not fit together; of a tower or decoder only where its numbers are in range."""
     for name, tower in model.towers.items():
-        if tower:
-            yield from _tower(f"model.towers.{name}", tower)
+        yield from _tower(f"model.towers.{name}", tower)
     yield from _decoder(model.decoder)
     yield from _transv(model)
     yield from _lora(model.lora)
@@ -37,9 +42,7 @@ def _no_such(key: str, table: Mapping[str, object]) -> Finding:
 
 
 def _tower(key: str, tower: TowerConfig) -> Iterator[Finding]:
-    sizes = "image_size patch_size width layers heads mlp_width tokens"
-    yield from at_least_one(key, tower, sizes)
-    if min(getattr(tower, name) for name in sizes.split()) < 1:
+    if any(out_of_range(tower)):
         return
     if tower.registers < 0 or (tower.registers and tower.family != "dinov2"):
         yield Finding(f"{key}.registers", f"must be 0 for {tower.family}: only dinov2 has register tokens.")
@@ -78,11 +81,7 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
     if facts.repeats and layout != facts.repeats * (len(layout) // len(facts.repeats)):
         titles = ", ".join(BLOCKS[letter].title for letter in facts.repeats)
         yield Finding(f"{key}.layout", f"must repeat {facts.repeats} ({titles}) for {decoder.family}.")
-    sizes = "vocab_size width mlp_width heads kv_heads head_dim max_tokens"
-    if "M" in layout:
-        sizes += " ssm_heads ssm_head_dim ssm_state ssm_groups conv_kernel chunk_size"
-    yield from at_least_one(key, decoder, sizes)
-    if min(getattr(decoder, name) for name in sizes.split()) < 1:
+    if any(out_of_range(decoder)):
         return
     if decoder.heads % decoder.kv_heads:
         yield Finding(f"{key}.kv_heads", f"must divide heads = {decoder.heads}: each serves a group of them.")
@@ -91,19 +90,12 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
     if "M" in layout and decoder.ssm_heads % decoder.ssm_groups:
         message = f"must divide ssm_heads = {decoder.ssm_heads}: the heads of a group share B and C."
         yield Finding(f"{key}.ssm_groups", message)
-    if not 0 < decoder.norm_eps < 1:
-        yield Finding(f"{key}.norm_eps", "must be above 0 and below 1.")
-    if decoder.rope_theta <= 0:
-        yield Finding(f"{key}.rope_theta", "must be above 0.")
 
 
 def _transv(model: ModelConfig) -> Iterator[Finding]:
     layout = model.decoder.layout
-    stages = {f"model.transv.stages.{name}": stage for name, stage in model.transv.stages.items() if stage}
+    stages = {f"model.transv.stages.{name}": stage for name, stage in model.transv.stages.items()}
     for key, stage in stages.items():
-        if not 0 < stage.keep <= 1:
-            message = "must be above 0 and at most 1: the fraction of the original vision tokens that stays."
-            yield Finding(f"{key}.keep", message)
         if not 0 <= stage.layer < len(layout):
             yield Finding(f"{key}.layer", f"must be a block of the layout: 0 to {len(layout) - 1}.")
         elif stage.select not in SELECTION_FACTS:
@@ -133,12 +125,6 @@ def _needs_attention(stage: TransVStage, layout: str) -> str:
 
 
 def _lora(lora: LoraConfig) -> Iterator[Finding]:
-    if lora.rank < 0:
-        yield Finding("model.lora.rank", "must be 0 (no adapters) or more.")
-    if not 0 < lora.alpha < float("inf"):
-        yield Finding("model.lora.alpha", "must be above 0.")
-    if not 0 <= lora.dropout < 1:
-        yield Finding("model.lora.dropout", "must be a share from 0 to below 1.")
     if lora.rank and not lora.targets:
         yield Finding("model.lora.targets", "is empty: name what gets adapters, as in [attention, mamba, mlp].")
     known = list(dict.fromkeys((*(target.partition(".")[0] for target in LORA_TARGETS), *LORA_TARGETS)))

@@ -6,35 +6,34 @@ Types and names are checked before, in `recipe.py`; here every value has its typ
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from timeviper.config.callbacks import SamplesConfig, TransferConfig
-from timeviper.config.checks.finding import Finding, at_least_one
-from timeviper.config.checks.model import model_problems
+from timeviper.config.callbacks import CallbacksConfig, SamplesConfig, TransferConfig
+from timeviper.config.checks.finding import Finding, out_of_range
+from timeviper.config.checks.model import model_disagreements
 from timeviper.config.checks.phases import phase_problems, phase_warnings
 from timeviper.config.curriculum import transv_at
 from timeviper.config.model import ModelConfig
 from timeviper.config.plugin import PLACE
-from timeviper.config.settings import BLOCK_TYPES, PARTS, CallbacksConfig, Recipe
+from timeviper.config.settings import BLOCK_TYPES, PARTS, ParallelConfig, Recipe
 from timeviper.config.shape import kept_share
 from timeviper.errors import did_you_mean
 
 
 def problems(recipe: Recipe) -> Iterator[Finding]:
-    """Everything that cannot work, in the order of the file."""
+    """Everything that cannot work: single numbers, then what does not fit together, each in the order of the file."""
     yield from _identity(recipe)
-    yield from model_problems(recipe.model)
+    yield from out_of_range(recipe)
+    yield from model_disagreements(recipe.model)
     yield from _data(recipe)
     yield from _lengths(recipe)
     yield from _train(recipe)
     yield from _adapters(recipe)
-    yield from _parallel(recipe)
+    yield from _parallel(recipe.parallel)
     yield from phase_problems(recipe)
-    yield from _ranges(recipe)
-    yield from callback_problems(recipe.callbacks)
+    yield from _own_callbacks(recipe.callbacks)
 
 
 def warnings(recipe: Recipe) -> Iterator[Finding]:
@@ -49,7 +48,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         message = "transv stages transfer, but transv is not trained here; a gate that starts at 0 stays at 0."
         yield Finding("train.trainable", message)
     for name, stage in stages.items():
-        if stage and stage.keep == 1.0:
+        if stage.keep == 1.0:
             yield Finding(f"model.transv.stages.{name}.keep", "keeps every token: the stage does nothing.")
     yield from phase_warnings(recipe)
     if recipe.chat.frames_per_time != 1 and recipe.chat.time != "frames":
@@ -61,7 +60,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("data.val", "is empty: no validation while training, and nothing to evaluate.")
     for group, sources in (("data.sources", recipe.data.sources), ("data.val", recipe.data.val)):
         for name, source in sources.items():
-            if source and source.options and not source.dataset:
+            if source.options and not source.dataset:
                 yield Finding(f"{group}.{name}.options", "has no effect without `dataset`.")
     yield from callback_warnings(recipe)
     lora = recipe.model.lora
@@ -72,7 +71,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _transfers(model: ModelConfig) -> bool:
-    return any(stage and stage.transfer and stage.keep < 1.0 for stage in model.transv.stages.values())
+    return any(stage.transfer and stage.keep < 1.0 for stage in model.transv.stages.values())
 
 
 def _identity(recipe: Recipe) -> Iterator[Finding]:
@@ -91,38 +90,30 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
     data, frames = recipe.data, recipe.data.frames
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
-            if source and not source.shards and not source.dataset:
+            if not source.shards and not source.dataset:
                 message = "is empty: a folder of .tar shards, a glob of them, or `dataset` in its place."
                 yield Finding(f"{group}.{name}.shards", message)
-            if source and source.shards and source.dataset:
+            if source.shards and source.dataset:
                 yield Finding(f"{group}.{name}.dataset", "stands beside `shards`: a source is one or the other.")
-            if source and source.dataset and not PLACE.fullmatch(source.dataset):
+            if source.dataset and not PLACE.fullmatch(source.dataset):
                 yield Finding(f"{group}.{name}.dataset", "is named as module:Class, such as my_data:Clips.")
-            if source and source.epochs is not None and not (math.isfinite(source.epochs) and source.epochs > 0):
-                yield Finding(f"{group}.{name}.epochs", "must be above 0, or null for no bound.")
-            if source and not (math.isfinite(source.weight) and source.weight >= 0):
-                yield Finding(f"{group}.{name}.weight", "must be 0 or more.")
     if not data.sources:
         yield Finding("data.sources", "is empty: name at least one, as in `world: {shards: data/world/train}`.")
-    elif all(source is None or source.weight <= 0 for source in data.sources.values()):
+    elif all(source.weight <= 0 for source in data.sources.values()):
         yield Finding("data.sources", "every weight is 0: give at least one source a weight above 0.")
-    if frames.min_frames < 1:
-        yield Finding("data.frames.min_frames", "must be 1 or more.")
     if frames.max_frames < frames.min_frames:
         yield Finding("data.frames.max_frames", f"must be at least min_frames = {frames.min_frames}.")
-    if not (math.isfinite(frames.fps) and frames.fps > 0):
-        yield Finding("data.frames.fps", "must be above 0.")
 
 
 def _lengths(recipe: Recipe) -> Iterator[Finding]:
     """The longest video must fit one pack (which counts TransV's savings) and the decoder's context."""
-    tokens_per_frame = sum(tower.tokens for tower in recipe.model.towers.values() if tower)
+    tokens_per_frame = sum(tower.tokens for tower in recipe.model.towers.values())
     if not recipe.model.towers:
         yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
         return
     wishes = [("data.frames.max_frames", recipe.data.frames.max_frames, _kept(recipe.model))]
     for name, phase in recipe.train.phases.items():
-        if phase and (phase.max_frames is not None or phase.keep):
+        if phase.max_frames is not None or phase.keep:
             key = f"train.phases.{name}.{'keep' if phase.max_frames is None else 'max_frames'}"
             most = recipe.data.frames.max_frames if phase.max_frames is None else phase.max_frames
             ends = (phase.start, phase.start + max(phase.ramp, 0))
@@ -167,12 +158,8 @@ def _train(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("train.trainable", f"leaves nothing to train: name one or more of {', '.join(PARTS)}.")
     if train.objective == "tags" and "transv" in train.trainable:
         yield Finding("train.trainable", "cannot name transv with train.objective = tags, which has no blocks.")
-    yield from at_least_one("train", train, "steps checkpoint_every keep_checkpoints validate_samples")
-    if train.validate_every < 0:
-        yield Finding("train.validate_every", "must be 0 (at the end only) or more.")
-    yield from at_least_one("train.guard", train.guard, "window limit leave_out")
-    if not (train.guard.spike == 0 or 1 < train.guard.spike < math.inf):
-        yield Finding("train.guard.spike", "must be 0 (off) or above 1: a multiple of the running median.")
+    for part in sorted(set(recipe.optim.lrs) - set(PARTS)):
+        yield Finding(f"optim.lrs.{part}", f"is no part of the model; parts: {', '.join(PARTS)}.")
 
 
 def _adapters(recipe: Recipe) -> Iterator[Finding]:
@@ -190,8 +177,7 @@ def _adapters(recipe: Recipe) -> Iterator[Finding]:
             yield Finding("model.lora.targets", message)
 
 
-def _parallel(recipe: Recipe) -> Iterator[Finding]:
-    parallel = recipe.parallel
+def _parallel(parallel: ParallelConfig) -> Iterator[Finding]:
     for word in sorted(parallel.checkpointed - set(BLOCK_TYPES)):
         allowed = f"none, all, or some of {', '.join(BLOCK_TYPES)}, separated by commas"
         yield Finding(
@@ -203,52 +189,9 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("parallel.frozen_dtype", message)
 
 
-def _ranges(recipe: Recipe) -> Iterator[Finding]:
-    """Plain ranges of single numbers."""
-    optim = recipe.optim
-    for name, lr in {"lr": optim.lr, **{f"lrs.{part}": lr for part, lr in optim.lrs.items()}}.items():
-        if lr is not None and not 0 < lr < math.inf:
-            yield Finding(f"optim.{name}", "must be above 0; a part is frozen by leaving it out of train.trainable.")
-    for part in sorted(set(optim.lrs) - set(PARTS)):
-        yield Finding(f"optim.lrs.{part}", f"is no part of the model; parts: {', '.join(PARTS)}.")
-    for key, low, value, high, words in (
-        ("optim.weight_decay", 0, optim.weight_decay, math.inf, "0 or more"),
-        ("optim.clip", 0, optim.clip, math.inf, "0 (no clipping) or more"),
-        ("optim.warmup", 0, optim.warmup, 1, "a share of the steps, from 0 to below 1"),
-        ("optim.beta1", 0, optim.beta1, 1, "from 0 to below 1"),
-        ("optim.beta2", 0, optim.beta2, 1, "from 0 to below 1"),
-        ("optim.final_lr", 0, optim.final_lr, 1 + 1e-9, "a share of the peak, from 0 to 1"),
-        ("data.max_skipped", 0, recipe.data.max_skipped, 1 + 1e-9, "a share of the samples, from 0 to 1"),
-        ("data.workers", 0, recipe.data.workers, math.inf, "0 or more"),
-        ("data.prefetch_gb", 0, recipe.data.prefetch_gb, math.inf, "0 (one step each) or more"),
-        ("data.cache_gb", 0, recipe.data.cache_gb, math.inf, "0 (no cache) or more"),
-        ("eval.samples", 0, recipe.eval.samples, math.inf, "0 (all) or more"),
-        ("train.stop_within", 1e-9, recipe.train.stop_within, math.inf, "above 0, in seconds"),
-        ("train.guard.keep_weights", 0, recipe.train.guard.keep_weights, math.inf, "0 (none) or more"),
-        ("train.watchdog.seconds", 0, recipe.train.watchdog.seconds, math.inf, "0 (off) or more"),
-    ):
-        if not low <= value < high:
-            yield Finding(key, f"must be {words}.")
-    yield from at_least_one("data", recipe.data, "tokens_per_pack packs_per_step shuffle_window prefetch")
-    yield from at_least_one("chat", recipe.chat, "frames_per_time")
-    yield from at_least_one("parallel", recipe.parallel, "replicas")
-    yield from at_least_one("eval", recipe.eval, "max_new_tokens batch")
-    yield from at_least_one("log", recipe.log, "every")
-
-
-def callback_problems(callbacks: CallbacksConfig) -> Iterator[Finding]:
-    throughput, memory = callbacks.throughput, callbacks.memory
-    transfer, samples = callbacks.transfer, callbacks.samples
-    if throughput and throughput.peak_tflops is not None and not 0 < throughput.peak_tflops < math.inf:
-        yield Finding("callbacks.throughput.peak_tflops", "must be above 0, or null for the GPU's data sheet.")
-    if memory:
-        yield from at_least_one("callbacks.memory", memory, "every")
-    if transfer:
-        yield from at_least_one("callbacks.transfer", transfer, "every samples")
-    if samples:
-        yield from at_least_one("callbacks.samples", samples, "samples frames max_new_tokens")
+def _own_callbacks(callbacks: CallbacksConfig) -> Iterator[Finding]:
     for name, own in callbacks.own.items():
-        if own and not PLACE.fullmatch(own.callback):
+        if not PLACE.fullmatch(own.callback):
             message = "is named as module:Class, such as my_callbacks:Ema."
             yield Finding(f"callbacks.own.{name}.callback", message)
 
@@ -264,7 +207,7 @@ def callback_warnings(recipe: Recipe) -> Iterator[Finding]:
 def drops_tokens(recipe: Recipe) -> bool:
     """Whether TransV does anything in this stage."""
     stages = recipe.model.transv.stages.values()
-    return recipe.train.objective == "answer" and any(stage and stage.keep < 1.0 for stage in stages)
+    return recipe.train.objective == "answer" and any(stage.keep < 1.0 for stage in stages)
 
 
 def answers_held_out(recipe: Recipe) -> bool:
