@@ -2,4 +2,5 @@
 
 from timeviper.cli.main import main
 
-main()
+if __name__ == "__main__":  # not where a tool imports all modules
+    main()
