@@ -97,6 +97,29 @@ def test_a_missing_file_is_one_message_and_code_1(run, args: list[str], says: st
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["explain", "tiny/stage2_instruct"], 0, "recipes/tiny/stage2_instruct.yaml:"),
+        (["train", "--check", "tiny/stage2_instruct"], 0, ""),
+        (["train", "tiny/stage2_instruct"], 2, "data.sources.images.shards"),
+        (["plan", "tiny/stage1_align", "tiny/stage2_instruct"], 0, "b: tiny/stage2_instruct"),
+        (["plan", "tiny/stage1_align", "tiny/nothing"], 2, "write tiny/nothing=VALUE"),
+        (["preview", "tiny/stage2_instruct"], 1, "data/world/train/images does not exist"),
+        (["eval", "tiny/stage2_instruct"], 1, "runs/tiny/stage2_instruct is not an export"),
+        (["shards", "features", "tiny/stage2_instruct", "out"], 2, "data.sources.images.shards"),
+        (["shards", "check", "nowhere", "--recipe", "tiny/stage2"], 1, "did you mean tiny/stage2_instruct?"),
+    ],
+)
+def test_every_verb_knows_the_shipped_recipes(
+    run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended, out, err = run(*args)
+    assert ended == code
+    assert says in (err if code else out)
+
+
 def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["timeviper", "explain", "nowhere/r.yaml", "--debug"])
     with pytest.raises(FileNotFoundError):

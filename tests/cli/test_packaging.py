@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,7 +19,7 @@ from tree import ROOT
 
 from timeviper.cli.main import app
 
-LINKED = ("kernels", "datamodules", "callbacks")
+LINKED = ("kernels", "datamodules", "callbacks", "recipes")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = ("mamba_ssm", "causal_conv1d", "flash_attn", "peft")
 NEVER = ("torchvision", "timm", "PIL")
@@ -88,25 +90,75 @@ def test_optional_packages_are_imported_in_kernels_only_and_some_never() -> None
                 assert top not in OPTIONAL or path.parent.name == "kernels", f"{path}: {top}"
 
 
-def test_wheel_has_the_linked_folders_below_timeviper_and_nothing_beside_it(tmp_path: Path) -> None:
-    # In this process's environment: a build environment of its own would need the network.
-    code = "from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_that_was_checked_out_as_a_file_is_named(name: str, tmp_path: Path) -> None:
+    package = tmp_path / "timeviper"
+    package.mkdir()
+    (package / "__init__.py").write_bytes((ROOT / "timeviper" / "__init__.py").read_bytes())
+    (package / name).write_text(f"../{name}")
+    done = subprocess.run([sys.executable, "-c", "import timeviper"], cwd=tmp_path, capture_output=True, text=True)
+    assert f"ImportError: timeviper/{name} is a plain file that should be a link" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel and the sdist."""
+    folder = tmp_path_factory.mktemp("built")
     for name in ("pyproject.toml", "README.md", "LICENSE", "timeviper", *LINKED):
-        if (ROOT / name).exists():
-            (tmp_path / name).symlink_to(ROOT / name)
-    done = subprocess.run([sys.executable, "-c", code, "dist"], cwd=tmp_path, capture_output=True, text=True)
+        (folder / name).symlink_to(ROOT / name)
+    # In this process's environment: a build environment of its own would need the network.
+    code = "from setuptools.build_meta import *; build_wheel('dist'); build_sdist('dist')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"timeviper"}
-    for name in LINKED:
-        modules = {f"timeviper/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / name).rglob("*.py")}
-        assert modules <= set(names), modules - set(names)
-    assets = [path for path in (ROOT / "timeviper" / "assets").glob("*") if path.suffix == ".json"]
-    assert assets
-    assert all(f"timeviper/assets/{path.name}" in names for path in assets)
+    (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
+    return {"wheel": wheel, "sdist": sdist}
+
+
+def shipped() -> set[str]:
+    """What must be in both: modules, recipes and the tokenizer."""
+    linked = [path for name in LINKED for path in (ROOT / name).rglob("*") if path.is_file()]
+    files = {f"timeviper/{path.relative_to(ROOT).as_posix()}" for path in linked if "__pycache__" not in path.parts}
+    return files | {path.relative_to(ROOT).as_posix() for path in (ROOT / "timeviper" / "assets").glob("*.json")}
+
+
+def test_the_wheel_has_the_linked_folders_below_timeviper_and_nothing_beside_it(built: dict[str, Path]) -> None:
+    names = set(zipfile.ZipFile(built["wheel"]).namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"timeviper"}
+    assert shipped() - names == set()
+    assert {"timeviper/recipes/tiny/stage0_tower.yaml", "timeviper/assets/tokenizer.json"} <= shipped()
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_has_the_linked_folders_as_folders(built: dict[str, Path]) -> None:
+    with tarfile.open(built["sdist"]) as tar:
+        assert not [member.name for member in tar if member.issym()]
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert shipped() - names == set()
+    assert "LICENSE" in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_an_installed_package_trains_in_an_empty_folder(built: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+
+    def python(*args: str, **options: Any) -> str:
+        done = subprocess.run([sys.executable, *args], cwd=empty, capture_output=True, text=True, **options)
+        assert done.returncode == 0, f"{args}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    python("-m", "pip", "install", *offline, "--target", str(installed), str(built[kind]))
+    alone = {"env": os.environ | {"PYTHONPATH": str(installed)}}
+    place = python("-c", "import timeviper; print(timeviper.__file__)", **alone)
+    assert Path(place).is_relative_to(installed)
+    timeviper = ("-m", "timeviper.cli")
+    assert "Peak learning rate" in python(*timeviper, "explain", "tiny/stage2_instruct", **alone)
+    python(*timeviper, "shards", "world", "data/world", "--scale", "small", **alone)
+    few = ("train.steps=2", "train.validate_samples=4")
+    assert "2/2" in python(*timeviper, "train", "tiny/stage0_tower", *few, **alone)
+    assert (empty / "runs/tiny/stage0_tower/export/lineage.json").is_file()
 
 
 def test_constraints_pin_every_direct_dependency_and_no_cuda() -> None:

@@ -60,6 +60,45 @@ def test_no_shipped_recipe_is_missed() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_recipe_is_found_by_its_name_from_any_folder(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+    for written in (name, f"{name}.yaml", f"recipes/{name}.yaml"):
+        assert load_recipe(written) == load_recipe(path)
+
+
+def test_a_file_that_is_there_goes_before_a_shipped_recipe(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write("recipes/tiny/stage2_instruct.yaml").parents[2])
+    assert load_recipe("recipes/tiny/stage2_instruct.yaml").name == "test"
+    assert load_recipe("tiny/stage2_instruct").name == "stage2_instruct"
+
+
+def test_a_recipe_of_ones_own_extends_a_shipped_one(write) -> None:
+    path = write("mine.yaml", "extends: tiny/stage2_instruct\nname: mine\n", minimal=False)
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.model.preset, recipe.train.steps) == ("mine", "tiny", 800)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tiny/stage2", r"did you mean tiny/stage2_instruct\? \(the package has .*tiny/stage0_tower"),
+        ("stage2_instruct.yaml", r"did you mean nano9b/stage2_instruct or tiny/stage2_instruct\?"),
+        ("experiments/lroa", r"did you mean experiments/lora\?"),
+        ("nowhere/r.yaml", r"there is no recipe nowhere/r\.yaml; the package has experiments/lora, "),
+    ],
+)
+def test_a_name_that_is_none_says_which_there_are(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=says):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_recipe_is_valid_and_says_what_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = load_recipe(path)
     assert recipe.about
@@ -224,7 +263,7 @@ def test_a_section_left_empty_is_named(write) -> None:
 def test_files_that_are_no_recipes(write, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"did you mean .*stage2_instruct\.yaml"):
         load_recipe("recipes/tiny/stage2.yaml")
-    with pytest.raises(FileNotFoundError, match="recipes/README"):
+    with pytest.raises(FileNotFoundError, match=r"the package has experiments/lora, .*tiny/stage3_long"):
         load_recipe(tmp_path / "nothing" / "r.yaml")
     with pytest.raises(FileNotFoundError, match="tiny"):
         load_recipe("recipes/tiny")

@@ -2,5 +2,5 @@
 
 from timeviper.cli.main import main
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not where a tool imports all modules
     main()

@@ -75,8 +75,10 @@ def evaluate(
 
     After a run folder, overrides change the evaluation; after a recipe, they are those that it was trained with.
     """
+    from timeviper.config.shipped import means_recipe
+
     changes = overrides or []
-    if run.suffix == ".yaml":
+    if means_recipe(run):
         from timeviper.config.load import load_recipe
 
         run, changes = Path(load_recipe(run, changes).run_dir), []
@@ -182,10 +184,11 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure.")] = False,
 ) -> None:
     """Print what a stage needs, before it runs: tokens, FLOPs, memory of a GPU, hours, and what would make it fit."""
+    from timeviper.config.shipped import means_recipe
     from timeviper.planning.hardware import Assumptions
     from timeviper.planning.plan import plan as show_costs
 
-    others = [Path(word) for word in overrides or [] if "=" not in word and word.endswith(".yaml")]
+    others = [Path(word) for word in overrides or [] if "=" not in word and means_recipe(word)]
     changes = [word for word in overrides or [] if Path(word) not in others]
     show_costs([recipe, *others], changes, gpus, gpu, Assumptions(efficiency=efficiency), as_text=not json)
 

@@ -24,6 +24,7 @@ from timeviper.config.checks import recipe as validate
 from timeviper.config.origins import Layer, dotlist_layers, file_layers, preset_layer
 from timeviper.config.presets import PRESETS
 from timeviper.config.settings import Recipe
+from timeviper.config.shipped import find_recipe
 from timeviper.errors import ConfigError, Problem
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,13 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a YAML file with `key=value` overrides.
+    """The recipe of a YAML file, or of the package's such as `tiny/stage2_instruct`, with `key=value` overrides.
 
     Raises:
         ConfigError: with every problem of the recipe.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, and no such name.
     """
-    return _load(Path(path), overrides).recipe
+    return _load(path, overrides).recipe
 
 
 def from_dict(data: Mapping[str, Any], source: str = CONFIG) -> Recipe:
@@ -70,7 +71,7 @@ class Row:
 
 def explain(path: str | Path, overrides: Sequence[str] = ()) -> list[Row]:
     """Every setting of a recipe with its value, where it was written, and what it means."""
-    loaded = _load(Path(path), overrides)
+    loaded = _load(path, overrides)
     return [
         Row(key, value, loaded.origins.get(key, "default"), schema.doc(Recipe, key))
         for key, value in _leaves(dataclasses.asdict(loaded.recipe), Recipe)
@@ -83,7 +84,8 @@ class _Loaded:
     origins: dict[str, str]
 
 
-def _load(path: Path, overrides: Sequence[str]) -> _Loaded:
+def _load(name: str | Path, overrides: Sequence[str]) -> _Loaded:
+    path = find_recipe(name)
     draft = _Draft(str(path))
     layers = [*file_layers(path, draft.problems), *dotlist_layers(overrides, draft.problems)]
     if preset := preset_layer(layers, draft.problems):

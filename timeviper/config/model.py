@@ -95,6 +95,8 @@ FAMILY_FACTS = {
     "llama": FamilyFacts(),
     "qwen2": FamilyFacts(qkv_bias=True),
 }
+
+
 def _of_mamba(default: int) -> Any:
     """A size of Mamba-2 blocks: in a layout without them any number will do."""
     return at_least(1, default, when=lambda decoder: "M" in decoder.layout)

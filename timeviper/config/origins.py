@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from timeviper.config.model import ModelConfig
 from timeviper.config.presets import PRESETS
+from timeviper.config.shipped import find_shipped
 from timeviper.errors import ConfigError, Problem
 
 
@@ -43,9 +44,10 @@ def file_layers(path: Path, problems: list[Problem]) -> list[Layer]:
     if not isinstance(parent, str):
         problems.append(Problem("extends", parent, "must be one file, relative to this one.", where))
         return [layer]
-    base_path = path.parent / parent
-    if not base_path.is_file():
-        message = f"there is no file {base_path}: the path is relative to the folder of {path}."
+    beside = path.parent / parent
+    base_path = beside if beside.is_file() else find_shipped(parent)
+    if base_path is None:
+        message = f"there is no file {beside}: the path is relative to the folder of {path}."
         problems.append(Problem("extends", parent, message, where))
         return [layer]
     base = _read(base_path)
@@ -93,8 +95,6 @@ def preset_layer(layers: Sequence[Layer], problems: list[Problem]) -> Layer | No
 
 def _read(path: Path) -> Layer:
     """A YAML file with the line of every key."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe {path}{_similar(path)}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -117,14 +117,6 @@ def _not_yaml(path: Path, error: Exception) -> Problem:
     line = mark.line + 1 if mark else 1
     reason = getattr(error, "problem", None) or str(error).strip().splitlines()[0]
     return Problem(f"line {line}", "", f"not valid YAML: {reason.rstrip('.')}.", f"{path}:{line}")
-
-
-def _similar(path: Path) -> str:
-    names = sorted(other.name for other in path.parent.glob("*.yaml"))
-    begins = [name for name in names if name.startswith(path.stem)]
-    if near := begins or get_close_matches(path.name, names, n=1, cutoff=0.4):
-        return f"; did you mean {path.with_name(near[0])}?"
-    return f"; {path.parent}/ has {', '.join(names)}" if names else "; see recipes/README.md for those there are"
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
