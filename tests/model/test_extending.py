@@ -9,17 +9,19 @@ import typing
 from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import own_family
 import own_selections
+import own_tower
 import pytest
 import torch
 from cost_helpers import ALL, build, counted, hybrid, make_pack, plain, saved_bytes
 from model_helpers import HYBRID, PLAIN, PLAIN_GUIDED, make_decoder, make_prompts, run
 from torch.testing import assert_close
-from viper_helpers import config, make_model, samples
+from viper_helpers import TOWER, config, make_model, samples
 
-from timeviper.config import DecoderConfig, ModelConfig, Recipe, TransVConfig, TransVStage
+from timeviper.config import DecoderConfig, ModelConfig, Recipe, TowerConfig, TransVConfig, TransVStage
 from timeviper.config import model as settings
 from timeviper.config.checks.model import model_problems
 from timeviper.config.fields import field_types
@@ -33,13 +35,17 @@ from timeviper.model import selection
 from timeviper.model.flops import Execution, executed_flops, total
 from timeviper.model.layers import MLP, MLPS
 from timeviper.model.state import Span
+from timeviper.model.vision import build as towers
+from timeviper.model.vision.build import build_tower, tower_class
+from timeviper.model.vision.tower import Tower, to_pixels
 from timeviper.pack import Kind
 from timeviper.planning.activations import saved_activations
 from timeviper.weights.hub import family as hub
+from timeviper.weights.hub import towers as towers_hub
 from timeviper.weights.hub.config import decoder_config, hub_config
 from timeviper.weights.hub.convert import export_hf, import_hf, load_decoder
 from timeviper.weights.hub.names import hub_names
-from timeviper.weights.tensors import write_tensors
+from timeviper.weights.tensors import TensorFolder, write_tensors
 
 CLOSE = dict(rtol=0, atol=1e-9)
 
@@ -50,6 +56,9 @@ def test_names_that_settings_take_are_those_of_the_tables() -> None:
     families = typing.get_args(field_types(DecoderConfig)["family"])
     assert families == tuple(settings.FAMILY_FACTS)
     assert all(isinstance(hub.hub_family(name), hub.HubFamily) for name in families)
+    encoders = typing.get_args(field_types(TowerConfig)["family"])
+    assert encoders == tuple(settings.TOWER_FACTS)
+    assert all(issubclass(tower_class(name), Tower) for name in encoders)
     assert {facts.mlp for facts in settings.FAMILY_FACTS.values()} <= MLPS.keys()
 
 
@@ -184,3 +193,63 @@ def test_checks_and_the_plan_know_an_own_family() -> None:
     model.decoder.layout, model.decoder.head_dim = "*-*-", 31
     assert [f.message for f in model_problems(model)] == ["must be even: the rotary embedding turns pairs."]
     assert_the_plan_is_right(plain("ungated"))
+
+
+# ---- a tower --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.TOWER_FACTS, "clip", own_tower.FACTS)
+    monkeypatch.setitem(towers.CLASSES, "clip", own_tower.CLIP)
+
+
+CLIP = TowerConfig("clip", "", 28, 7, 24, 3, 2, 40, 0, -2, 4)
+
+
+def whole_clip() -> Any:
+    """Both halves, as published."""
+    import transformers
+
+    shared: dict[str, Any] = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40)
+    vision = shared | dict(image_size=28, patch_size=7, hidden_act="gelu")
+    text = shared | dict(vocab_size=30, bos_token_id=0, eos_token_id=1)
+    torch.manual_seed(0)
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+
+
+@pytest.mark.usefixtures("tower")
+def test_an_own_tower_comes_from_hugging_face_and_goes_back(tmp_path: Path) -> None:
+    theirs = whole_clip()
+    theirs.save_pretrained(tmp_path / "hub")
+    found = import_hf(tmp_path / "hub", tmp_path / "ours")
+    assert found == replace(CLIP, tokens=TowerConfig.tokens)
+    assert not any("text" in name for name in TensorFolder(tmp_path / "ours").files)
+    export_hf(tmp_path / "ours", tmp_path / "back")
+    frames = torch.randint(256, (2, 3, 28, 28), dtype=torch.uint8)
+    pixels = to_pixels(frames, 28, own_tower.CLIP.normalisation)
+    hidden = theirs.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    for folder in ("hub", "ours", "back"):
+        encoder = build_tower(replace(CLIP, weights=str(tmp_path / folder)))
+        assert_close(encoder(frames), hidden, rtol=1e-4, atol=1e-5)
+    larger = build_tower(replace(CLIP, image_size=42, weights=str(tmp_path / "hub")))
+    assert larger(frames, 4).shape == (2, 4, 24)
+    with pytest.raises(ValueError, match=r"config\.json: hidden_act is 'quick_gelu'"):
+        towers_hub.tower_config({"model_type": "clip_vision_model"}, "config.json")
+
+
+@pytest.mark.usefixtures("tower")
+def test_an_own_tower_learns_in_a_model() -> None:
+    model = make_model(config(main=TOWER, other=replace(CLIP, image_size=14)))
+    pack = samples()[0]
+    assert model.encode(pack.frames).shape == (3, model.tokens_per_frame, HYBRID.width)
+    model.encode(pack.frames).sin().sum().backward()
+    assert all(p.grad is not None for p in model.towers["other"].parameters())
+
+
+@pytest.mark.usefixtures("tower")
+def test_checks_and_the_plan_know_an_own_tower() -> None:
+    model = replace(tiny(), towers={"main": replace(CLIP, image_size=30, registers=2)})
+    assert [f.key for f in model_problems(model)] == ["model.towers.main.registers", "model.towers.main.image_size"]
+    encoder = replace(CLIP, image_size=32, patch_size=8, width=64, heads=4, mlp_width=128)
+    assert_the_plan_is_right(hybrid(second=encoder), ("tower", *ALL))

@@ -40,6 +40,25 @@ LORA_TARGETS = (
 TOUCH_NO_TENSOR = ("weights", "chunk_size", "max_tokens")
 
 
+@dataclass(frozen=True)
+class TowerFacts:
+    """What checks must know of a tower family; the encoder itself stands in `model/vision/<family>.py`."""
+
+    registers: bool = False
+    """Encoders with register tokens exist."""
+    crops: bool = False
+    """Pixels beyond the last whole patch are left out; else patches cover the image."""
+    halves: bool = False
+    """The stem halves the image until a patch is left, whose side is therefore a power of two."""
+
+
+TOWER_FACTS = {
+    "vit": TowerFacts(halves=True),
+    "siglip": TowerFacts(crops=True),
+    "dinov2": TowerFacts(registers=True),
+}
+
+
 @dataclass
 class TowerConfig:
     """One vision encoder: uint8 frames in, `tokens` features a frame out."""
@@ -63,6 +82,14 @@ class TowerConfig:
     """Which block's output is the feature: -1 the last, -2 the one before (the published choice)."""
     tokens: int = at_least(1, 16)
     """Tokens a frame after merging (ToMe); equal to the patch count: no merging."""
+
+    @property
+    def facts(self) -> TowerFacts:
+        return TOWER_FACTS[self.family]
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal
 
 from timeviper.config import BLOCKS, ModelConfig, TowerConfig
@@ -24,9 +23,9 @@ from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.gradients import Gradients, maps_of, transfers
 from timeviper.model.selection import SELECTIONS
+from timeviper.model.vision.build import tower_class
 from timeviper.model.vision.tome import METRIC_HEADS, rounds
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
-from timeviper.model.vision.vit import stem_widths
 
 PARTS: tuple[str, ...] = ("tower", "projector", "mamba", "scan", "attention", "mlp", "transv", "logits")
 
@@ -112,29 +111,18 @@ class _Count:
         return max(frames, 1) if self.grads.tower else -(-frames // FRAMES_PER_CHUNK) * FRAMES_PER_CHUNK
 
     def vision(self, tower: TowerConfig) -> None:
-        F, learns = self.frames, self.grads.tower
-        N = (tower.image_size // tower.patch_size) ** 2
-        C, size, first = tower.width, tower.image_size, True
-        maps: list[tuple[int, int, int]] = []  # pixels out, channels in times kernel, channels out
-        if tower.family == "vit":
-            for c_in, c_out in pairwise(stem_widths(tower)):
-                size = (size + 1) // 2
-                maps.append((size * size, 9 * c_in, c_out))
-            maps.append((N, stem_widths(tower)[-1], C))
-        else:
-            maps.append((N, 3 * tower.patch_size**2, C))
-        for pixels, d_in, d_out in maps:
-            self.add("tower", linear(F * pixels, d_in, d_out, learns, learns and not first))
-            first = False
-        n = N + (1 + tower.registers if tower.family == "dinov2" else 0)
+        F, learns, encoder = self.frames, self.grads.tower, tower_class(tower.family)
+        for i, (pixels, d_in, d_out) in enumerate(encoder.stem_maps(tower)):
+            self.add("tower", linear(F * pixels, d_in, d_out, learns, learns and i > 0))  # pixels need no gradient
+        C, n = tower.width, tower.patches + encoder.extra_tokens(tower)
         again = learns and self.recomputes("tower")
         block = [linear(F * n, C, 4 * C, learns, learns), linear(F * n, C, tower.mlp_width, learns, learns)]
         block.append(self.products(4.0 * F * n * n * C, learns))
         last = linear(F * n, tower.mlp_width, C, learns, learns)
         for _ in range(blocks_needed(tower)):
             self.add("tower", *(once_more(work, again) for work in block))
-            self.add("tower", once_more(last, again and tower.family == "dinov2"))  # whose layer scale needs its output
-        self.merge(tower, N)
+            self.add("tower", once_more(last, again and encoder.layer_scale))  # which needs its output
+        self.merge(tower, tower.patches)
         tokens, grads, width = self.shape.num_frames * tower.tokens, self.grads, self.decoder.width
         low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
         self.add("projector", linear(tokens, C, width, grads.projector, grads.tower, low))

@@ -5,14 +5,12 @@ Letters: F frames, N patches, C channels, T tokens a frame, D decoder width, V v
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from timeviper.config import ModelConfig, TowerConfig
 from timeviper.config.shape import PackShape
 from timeviper.model.gradients import Gradients
+from timeviper.model.vision.build import tower_class
 from timeviper.model.vision.tome import rounds
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
-from timeviper.model.vision.vit import stem_widths
 
 WIDE, INDEX = 4, 8  # bytes of a float32 and of an int64
 
@@ -26,16 +24,10 @@ def tower_saved(tower: TowerConfig, shape: PackShape, learns: bool, again: bool,
     F = shape.num_frames - shape.stored
     if not learns or not F:
         return 0.0, 0.0
-    C, pixels = tower.width, 3 * tower.image_size**2
-    patches = (tower.image_size // tower.patch_size) ** 2
-    n = patches + (1 + tower.registers if tower.family == "dinov2" else 0)
-    kept = a * pixels
-    if tower.family == "vit":
-        size, widths = tower.image_size, stem_widths(tower)
-        for _, c_out in pairwise(widths):
-            size = (size + 1) // 2
-            kept += 3 * a * size * size * c_out + 2 * a  # inputs of group norm, GELU and what follows; statistics
-    scaled = 2 if tower.family == "dinov2" else 0  # layer scale keeps what it scales
+    C, pixels, patches, encoder = tower.width, 3 * tower.image_size**2, tower.patches, tower_class(tower.family)
+    n = patches + encoder.extra_tokens(tower)
+    kept = a * pixels + encoder.stem_saved(tower, a)
+    scaled = 2 if encoder.layer_scale else 0  # layer scale keeps what it scales
     # Inputs of both norms, both norms' outputs, queries, keys, values, attention's output; GELU's input and output.
     block = a * n * ((8 + scaled) * C + 2 * tower.mlp_width) + 4 * WIDE * n + WIDE * n * tower.heads
     kept += merge_saved(patches, tower.tokens) + blocks_needed(tower) * (a * n * C if again else block)
@@ -55,7 +47,7 @@ def encoding_bytes(tower: TowerConfig, frames: int, a: int) -> float:
     """Largest intermediates while a frozen encoder reads one chunk of frames: the hidden units of an MLP before and
     after GELU, with five streams of the width; the merging's features and index matrix come later."""
     F = FRAMES_PER_CHUNK if frames else 0  # the last chunk is filled up
-    patches = (tower.image_size // tower.patch_size) ** 2
+    patches = tower.patches
     block = a * F * patches * (2 * tower.mlp_width + 5 * tower.width)
     pixels = 3 * WIDE * F * 3 * tower.image_size**2  # of the frames as numbers, scaled, normalised
     half = -(-patches // 2)

@@ -18,6 +18,7 @@ from timeviper.config import DecoderConfig, LoraConfig, TowerConfig
 from timeviper.model import lora
 from timeviper.model.decoder import Decoder
 from timeviper.model.parts import is_adapter
+from timeviper.model.vision.build import tower_class
 from timeviper.parallel import local_part, plain_name
 from timeviper.weights.hub.convert import open_weights
 from timeviper.weights.tensors import TensorFolder
@@ -134,9 +135,7 @@ def tower_weights(name: str, cfg: TowerConfig, tower: nn.Module) -> dict[str, Re
     def reader(key: str) -> Read:
         def read(rows: slice) -> Tensor:
             if not state:
-                from timeviper.model.vision import pretrained  # transformers takes seconds to import: only where needed
-
-                state.update(pretrained.load_weights(cfg))
+                state.update(tower_class(cfg.family).load_weights(cfg))
             return state.pop(key)[rows]
 
         return read

@@ -12,6 +12,7 @@ from timeviper.config.model import (
     LEGEND,
     LORA_TARGETS,
     SELECTION_FACTS,
+    TOWER_FACTS,
     DecoderConfig,
     LoraConfig,
     ModelConfig,
@@ -44,23 +45,30 @@ def _no_such(key: str, table: Mapping[str, object]) -> Finding:
 def _tower(key: str, tower: TowerConfig) -> Iterator[Finding]:
     if any(out_of_range(tower)):
         return
-    if tower.registers < 0 or (tower.registers and tower.family != "dinov2"):
-        yield Finding(f"{key}.registers", f"must be 0 for {tower.family}: only dinov2 has register tokens.")
+    if tower.family not in TOWER_FACTS:
+        yield _no_such(f"{key}.family", TOWER_FACTS)
+        return
+    if tower.registers < 0 or (tower.registers and not tower.facts.registers):
+        able = " and ".join(family for family, facts in TOWER_FACTS.items() if facts.registers)
+        yield Finding(f"{key}.registers", f"must be 0 for {tower.family}: only {able} has register tokens.")
     if tower.image_size < tower.patch_size:
         yield Finding(f"{key}.patch_size", f"is larger than the image of {tower.image_size} pixels.")
         return
     # SigLIP so400m has 384 = 27 x 14 + 6 pixels: its convolution leaves the rest out, as it was trained.
-    if tower.family != "siglip" and tower.image_size % tower.patch_size:
+    if not tower.facts.crops and tower.image_size % tower.patch_size:
         lower = tower.image_size // tower.patch_size * tower.patch_size
         message = f"must be a multiple of patch_size = {tower.patch_size}: {lower} or {lower + tower.patch_size}."
         yield Finding(f"{key}.image_size", message)
-    if tower.family == "vit" and tower.patch_size & (tower.patch_size - 1):
-        yield Finding(f"{key}.patch_size", "must be a power of two for vit: its stem halves the image step by step.")
+    if tower.facts.halves and tower.patch_size & (tower.patch_size - 1):
+        yield Finding(
+            f"{key}.patch_size", f"must be a power of two for {tower.family}: its stem halves the image step by step."
+        )
     if tower.width % tower.heads:
         yield Finding(f"{key}.heads", f"must divide width = {tower.width}.")
-    patches = (tower.image_size // tower.patch_size) ** 2
-    if tower.tokens > patches:
-        yield Finding(f"{key}.tokens", f"is more than the {patches} patches of a frame; merging cannot add tokens.")
+    if tower.tokens > tower.patches:
+        yield Finding(
+            f"{key}.tokens", f"is more than the {tower.patches} patches of a frame; merging cannot add tokens."
+        )
     if not -tower.layers <= tower.feature_layer <= -1:
         message = f"counts from the end: -1 the last block, -{tower.layers} the first."
         yield Finding(f"{key}.feature_layer", message)

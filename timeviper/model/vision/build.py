@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from timeviper.config import TowerConfig
 from timeviper.model.vision.tower import Tower
-from timeviper.model.vision.vit import ViT
+
+CLASSES: dict[str, type[Tower]] = {}
+
+
+def tower_class(family: str) -> type[Tower]:
+    """`TOWER` of the file beside this one that has the family's name."""
+    if family not in CLASSES:
+        CLASSES[family] = import_module(f"{__package__}.{family}").TOWER
+    return CLASSES[family]
 
 
 def build_tower(cfg: TowerConfig) -> Tower:
@@ -12,11 +22,7 @@ def build_tower(cfg: TowerConfig) -> Tower:
 
     On the meta device nothing is loaded (`initialize.py` does it).
     """
-    if cfg.family == "vit":
-        return ViT(cfg)
-    from timeviper.model.vision import pretrained  # transformers takes seconds to import: only where needed
-
-    tower = pretrained.Pretrained(cfg)
+    tower = tower_class(cfg.family)(cfg)
     if cfg.weights and not next(tower.parameters()).is_meta:
-        tower.load_state_dict(pretrained.load_weights(cfg))
+        tower.load_state_dict(tower.load_weights(cfg))
     return tower

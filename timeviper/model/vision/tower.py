@@ -25,20 +25,46 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Tower(nn.Module):
-    """What all encoders share: sizes, frames to pixels, chunks. A family defines `features`."""
+    """What all encoders share: sizes, frames to pixels, chunks.
+
+    A family is a file beside this one with its name, whose `TOWER` is a subclass that defines `features`. Its blocks
+    are those of a plain ViT, as far as the plan's figures shall hold.
+    """
 
     normalisation = HALF
     fills_children = True  # `reset_parameters` is for all modules inside
+    layer_scale = False
+    """Whether blocks scale what they add by learned gains (for the plan: the scaled is kept)."""
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
         self.image_size = cfg.image_size
         self.width = cfg.width
-        self.num_patches = (cfg.image_size // cfg.patch_size) ** 2
+        self.num_patches = cfg.patches
 
     def features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels `[F, 3, R, R]` -> `[F, N, C]`, without class or register tokens."""
         raise NotImplementedError
+
+    @staticmethod
+    def extra_tokens(cfg: TowerConfig) -> int:
+        """Class and register tokens, before the patches."""
+        return 0
+
+    @staticmethod
+    def stem_maps(cfg: TowerConfig) -> list[tuple[int, int, int]]:
+        """(pixels out, channels in times kernel, channels out) of each convolution from the image to the patches."""
+        return [(cfg.patches, 3 * cfg.patch_size**2, cfg.width)]
+
+    @staticmethod
+    def stem_saved(cfg: TowerConfig, a: int) -> int:
+        """Bytes that autograd keeps of a frame between its pixels and the first block, `a` a number."""
+        return 0
+
+    @classmethod
+    def load_weights(cls, cfg: TowerConfig) -> dict[str, Tensor]:
+        """State dict from the Hugging Face folder `cfg.weights`, float32, on the CPU."""
+        raise ValueError(f"weights: {cfg.weights}: nobody else has {cfg.family} towers; leave it empty")
 
     def forward(self, frames: Tensor, tokens: int | None = None) -> Tensor:
         """uint8 `[F, 3, H, W]` -> `[F, N, C]`, or `[F, tokens, C]` merged where `tokens` is given.

@@ -62,8 +62,26 @@ class ViT(Tower):
             x = block(x)
         return x
 
+    @staticmethod
+    def stem_maps(cfg: TowerConfig) -> list[tuple[int, int, int]]:
+        size, widths = cfg.image_size, stem_widths(cfg)
+        maps = []
+        for c_in, c_out in pairwise(widths):
+            size = (size + 1) // 2
+            maps.append((size * size, 9 * c_in, c_out))
+        return [*maps, (cfg.patches, widths[-1], cfg.width)]
+
+    @staticmethod
+    def stem_saved(cfg: TowerConfig, a: int) -> int:
+        """Of each strided convolution the inputs of group norm, GELU and what follows; the norm's statistics."""
+        *strided, _ = ViT.stem_maps(cfg)
+        return sum(3 * a * pixels * c_out + 2 * a for pixels, _, c_out in strided)
+
 
 def stem_widths(cfg: TowerConfig) -> list[int]:
     """Channels before and after every strided convolution of the stem of `ViT`."""
     halvings = cfg.patch_size.bit_length() - 1
     return [3, *(max(cfg.width >> i, 8) for i in range(halvings - 1, -1, -1))]
+
+
+TOWER = ViT

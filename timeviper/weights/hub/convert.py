@@ -1,4 +1,4 @@
-"""Weights from and to local Hugging Face folders: decoders here, vision encoders in `hub_towers`.
+"""Weights from and to local Hugging Face folders: decoders here, vision encoders in `towers.py`.
 
 `import_hf` writes a folder with our names (decoder.json, safetensors, tokenizer), `export_hf` the way back,
 from such a folder or from the export of a training stage. `load_decoder` reads all three.
@@ -164,7 +164,7 @@ def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     A decoder is copied tensor by tensor in bounded memory. Raises ValueError with all that does not fit.
     """
     raw = read_config(Path(src)) if not (Path(src) / SETTINGS).is_file() else {}
-    if raw.get("model_type") in hub_towers.MODEL_TYPES:
+    if raw.get("model_type") in hub_towers.encoders():
         return hub_towers.copy_tower(raw, Path(src), _new_folder(src, dst))
     weights = open_weights(src)
     dst = _new_folder(src, dst)
