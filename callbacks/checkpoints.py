@@ -78,7 +78,8 @@ class Checkpoints(pl.Callback):
         self._deadline.start()
         if self._strategy.global_rank == 0:
             needs = self._step_seconds + self._save_seconds
-            slow = f" (expected to take {needs:.0f} s, more than train.stop_within={seconds:g})" * (needs > seconds)
+            late = f" (expected to take {needs:.0f} s, more than train.stop_within={seconds:g})"
+            slow = late if needs > seconds else ""
             print(
                 f"\n{self._asked}: finishing this step and saving{slow}; once more to stop without saving", flush=True
             )

@@ -176,7 +176,8 @@ class Guard(pl.Callback):
     def _act(self, trainer: pl.Trainer, step: int, told: str) -> None:
         config = self.config
         if config.policy == "stop" or self._count > config.limit:
-            over = f" Incident {self._count}, more than train.guard.limit={config.limit}." * (config.policy != "stop")
+            many = f" Incident {self._count}, more than train.guard.limit={config.limit}."
+            over = "" if config.policy == "stop" else many
             raise FloatingPointError(
                 f"{told}.{over} The step was not applied. Lower optim.lr, mend the sample, or set "
                 f"train.guard.policy=skip or rewind; then continue with: {self.resume_hint}"

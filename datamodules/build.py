@@ -125,6 +125,11 @@ def load_index(where: str | Path) -> list[ShardIndex]:
     else:
         names = {Path(p) for p in glob(str(where)) if p.endswith(".tar")}
     if not names:
-        state = "has no .tar shards" if path.is_dir() else "does not exist" if not path.exists() else "is not a .tar"
+        if path.is_dir():
+            state = "has no .tar shards"
+        elif path.exists():
+            state = "is not a .tar"
+        else:
+            state = "does not exist"
         raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")
     return [read_index(tar) for tar in sorted(names)]

@@ -171,7 +171,8 @@ def estimate_tokens(
 @lru_cache(maxsize=16)
 def _template_tokens(tokenizer: Tokenizer, system: str) -> int:
     """Tokens of a question and an answer without any text, and of the system message."""
-    turns = _template(tokenizer, ("system",) * bool(system) + ("user", "assistant"))
+    roles = ("system", "user", "assistant") if system else ("user", "assistant")
+    turns = _template(tokenizer, roles)
     return sum(len(turn.before) + len(turn.end) for turn in turns) + len(tokenizer.encode(system))
 
 

@@ -28,7 +28,8 @@ class ProgressLine:
         """to: stdout if not said. every: seconds between two states. stays: else nothing is shown at the end."""
         self.to, self.stays = to or sys.stdout, stays
         self.live = self.to.isatty()
-        self.every = (LIVE if self.live else PLAIN) if every is None else every
+        usual = LIVE if self.live else PLAIN
+        self.every = usual if every is None else every
         self.begun = self.shown = time.monotonic()
         self._state, self._open = "", False
 

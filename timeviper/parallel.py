@@ -102,7 +102,9 @@ def sharding_plan(model: nn.Module, cfg: ParallelConfig) -> list[Unit]:
             plan += [Unit([inner.q_proj, inner.k_proj, inner.v_proj, inner.o_proj], narrow), Unit([unit], None)]
         else:
             # A decay near 1 has no digits in bfloat16, and gains near 1 have few: these keep float32.
-            plan += [Unit(wide, None)] * bool(wide) + [Unit([unit], narrow)]
+            if wide:
+                plan.append(Unit(wide, None))
+            plan.append(Unit([unit], narrow))
     final = [model.decoder.norm_f] if isinstance(model, TimeViper) else []
     return [*plan, *(Unit([norm], None) for norm in final), Unit([model], narrow)]
 

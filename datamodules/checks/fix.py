@@ -153,7 +153,8 @@ def _mend(sample: Sample, job: _Job, scratch: Path) -> dict[str, Any]:
 
 def _free_name(field: str, taken: dict[str, Any]) -> str:
     """The member's name as an mp4, which another file may have already."""
-    name = field.rpartition(".")[0] + "." * ("." in field) + "mp4"
+    stem, dot, _ = field.rpartition(".")
+    name = f"{stem}{dot}mp4"
     while name != field and name in taken:
         name = f"more.{name}"
     return name

@@ -54,7 +54,8 @@ def read_manifest(source: str | Path, form: str = "auto", media_root: str | Path
     for place in (source, *([] if media_root is None else [Path(media_root)])):
         if not place.exists():
             raise FileNotFoundError(f"there is no {place}; give a file or folder of data (docs/your-data.md)")
-    root = Path(media_root) if media_root is not None else source if source.is_dir() else source.parent
+    beside = source if source.is_dir() else source.parent
+    root = beside if media_root is None else Path(media_root)
     manifest, problems, keys = Manifest(form), [], _Keys()
     try:
         manifest.form, entries = read_entries(source, form)

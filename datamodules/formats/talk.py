@@ -74,7 +74,9 @@ def _captions(fields: dict[str, Any], media: Sequence[str]) -> list[dict[str, An
     captions = found if isinstance(found, list) else [found]
     if not all(isinstance(c, str) and c.strip() for c in captions):
         raise SchemaError(f"caption must be text that is not empty, got {found!r}", "text")
-    about = (media[0] if len(media) == 1 else f"{media[0]}s") if media else "scene"
+    about = media[0] if media else "scene"
+    if len(media) > 1:
+        about += "s"
     return [ask("caption", c.strip(), about) for c in captions]
 
 

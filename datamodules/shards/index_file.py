@@ -67,10 +67,11 @@ class SampleRecord:
     ) -> SampleRecord:
         """From media whose lengths are known (see `measured`)."""
         videos = [m for m in media if m["type"] == "video"]
+        still = "image" if media else "none"
         return cls(
             key=key,
             members=members,
-            media="video" if videos else "image" if media else "none",
+            media="video" if videos else still,
             duration=float(sum(m["duration"] for m in videos)),
             fps=float(videos[0]["fps"]) if videos else 0.0,
             frames=sum(int(m["frames"]) for m in videos) + len(media) - len(videos),

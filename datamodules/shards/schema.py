@@ -43,7 +43,9 @@ class SchemaError(ValueError):
 def media_type(member: str) -> str | None:
     """ "video", "image" or None, by the ending of a member's field."""
     ending = member.rpartition(".")[2].lower()
-    return "video" if ending in VIDEO else "image" if ending in IMAGE else None
+    if ending in VIDEO:
+        return "video"
+    return "image" if ending in IMAGE else None
 
 
 def parse_record(raw: bytes, fields: Collection[str]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def _from_here(error: ShardError, path: Path, samples: list[Sample]) -> ShardErr
     listed = [f"{part.detail}{_listed(origins.get(part.key, []))}" for part in parts]
     remedy = "\nMend these files or leave them out, then run again (for other entries: into an empty folder)."
     if len(parts) == 1:
-        return ShardError(path, listed[0] + remedy * (error.kind == "media"), error.key, error.kind)
+        detail = listed[0] + remedy if error.kind == "media" else listed[0]
+        return ShardError(path, detail, error.key, error.kind)
     rows = "".join(f"\n  {part.key!r}: {row}" for part, row in zip(parts, listed))
     return ShardError(path, f"{len(parts)} samples cannot be used:{rows}{remedy}", kind=error.kind, parts=parts)
 

@@ -93,8 +93,8 @@ def sentence(event: Event) -> str:
 
 def image_caption(scene: Scene) -> str:
     """ "a red circle at the top left and a blue ring at the bottom." """
-    parts = [f"a {e.pair} at the {e.place}" for e in scene.events]
-    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] + "."
+    *others, last = [f"a {e.pair} at the {e.place}" for e in scene.events]
+    return f"{', '.join(others)} and {last}." if others else f"{last}."
 
 
 def clip_caption(scene: Scene) -> str:
@@ -149,7 +149,7 @@ def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
 
 def _count(scene: Scene, rng: Generator) -> dict[str, Any]:
     number = NUMBERS[len(scene.events) - 1]
-    return _ask(rng, "count", "count", f"{number} object{'s' * (number != 'one')}")
+    return _ask(rng, "count", "count", "one object" if number == "one" else f"{number} objects")
 
 
 def _when(scene: Scene, rng: Generator) -> dict[str, Any]:
@@ -184,10 +184,12 @@ def _describe(scene: Scene, rng: Generator) -> dict[str, Any]:
     ways = [_named(event, "shape"), _named(event, "colour"), (event.pair, f"the {event.pair}")]
     if at > 0:
         ways.append((f"object after the {events[at - 1].pair}", f"a {event.pair}"))
-        ways += [("last object", f"a {event.pair}")] * (at == len(events) - 1)
+        if at == len(events) - 1:
+            ways.append(("last object", f"a {event.pair}"))
     if at < len(events) - 1:
         ways.append((f"object before the {events[at + 1].pair}", f"a {event.pair}"))
-        ways += [("first object", f"a {event.pair}")] * (at == 0)
+        if at == 0:
+            ways.append(("first object", f"a {event.pair}"))
     name, begin = ways[rng.integers(len(ways))]
     return _ask(rng, "describe", "describe", f"{begin} {moves(event)}.", name)
 

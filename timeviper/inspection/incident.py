@@ -64,7 +64,9 @@ class Findings:
         if pack := self.first():
             assert pack.first is not None
             keys = pack.first.keys or pack.keys
-            named = "all samples" if len(keys) > 1 and keys == pack.keys else "sample" if len(keys) == 1 else "samples"
+            named = "sample" if len(keys) == 1 else "samples"
+            if len(keys) > 1 and keys == pack.keys:
+                named = "all samples"
             where = "" if pack.first.phase == "loss" else f" of the {pack.first.phase} pass"
             text = f"First not finite{where}: {pack.first.layer}, rank {pack.rank}, pack {pack.index}, {named} "
             text += _some(keys)

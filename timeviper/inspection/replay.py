@@ -154,7 +154,8 @@ def _print_layers(pack: PackReport, found: Findings) -> None:
 def _size(size: Size | None) -> str:
     if size is None:
         return ""
-    return f"{size.rms:.3g} ({size.largest:.3g})" + f", {size.not_finite} not finite" * (size.not_finite > 0)
+    bad = f", {size.not_finite} not finite" if size.not_finite else ""
+    return f"{size.rms:.3g} ({size.largest:.3g}){bad}"
 
 
 def _largest(layers: dict[str, float], most: int = 5) -> Iterator[tuple[str, float]]:
