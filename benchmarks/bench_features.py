@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from timeviper.config import Recipe, SourceConfig
+from timeviper.config import Recipe
 from timeviper.datamodules.build import build_plan, load_sources, pack_format
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.shards.schema import FEATURES
@@ -46,10 +46,9 @@ def table(recipe: Recipe, steps: int, runs: int, cache: Path) -> list[str]:
     if not write_features(recipe, out, [], workers=0):
         raise KeyboardInterrupt
     stored = dict(line.split("=", 1) for line in (out / "overrides.txt").read_text().split())
-    sources: dict[str, SourceConfig | None] = {
+    sources = {
         name: replace(source, shards=stored[f"data.sources.{name}.shards"])
         for name, source in recipe.data.sources.items()
-        if source
     }
     kinds = {"videos": recipe, "features": replace(recipe, data=replace(recipe.data, sources=sources))}
     turns = {kind: Turn([], [], [], []) for kind in kinds}

@@ -112,7 +112,7 @@ def loaded(load: Load, plans: list[StepPlan], workers: int) -> tuple[float, floa
 
 def speed_rows(load: Load, steps: int, runs: int) -> list[str]:
     """The table of speeds, both sides in turns."""
-    begun = [phase.start for phase in load.recipe.train.phases.values() if phase]
+    begun = [phase.start for phase in load.recipe.train.phases.values()]
     plans = list(islice(load.plan.steps(max(begun, default=0)), steps))  # of the last phase, which has most frames
     samples = sum(len(pack) for plan in plans for pack in plan.packs)
     frames = sum(item.num_frames for plan in plans for pack in plan.packs for item in pack)

@@ -58,7 +58,7 @@ def long_tail(seed: int) -> dict[str, Source]:
 
 
 def tokens_per_frame(recipe: Recipe) -> int:
-    return sum(t.tokens for t in recipe.model.towers.values() if t)
+    return sum(t.tokens for t in recipe.model.towers.values())
 
 
 def planned(recipe: Recipe, by: str, ranks: int, packs: int, seed: int) -> Steps:

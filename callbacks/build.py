@@ -104,8 +104,6 @@ def optional_callbacks(
 def _own(recipe: Recipe) -> list[pl.Callback]:
     made, problems = [], []
     for name, own in recipe.callbacks.own.items():
-        if own is None:
-            continue
         try:
             made.append(_make(own))
         except ValueError as error:

@@ -25,14 +25,13 @@ from timeviper.tokenizer import Tokenizer
 
 def pack_format(recipe: Recipe) -> PackFormat:
     """How this recipe shows samples to its model."""
-    towers = [t for t in recipe.model.towers.values() if t is not None]
-    stages = [s for s in recipe.model.transv.stages.values() if s is not None]
+    guided = any(stage.select == "attention" for stage in recipe.model.transv.stages.values())
     return PackFormat(
         chat=recipe.chat,
-        image_size=max(t.image_size for t in towers),
-        tokens_per_frame=sum(t.tokens for t in towers),
+        image_size=max(tower.image_size for tower in recipe.model.towers.values()),
+        tokens_per_frame=tokens_per_frame(recipe.model),
         max_tokens=recipe.model.decoder.max_tokens,
-        supervise="last" if any(s.select == "attention" for s in stages) else "all",
+        supervise="last" if guided else "all",
     )
 
 
@@ -54,15 +53,13 @@ def _estimate(text_bytes: int, num_frames: int, *, tokenizer: Tokenizer, chat, t
     return total - num_frames * tokens_per_frame
 
 
-def load_sources(configs: dict[str, SourceConfig | None]) -> dict[str, Source]:
+def load_sources(configs: dict[str, SourceConfig]) -> dict[str, Source]:
     """Read the shard indexes of all sources.
 
     Raises ValueError that names the source and what is missing.
     """
     sources = {}
     for name, config in configs.items():
-        if config is None:
-            continue
         types = {t.strip() for t in config.types.split(",") if t.strip()}
         try:
             dataset = class_dataset(config)
@@ -76,9 +73,9 @@ def class_dataset(config: SourceConfig) -> ClassDataset | None:
     return ClassDataset(config.dataset, config.options) if config.dataset else None
 
 
-def class_datasets(configs: dict[str, SourceConfig | None]) -> dict[str, ClassDataset]:
+def class_datasets(configs: dict[str, SourceConfig]) -> dict[str, ClassDataset]:
     """The sources that are Python classes, by name."""
-    return {name: made for name, config in configs.items() if config and (made := class_dataset(config))}
+    return {name: made for name, config in configs.items() if (made := class_dataset(config))}
 
 
 def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:

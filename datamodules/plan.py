@@ -94,7 +94,7 @@ class Plan:
         self,
         sources: dict[str, Source],
         data: DataConfig,
-        phases: dict[str, PhaseConfig | None],
+        phases: dict[str, PhaseConfig],
         cost: CostModel,
         seed: int,
     ) -> None:
@@ -106,7 +106,7 @@ class Plan:
 
     def steps(self, start: int = 0) -> Iterator[StepPlan]:
         """Global steps from `start` on, for ever."""
-        epochs = {name: source.epochs for name, source in self.data.sources.items() if source}
+        epochs = {name: source.epochs for name, source in self.data.sources.items()}
         mixture = Mixture(self.sources, self.seed, self.data.shuffle_window, epochs)
         waiting: list[Unit] = []
         step = 0
@@ -121,7 +121,7 @@ class Plan:
 
     def check(self, steps: int) -> None:
         """Raises ValueError if the epochs that sources may be gone through do not last for `steps` steps."""
-        if any(source.epochs is not None for source in self.data.sources.values() if source):
+        if any(source.epochs is not None for source in self.data.sources.values()):
             next(self.steps(steps - 1))
 
     def _with_spares(self, item: Item, frames: FramesConfig, cost: CostModel) -> Item:

@@ -28,7 +28,7 @@ from timeviper.planning.stage import plan_stage
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model
 
-TRANSV = TransVConfig(stages={"early": TransVStage(1, 0.5), "gone": None, "late": TransVStage(3, 0.1, "attention")})
+TRANSV = TransVConfig(stages={"early": TransVStage(1, 0.5), "late": TransVStage(3, 0.1, "attention")})
 WHOLE = {"early": 1.0, "late": 1.0}
 # Two steps of which the first two train the projector alone on whole videos; then TransV closes within four.
 PHASES = ["train.phases.whole={start: 0, keep: {late: 1.0}, trainable: [projector]}",
@@ -70,7 +70,7 @@ def test_no_step_of_a_ramp_breaks_the_rules_of_the_stages(start, first, second, 
 def test_the_parts_that_learn_are_the_latest_phases() -> None:
     recipe = Recipe()
     recipe.train.trainable = ["projector", "decoder"]
-    recipe.train.phases = {"only": PhaseConfig(2, trainable=["projector"]), "off": None, "all": PhaseConfig(4)}
+    recipe.train.phases = {"only": PhaseConfig(2, trainable=["projector"]), "all": PhaseConfig(4)}
     learning = [trainable_at(step, recipe.train) for step in range(6)]
     assert learning == [["projector", "decoder"]] * 2 + [["projector"]] * 2 + [["projector", "decoder"]] * 2
 
@@ -114,7 +114,7 @@ def test_the_cost_plan_takes_a_ramp_in_pieces(recipe: Path) -> None:
         ("whole", 0, 2), ("close", 2, 1), ("close from step 3", 3, 1), ("close from step 4", 4, 1),
         ("close from step 5", 5, 1), ("close from step 6", 6, 2),
     ]  # fmt: skip
-    kept = [p.model.transv.stages["late"].keep for p in found]  # type: ignore[union-attr]
+    kept = [p.model.transv.stages["late"].keep for p in found]
     assert kept == pytest.approx([1.0, 1.0, 0.8125, 0.625, 0.4375, 0.25])
 
 

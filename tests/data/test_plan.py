@@ -182,7 +182,6 @@ def bounded(by: str, epochs: float, seed: int = 0, stages: dict | None = None) -
     made = plan(sources, seed, stages)
     for name in sources:
         config = made.data.sources[name]
-        assert config is not None
         config.epochs, config.weight = epochs, 1.0 + len(name)
     made.data.mixture = by  # type: ignore[assignment]
     return made

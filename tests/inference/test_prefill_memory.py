@@ -18,7 +18,7 @@ from timeviper.model.decoder import Decoder
 from timeviper.pack import Kind
 
 TOKENS_A_FRAME, FRAMES_A_CHUNK, TEXT = 16, 64, 20
-STAGES: dict[str, TransVStage | None] = {
+STAGES = {
     "early": TransVStage(layer=3, keep=0.5, select="uniform"),
     "late": TransVStage(layer=8, keep=0.1, select="attention"),
 }

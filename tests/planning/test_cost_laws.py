@@ -76,7 +76,7 @@ CASES = {
 
 
 def tokens_per_frame(cfg: ModelConfig) -> int:
-    return sum(tower.tokens for tower in cfg.towers.values() if tower)
+    return sum(tower.tokens for tower in cfg.towers.values())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -165,7 +165,6 @@ def test_model_flops_are_the_maps_the_pairs_and_the_recurrence() -> None:
     scan = 3 * 4 * dec.ssm_heads * dec.ssm_head_dim * dec.ssm_state * (2 * L0 + 2 * L1)
     head = 3 * 2 * 5 * dec.vocab_size * dec.width
     tower = cfg.towers["main"]
-    assert tower is not None
     first = 2 * pack.num_vision * tower.width * dec.width  # the projector's input has no gradient
     ranking = 2 * dec.heads * dec.head_dim * L1
     once = 2 * 2 * (dec.heads + dec.kv_heads * L1) * dec.head_dim * dec.width  # q and k of the ranking: forward alone

@@ -55,7 +55,6 @@ def test_parameter_counts_are_those_of_the_published_models(preset: str) -> None
     counts = parameter_counts(made)
     assert counts["decoder"].total == counts["decoder"].trainable == PUBLISHED[preset]
     tower, width = made.model.towers["main"], made.model.decoder.width
-    assert tower is not None
     assert counts["projector"].total == (tower.width + 1) * width + (width + 1) * width
     assert counts["tower"].trainable == 0
 

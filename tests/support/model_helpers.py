@@ -53,9 +53,7 @@ SCHEDULES = {
 }
 
 
-def make_decoder(
-    cfg: DecoderConfig, stages: dict[str, TransVStage | None] | None = None, seed: int = 0, **options
-) -> Decoder:
+def make_decoder(cfg: DecoderConfig, stages: dict[str, TransVStage] | None = None, seed: int = 0, **options) -> Decoder:
     """In float64, with biases, gains and gates that a wrong wiring cannot hide behind."""
     torch.manual_seed(seed)
     decoder = Decoder(cfg, TransVConfig(stages=dict(stages or {}), **options)).double()

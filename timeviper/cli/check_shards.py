@@ -60,13 +60,13 @@ def config_of(
         raise ValueError(f"--accept {unknown[0]}: no such kind of problem; there are {', '.join(PROBLEMS)}")
     if recipe:
         checked = load_recipe(recipe)
-        phases = [phase for phase in checked.train.phases.values() if phase]
+        phases = checked.train.phases.values()
         frames = replace(
             checked.data.frames,
             fps=max([checked.data.frames.fps, *(p.fps for p in phases if p.fps)]),
             max_frames=max([checked.data.frames.max_frames, *(p.max_frames for p in phases if p.max_frames)]),
         )
-        sizes = [tower.image_size for tower in checked.model.towers.values() if tower]
+        sizes = [tower.image_size for tower in checked.model.towers.values()]
         config = CheckConfig(frames, max(sizes), BYTES_A_TOKEN * checked.model.decoder.max_tokens)
     frames = FramesConfig(
         config.frames.fps if fps is None else fps,

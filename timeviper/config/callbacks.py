@@ -68,5 +68,5 @@ class CallbacksConfig:
     """Gates, moved attention, entropy of the choice and KL of TransV; nothing in stages without TransV."""
     samples: SamplesConfig | None = field(default_factory=SamplesConfig)
     """Table of answers with frames as pictures, in TensorBoard and in <run>/logs/samples."""
-    own: dict[str, OwnCallback | None] = field(default_factory=dict)
+    own: dict[str, OwnCallback] = field(default_factory=dict)
     """Your callbacks, by names that you choose."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 from timeviper.config.model import TransVConfig
 from timeviper.config.settings import DataConfig, FramesConfig, PhaseConfig, Recipe, TrainConfig
 
-Phases = Mapping[str, PhaseConfig | None]
+Phases = Mapping[str, PhaseConfig]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Phase:
 
 def phase_at(step: int, data: DataConfig, phases: Phases) -> Phase:
     """What is read at a step: the recipe's frames and weights, as the latest phase changes them."""
-    weights = {n: s.weight for n, s in data.sources.items() if s is not None}
+    weights = {name: source.weight for name, source in data.sources.items()}
     begun = _begun(step, phases)
     if not begun:
         return Phase("", data.frames, weights)
@@ -47,7 +47,7 @@ def keep_at(step: int, transv: TransVConfig, phases: Phases) -> dict[str, float]
     Where a phase ramps, it moves evenly from what held in the step before the phase to what the phase names, which
     it reaches `ramp` steps after the phase's first step.
     """
-    own = {name: stage.keep for name, stage in transv.stages.items() if stage is not None}
+    own = {name: stage.keep for name, stage in transv.stages.items()}
     keep, begun = own, _begun(step, phases)
     for i, (_, phase) in enumerate(begun):
         now = step if i == len(begun) - 1 else begun[i + 1][1].start - 1
@@ -60,7 +60,7 @@ def keep_at(step: int, transv: TransVConfig, phases: Phases) -> dict[str, float]
 def transv_at(step: int, transv: TransVConfig, phases: Phases) -> TransVConfig:
     """The TransV settings with the fractions that hold at a step."""
     keep = keep_at(step, transv, phases)
-    return replace(transv, stages={n: s and replace(s, keep=keep[n]) for n, s in transv.stages.items()})
+    return replace(transv, stages={name: replace(stage, keep=keep[name]) for name, stage in transv.stages.items()})
 
 
 def trainable_at(step: int, train: TrainConfig) -> list[str]:
@@ -72,7 +72,7 @@ def trainable_at(step: int, train: TrainConfig) -> list[str]:
 
 def ramps(recipe: Recipe) -> bool:
     """Whether any phase changes what TransV keeps."""
-    return any(phase and phase.keep for phase in recipe.train.phases.values())
+    return any(phase.keep for phase in recipe.train.phases.values())
 
 
 def stretches(recipe: Recipe, pieces: int = 4) -> list[tuple[int, int]]:
@@ -80,7 +80,7 @@ def stretches(recipe: Recipe, pieces: int = 4) -> list[tuple[int, int]]:
     steps = recipe.train.steps
     cuts = {0}
     for phase in recipe.train.phases.values():
-        if phase and phase.start < steps:
+        if phase.start < steps:
             ramp = [phase.start + phase.ramp * i // pieces for i in range(pieces + 1)] if phase.ramp else []
             cuts |= {phase.start, *(cut for cut in ramp if cut < _end(phase, recipe))}
     edges = [*sorted(cuts), steps]
@@ -89,9 +89,9 @@ def stretches(recipe: Recipe, pieces: int = 4) -> list[tuple[int, int]]:
 
 def _end(phase: PhaseConfig, recipe: Recipe) -> int:
     """The first step after a phase."""
-    later = [p.start for p in recipe.train.phases.values() if p and p.start > phase.start]
+    later = [p.start for p in recipe.train.phases.values() if p.start > phase.start]
     return min([*later, recipe.train.steps])
 
 
 def _begun(step: int, phases: Phases) -> list[tuple[str, PhaseConfig]]:
-    return [(name, phase) for name, phase in phases.items() if phase is not None and phase.start <= step]
+    return [(name, phase) for name, phase in phases.items() if phase.start <= step]

@@ -57,11 +57,17 @@ def is_named(hint: Type) -> bool:
 
 
 def child_type(hint: Type, name: str) -> Type | None:
-    """The type of a key below a section; None if there is no such key."""
+    """The type of a key below a section, as it may be written; None if there is no such key."""
     hint = required(hint)
     if is_named(hint):
-        return typing.get_args(hint)[1]
+        inner = typing.get_args(hint)[1]
+        return inner | None if is_section(inner) else inner  # null removes what an earlier layer has there
     return field_types(hint).get(name)
+
+
+def is_removable(hint: Type, child: Type) -> bool:
+    """Whether null takes a key away: an entry of a section of names, or a section that may be switched off."""
+    return child is not required(child) and (is_named(hint) or is_section(child))
 
 
 def describe(hint: Type) -> str:
@@ -80,7 +86,7 @@ def describe(hint: Type) -> str:
     if is_section(inner):
         return f"a section with {', '.join(field_types(inner))}{suffix}"
     if is_named(inner):
-        return f"a section of names, each with {describe(typing.get_args(inner)[1])}{suffix}"
+        return f"a section of names, each with {describe(child_type(inner, ''))}{suffix}"
     return words.get(inner, "any value") + suffix
 
 
@@ -89,7 +95,7 @@ def leaf_keys(section: type, prefix: str = "") -> Iterator[str]:
     for name, hint in field_types(section).items():
         key, inner = f"{prefix}{name}", required(hint)
         if is_named(inner):
-            key, inner = f"{key}.<name>", required(typing.get_args(inner)[1])
+            key, inner = f"{key}.<name>", typing.get_args(inner)[1]
         if is_section(inner):
             yield from leaf_keys(inner, f"{key}.")
         else:

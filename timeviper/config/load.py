@@ -102,6 +102,7 @@ class _Draft:
         self.source = source
         self.config: DictConfig = OmegaConf.structured(Recipe)
         self.origins: dict[str, str] = {}
+        self.removed: set[str] = set()  # entries set to null: a later layer that wants one back finds its place kept
         self.problems: list[Problem] = []
 
     def apply(self, layer: Layer) -> None:
@@ -116,10 +117,10 @@ class _Draft:
                 self._problem(layer, key, value, f"unknown key. {near}")
             elif schema.is_named(hint) and not NAME.fullmatch(str(name)):
                 self._problem(layer, key, value, "a name has letters, digits, _ and - only.")
+            elif value is None and schema.is_removable(hint, child):
+                self._remove(layer, key, hint)
             elif not (schema.is_section(child) or schema.is_named(child)):
                 self._assign(layer, key, value, child)
-            elif value is None and child is not schema.required(child):
-                self._remove(layer, key)
             elif isinstance(value, dict):
                 self._open(key, child)
                 self._section(layer, value, child, f"{key}.")
@@ -139,15 +140,22 @@ class _Draft:
             self._problem(layer, key, value, f"must be {schema.describe(hint)}.{fix}")
         else:
             self.origins[key] = layer.where(key)
+            self.removed.discard(key)
 
     def _open(self, key: str, hint: schema.Type) -> None:
         """Make room for a named entry that is new, or that an earlier layer removed."""
-        if OmegaConf.select(self.config, key) is None:
+        if key in self.removed or OmegaConf.select(self.config, key) is None:
             inner = schema.required(hint)
-            OmegaConf.update(self.config, key, OmegaConf.structured(inner) if schema.is_section(inner) else {})
+            fresh = OmegaConf.structured(inner) if schema.is_section(inner) else {}
+            OmegaConf.update(self.config, key, fresh, merge=False)
+            self.removed.discard(key)
 
-    def _remove(self, layer: Layer, key: str) -> None:
-        OmegaConf.update(self.config, key, None)
+    def _remove(self, layer: Layer, key: str, hint: schema.Type) -> None:
+        """Switch a section off; an entry of a section of names goes when all layers are read."""
+        if schema.is_named(hint):
+            self.removed.add(key)
+        else:
+            OmegaConf.update(self.config, key, None)
         self.origins = {k: v for k, v in self.origins.items() if not k.startswith(f"{key}.")}
         self.origins[key] = layer.where(key)
 
@@ -157,14 +165,15 @@ class _Draft:
 
     def finish(self) -> _Loaded:
         """Check the meaning of the whole; raise all problems, or warn of settings without effect."""
+        for section, _, name in (key.rpartition(".") for key in self.removed):
+            OmegaConf.select(self.config, section).pop(name, None)
         try:
             recipe = OmegaConf.to_object(self.config)
         except OmegaConfBaseException as error:
             key = str(getattr(error, "full_key", "") or "recipe")
-            self.problems.append(Problem(key, "", _first_line(error), self.origins.get(key, "")))
+            self.problems.append(Problem(key, "", str(error).strip().splitlines()[0], self.origins.get(key, "")))
             raise ConfigError(self.source, self.problems) from error
         assert isinstance(recipe, Recipe)
-        _prune(recipe)
         self.problems += [p for p in self._located(validate.problems(recipe), recipe) if not self._follows(p)]
         if self.problems:
             raise ConfigError(self.source, self.problems)
@@ -190,16 +199,6 @@ class _Draft:
 # ---- small helpers --------------------------------------------------------------------------------------
 
 
-def _prune(node: Any) -> None:
-    """Drop the named entries that were set to null, everywhere below."""
-    for item in dataclasses.fields(node):
-        value = getattr(node, item.name)
-        if dataclasses.is_dataclass(value):
-            _prune(value)
-        elif isinstance(value, dict):
-            setattr(node, item.name, {name: entry for name, entry in value.items() if entry is not None})
-
-
 def _leaves(data: dict[str, Any], hint: schema.Type, prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in data.items():
         child = schema.child_type(hint, name)
@@ -214,7 +213,3 @@ def _value(recipe: Recipe, key: str) -> object:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else getattr(value, name)
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -104,7 +104,7 @@ class TransVStage:
 class TransVConfig:
     """Token transfer inside the decoder (paper 3.3)."""
 
-    stages: dict[str, TransVStage | None] = field(default_factory=dict)
+    stages: dict[str, TransVStage] = field(default_factory=dict)
     """Named stages in order of rising layer; set one to null to remove it. None at all: TransV is off."""
     prenorm: bool = True
     """Normalise queries and keys before the cross-attention; false is the paper's form."""
@@ -149,7 +149,7 @@ class ModelConfig:
     """Named size that the fields below start from (see `presets.py`)."""
     tokenizer: str = ""
     """Folder or tokenizer.json; empty: the small tokenizer that ships with the package."""
-    towers: dict[str, TowerConfig | None] = field(default_factory=dict)
+    towers: dict[str, TowerConfig] = field(default_factory=dict)
     """Vision encoders by name; the tokens of several are laid side by side in each frame."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     transv: TransVConfig = field(default_factory=TransVConfig)

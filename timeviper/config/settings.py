@@ -66,9 +66,9 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    sources: dict[str, SourceConfig | None] = field(default_factory=dict)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     """What is trained on, by name."""
-    val: dict[str, SourceConfig | None] = field(default_factory=dict)
+    val: dict[str, SourceConfig] = field(default_factory=dict)
     """Held-out data for validation and evaluation, by name."""
     mixture: Literal["samples", "tokens"] = "samples"
     """What the weights of the sources are shares of: samples, or tokens at the decoder's input."""
@@ -153,7 +153,7 @@ class TrainConfig:
     """Export folder of the previous stage; empty: start from `weights` of the parts, or at random."""
     trainable: list[str] = field(default_factory=lambda: ["projector"])
     """Parts that learn: tower, projector, decoder, transv. The others stay frozen and in eval mode."""
-    phases: dict[str, PhaseConfig | None] = field(default_factory=dict)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """Named phases with rising start: what changes while the stage runs."""
     validate_every: int = at_least(0, 0, "0 (at the end only) or more")
     """Steps between validations on held-out shards; 0: only at the end."""

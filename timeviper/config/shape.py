@@ -30,9 +30,8 @@ class Segment:
 def cut_layout(layout: str, transv: TransVConfig) -> list[Segment]:
     """Cut the layout before the block of every stage; the first segment has no stage (and, where a stage
     runs before block 0, no blocks)."""
-    stages = [(name, stage) for name, stage in transv.stages.items() if stage is not None]
-    cuts = [0, *(stage.layer for _, stage in stages), len(layout)]
-    named = [("", None), *stages]
+    cuts = [0, *(stage.layer for stage in transv.stages.values()), len(layout)]
+    named = [("", None), *transv.stages.items()]
     return [Segment(n, s, range(a, b)) for (n, s), a, b in zip(named, cuts, cuts[1:])]
 
 
@@ -43,8 +42,8 @@ def kept_counts(keep: float, original: Sequence[int], current: Sequence[int]) ->
 
 def kept_share(transv: TransVConfig, num_blocks: int) -> float:
     """Share of the vision tokens that a block sees, averaged over the blocks: packs are filled by it."""
-    edges = [0, *(min(stage.layer, num_blocks) for stage in transv.stages.values() if stage), num_blocks]
-    keeps = [1.0, *(stage.keep for stage in transv.stages.values() if stage)]
+    edges = [0, *(min(stage.layer, num_blocks) for stage in transv.stages.values()), num_blocks]
+    keeps = [1.0, *(stage.keep for stage in transv.stages.values())]
     return sum(k * (b - a) for k, (a, b) in zip(keeps, pairwise(edges))) / num_blocks
 
 
@@ -103,7 +102,7 @@ class SegmentShape:
 
 
 def tokens_per_frame(model: ModelConfig) -> int:
-    return sum(tower.tokens for tower in model.towers.values() if tower is not None)
+    return sum(tower.tokens for tower in model.towers.values())
 
 
 def segment_shapes(model: ModelConfig, shape: PackShape) -> list[SegmentShape]:

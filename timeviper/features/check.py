@@ -51,7 +51,7 @@ def fingerprint(recipe: Recipe, towers: nn.ModuleDict, frames: FramesConfig | No
 
     The weights count as they are rounded to the dtype of computation.
     """
-    configs = {name: asdict(tower) for name, tower in recipe.model.towers.items() if tower is not None}
+    configs = {name: asdict(tower) for name, tower in recipe.model.towers.items()}
     for name, config in configs.items():
         del config["weights"]  # a place
         config["sha256"] = _weights_digest(towers[name].state_dict(), _dtype(recipe))
@@ -81,7 +81,7 @@ def wanted_frames(recipe: Recipe, source: str, held_out: bool) -> dict[str, Fram
     """Which frames are read of a source, by the setting that says so; only phases in which it is drawn from count."""
     if held_out:
         return {"data.frames": recipe.data.frames}
-    starts = sorted({0, *(p.start for p in recipe.train.phases.values() if p)})
+    starts = sorted({0, *(p.start for p in recipe.train.phases.values())})
     phases = (phase_at(step, recipe.data, recipe.train.phases) for step in starts)
     read = [phase for phase in phases if phase.weights.get(source, 0) > 0]
     drawn = {f"train.phases.{phase.name}" if phase.name else "data.frames": phase.frames for phase in read}
@@ -111,7 +111,6 @@ def check_features(
     ours = fingerprint(recipe, towers or frozen_towers(recipe))
     for (group, name), found in held.items():
         config = (recipe.data.sources if group == "data.sources" else recipe.data.val)[name]
-        assert config is not None
         wanted = wanted_frames(recipe, name, group == "data.val")
         for theirs, records in found:
             if wrong := [*_differences(ours, theirs), *_other_frames(theirs.frames, records, wanted)]:

@@ -34,7 +34,7 @@ class Work:
 def plan_work(recipe: Recipe, out: Path, only: list[str]) -> list[Work]:
     """What is to be written where. ConfigError with every source whose phases want different frames."""
     groups = {"sources": recipe.data.sources, "val": recipe.data.val}
-    known = {f"data.{group}.{name}": (group, name, c) for group, cs in groups.items() for name, c in cs.items() if c}
+    known = {f"data.{group}.{name}": (group, name, c) for group, cs in groups.items() for name, c in cs.items()}
     if unknown := [name for name in only if not any(name in (key, n) for key, (_, n, _) in known.items())]:
         raise ValueError(f"--source {', '.join(unknown)}: the recipe has {', '.join(known)}")
     together: dict[str, list[str]] = {}

@@ -115,7 +115,7 @@ class _Writer:
     def __init__(self, recipe: Recipe, works: list[Work], workers: int) -> None:
         self.device = pick_device()
         self.towers = frozen_towers(recipe).to(self.device)
-        self.tokens = {name: tower.tokens for name, tower in recipe.model.towers.items() if tower is not None}
+        self.tokens = {name: tower.tokens for name, tower in recipe.model.towers.items()}
         self.marks = [fingerprint(recipe, self.towers, work.frames) for work in works]
         self.works, self.workers, self.cache = works, workers, BlockCache.of(recipe.data)
         self.done = Done()

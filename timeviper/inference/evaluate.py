@@ -106,7 +106,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, quiet: bool = Fa
     report = score(ours)
     report["blind"] = score(evaluation.answers("blind", blind=True, quiet=quiet))
     report["chance"] = chance(ours)
-    has_transfer = any(s is not None and s.transfer for s in recipe.model.transv.stages.values())
+    has_transfer = any(stage.transfer for stage in recipe.model.transv.stages.values())
     report["pure_drop"] = score(evaluation.answers("pure drop", transfer=False, quiet=quiet)) if has_transfer else None
     counts = {t: sum(a.type == t for a in ours) for t in sorted({a.type for a in ours})}
     report["n"] = {"overall": len(ours), **counts}

@@ -96,7 +96,7 @@ def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
         sums = found.stages.setdefault(segment.name, StageSums())
         if block is None:
             continue
-        before = TransVConfig(stages={s.name: s.stage for s in stages[:i]})
+        before = TransVConfig(stages={s.name: s.stage for s in stages[:i] if s.stage})
         with other_stages(model, before), _entering(decoder.blocks[block]) as seen:
             out = model(pack, label_logits=i == 0)
         without = out if i == 0 else without

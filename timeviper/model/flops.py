@@ -90,8 +90,7 @@ class _Count:
 
     def all(self, objective: str) -> dict[str, Flops]:
         for tower in self.model.towers.values():
-            if tower is not None:
-                self.vision(tower)
+            self.vision(tower)
         if objective == "tags":
             self.tags()
         else:

@@ -24,7 +24,7 @@ class Gradients:
 
     @classmethod
     def of(cls, model: ModelConfig, trainable: Collection[str]) -> Gradients:
-        sees = any(tower is not None for tower in model.towers.values())
+        sees = bool(model.towers)
         targets = tuple(model.lora.targets) if model.lora.rank else ()
         kinds = [target.partition(".")[0] for target in targets]
         adapted = {kind if kind in PARTS else "decoder" for kind in kinds}

@@ -43,7 +43,7 @@ class TagModel(Parts):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        towers = {name: tower for name, tower in cfg.towers.items() if tower is not None}
+        towers = cfg.towers
         if not towers:
             raise ValueError("train.objective is tags, but model.towers is empty: there is no tower to train")
         self.merge_to = {name: tower.tokens for name, tower in towers.items()}

@@ -47,7 +47,7 @@ class TimeViper(Parts):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        towers = {name: tower for name, tower in cfg.towers.items() if tower is not None}
+        towers = cfg.towers
         self.merge_to = {name: tower.tokens for name, tower in towers.items()}
         self.towers = nn.ModuleDict({name: build_tower(tower) for name, tower in towers.items()})
         self.projectors = nn.ModuleDict(

@@ -50,8 +50,6 @@ def saved_activations(
     grads = Gradients.of(model, trainable)
     saved = []
     for name, tower in model.towers.items():
-        if tower is None:
-            continue
         again = "tower" in execution.checkpointed
         tokens = shape.num_frames * tower.tokens
         saved.append(Saved(f"tower {name}", "tower", *tower_saved(tower, shape, grads.tower, again, dtype_bytes)))

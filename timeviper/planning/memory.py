@@ -101,10 +101,10 @@ class _Step:
 
     @property
     def towers(self) -> list[TowerConfig]:
-        return [tower for tower in self.model.towers.values() if tower is not None]
+        return list(self.model.towers.values())
 
     def moments(self) -> Iterator[Moment]:
-        yield from (self.encoding(name) for name, tower in self.model.towers.items() if tower is not None)
+        yield from (self.encoding(name) for name in self.model.towers)
         yield self.loss()
         yield max((self.backward(i) for i in range(len(self.saved))), key=lambda m: m.bytes)
         yield self.reduction()
@@ -129,7 +129,6 @@ class _Step:
 
     def encoding(self, name: str) -> Moment:
         tower = self.model.towers[name]
-        assert tower is not None
         items = self.running()
         items["gathered unit"] = float(next(u.gathered_bytes for u in self.units if u.name == f"towers.{name}"))
         if not self.grads.tower:

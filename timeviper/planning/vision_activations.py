@@ -77,7 +77,7 @@ def tag_logits_saved(model: ModelConfig, shape: PackShape, grads: Gradients, a: 
     F, S, V, D = shape.num_frames, len(shape.frames), model.decoder.vocab_size, model.decoder.width
     if not grads.embedded:
         return 0.0
-    T = sum(tower.tokens for tower in model.towers.values() if tower is not None)
+    T = sum(tower.tokens for tower in model.towers.values())
     kept = WIDE * F * T * V + WIDE * F * V  # scaled logits; their soft maximum
     kept += a * F * T * D * grads.decoder * (len(model.towers) > 1)
     return float(kept + WIDE * F * S + WIDE * S + 2 * S * V + WIDE * S * V)

@@ -25,14 +25,14 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
     if model.tokenizer and not Path(model.tokenizer).exists():
         message = "there is no such folder or tokenizer.json: copy the tokenizer of the checkpoint there."
         yield Problem("model.tokenizer", model.tokenizer, message)
-    weights = {f"model.towers.{name}.weights": tower.weights for name, tower in model.towers.items() if tower}
+    weights = {f"model.towers.{name}.weights": tower.weights for name, tower in model.towers.items()}
     for key, folder in {**weights, "model.decoder.weights": model.decoder.weights}.items():
         if folder and not Path(folder).is_dir():
             message = "there is no such folder: it holds config.json and .safetensors in Hugging Face layout."
             yield Problem(key, folder, message)
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
-            if source and not source.dataset and (problem := _lacks_shards(source)):
+            if not source.dataset and (problem := _lacks_shards(source)):
                 yield Problem(f"{group}.{name}.shards", source.shards, problem)
     if start and not Path(start).is_dir():
         yield Problem("train.init_from", start, f"there is no such export: {_export_hint(start)}")

@@ -75,7 +75,7 @@ def stored_tensors(model: Model, recipe: Recipe) -> dict[str, Read]:
     """
     stored: dict[str, Read] = {}
     for name, cfg in recipe.model.towers.items():
-        if cfg is not None and cfg.weights:
+        if cfg.weights:
             stored |= initialize.tower_weights(name, cfg, model.towers[name])
     parts = check_previous_stage(recipe)
     targets = recipe.model.lora.targets if recipe.model.lora.rank else []
@@ -153,7 +153,7 @@ def _shape_of(model: ModelConfig, parts: list[str]) -> dict[str, Any]:
     """The settings that fix the tensors of the given parts."""
     shape: dict[str, Any] = {}
     if "tower" in parts:
-        shape["towers"] = {n: asdict(t) for n, t in model.towers.items() if t is not None}
+        shape["towers"] = {name: asdict(tower) for name, tower in model.towers.items()}
     if "decoder" in parts:
         shape["decoder"] = asdict(model.decoder)
     for section in (*shape.get("towers", {}).values(), shape.get("decoder", {})):

@@ -21,8 +21,7 @@ def model_problems(model: ModelConfig) -> Iterator[Finding]:
 def model_disagreements(model: ModelConfig) -> Iterator[Finding]:
     """What does not fit together; of a tower or decoder only where its numbers are in range."""
     for name, tower in model.towers.items():
-        if tower:
-            yield from _tower(f"model.towers.{name}", tower)
+        yield from _tower(f"model.towers.{name}", tower)
     yield from _decoder(model.decoder)
     yield from _transv(model)
     yield from _lora(model.lora)
@@ -76,7 +75,7 @@ def _decoder(decoder: DecoderConfig) -> Iterator[Finding]:
 
 def _transv(model: ModelConfig) -> Iterator[Finding]:
     layout = model.decoder.layout
-    stages = {f"model.transv.stages.{name}": stage for name, stage in model.transv.stages.items() if stage}
+    stages = {f"model.transv.stages.{name}": stage for name, stage in model.transv.stages.items()}
     for key, stage in stages.items():
         if not 0 <= stage.layer < len(layout):
             yield Finding(f"{key}.layer", f"must be a block of the layout: 0 to {len(layout) - 1}.")

@@ -14,7 +14,7 @@ from timeviper.errors import did_you_mean
 
 def phase_problems(recipe: Recipe) -> Iterator[Finding]:
     """What cannot work, in the order of the file."""
-    phases = {f"train.phases.{name}": phase for name, phase in recipe.train.phases.items() if phase}
+    phases = {f"train.phases.{name}": phase for name, phase in recipe.train.phases.items()}
     for key, phase in phases.items():
         if not 0 <= phase.start < recipe.train.steps:
             yield Finding(f"{key}.start", f"must be a step of the stage: 0 to {recipe.train.steps - 1}.")
@@ -41,7 +41,7 @@ def phase_problems(recipe: Recipe) -> Iterator[Finding]:
 
 def _phase_keep(key: str, phase: PhaseConfig, recipe: Recipe) -> Iterator[Finding]:
     """What a phase keeps follows the rules of the stages: neither endpoint of a ramp may break them."""
-    stages = {name: stage for name, stage in recipe.model.transv.stages.items() if stage}
+    stages = recipe.model.transv.stages
     for name, keep in phase.keep.items():
         if name not in stages:
             known = ", ".join(stages) or "none"
@@ -65,7 +65,7 @@ def _phase_keep(key: str, phase: PhaseConfig, recipe: Recipe) -> Iterator[Findin
 
 
 def _phase_weights(key: str, weights: dict[str, float], recipe: Recipe) -> Iterator[Finding]:
-    sources = {name: source.weight for name, source in recipe.data.sources.items() if source}
+    sources = {name: source.weight for name, source in recipe.data.sources.items()}
     for name, weight in weights.items():
         if name not in sources:
             yield Finding(
@@ -82,6 +82,6 @@ def phase_warnings(recipe: Recipe) -> Iterator[Finding]:
     """A curriculum that does not end where the export begins."""
     last = keep_at(recipe.train.steps - 1, recipe.model.transv, recipe.train.phases)
     for name, keep in last.items():
-        if (stage := recipe.model.transv.stages[name]) and stage.keep != keep:
+        if (stage := recipe.model.transv.stages[name]).keep != keep:
             message = f"ends the training at {keep:g}, but validation and the export keep {stage.keep:g}."
             yield Finding(f"model.transv.stages.{name}.keep", message)

@@ -48,7 +48,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         message = "transv stages transfer, but transv is not trained here; a gate that starts at 0 stays at 0."
         yield Finding("train.trainable", message)
     for name, stage in stages.items():
-        if stage and stage.keep == 1.0:
+        if stage.keep == 1.0:
             yield Finding(f"model.transv.stages.{name}.keep", "keeps every token: the stage does nothing.")
     yield from phase_warnings(recipe)
     if recipe.chat.frames_per_time != 1 and recipe.chat.time != "frames":
@@ -60,7 +60,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("data.val", "is empty: no validation while training, and nothing to evaluate.")
     for group, sources in (("data.sources", recipe.data.sources), ("data.val", recipe.data.val)):
         for name, source in sources.items():
-            if source and source.options and not source.dataset:
+            if source.options and not source.dataset:
                 yield Finding(f"{group}.{name}.options", "has no effect without `dataset`.")
     yield from callback_warnings(recipe)
     lora = recipe.model.lora
@@ -71,7 +71,7 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _transfers(model: ModelConfig) -> bool:
-    return any(stage and stage.transfer and stage.keep < 1.0 for stage in model.transv.stages.values())
+    return any(stage.transfer and stage.keep < 1.0 for stage in model.transv.stages.values())
 
 
 def _identity(recipe: Recipe) -> Iterator[Finding]:
@@ -90,16 +90,16 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
     data, frames = recipe.data, recipe.data.frames
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
-            if source and not source.shards and not source.dataset:
+            if not source.shards and not source.dataset:
                 message = "is empty: a folder of .tar shards, a glob of them, or `dataset` in its place."
                 yield Finding(f"{group}.{name}.shards", message)
-            if source and source.shards and source.dataset:
+            if source.shards and source.dataset:
                 yield Finding(f"{group}.{name}.dataset", "stands beside `shards`: a source is one or the other.")
-            if source and source.dataset and not PLACE.fullmatch(source.dataset):
+            if source.dataset and not PLACE.fullmatch(source.dataset):
                 yield Finding(f"{group}.{name}.dataset", "is named as module:Class, such as my_data:Clips.")
     if not data.sources:
         yield Finding("data.sources", "is empty: name at least one, as in `world: {shards: data/world/train}`.")
-    elif all(source is None or source.weight <= 0 for source in data.sources.values()):
+    elif all(source.weight <= 0 for source in data.sources.values()):
         yield Finding("data.sources", "every weight is 0: give at least one source a weight above 0.")
     if frames.max_frames < frames.min_frames:
         yield Finding("data.frames.max_frames", f"must be at least min_frames = {frames.min_frames}.")
@@ -107,13 +107,13 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
 
 def _lengths(recipe: Recipe) -> Iterator[Finding]:
     """The longest video must fit one pack (which counts TransV's savings) and the decoder's context."""
-    tokens_per_frame = sum(tower.tokens for tower in recipe.model.towers.values() if tower)
+    tokens_per_frame = sum(tower.tokens for tower in recipe.model.towers.values())
     if not recipe.model.towers:
         yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
         return
     wishes = [("data.frames.max_frames", recipe.data.frames.max_frames, _kept(recipe.model))]
     for name, phase in recipe.train.phases.items():
-        if phase and (phase.max_frames is not None or phase.keep):
+        if phase.max_frames is not None or phase.keep:
             key = f"train.phases.{name}.{'keep' if phase.max_frames is None else 'max_frames'}"
             most = recipe.data.frames.max_frames if phase.max_frames is None else phase.max_frames
             ends = (phase.start, phase.start + max(phase.ramp, 0))
@@ -192,7 +192,7 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
 
 def _own_callbacks(recipe: Recipe) -> Iterator[Finding]:
     for name, own in recipe.callbacks.own.items():
-        if own and not PLACE.fullmatch(own.callback):
+        if not PLACE.fullmatch(own.callback):
             message = "is named as module:Class, such as my_callbacks:Ema."
             yield Finding(f"callbacks.own.{name}.callback", message)
 
@@ -208,7 +208,7 @@ def callback_warnings(recipe: Recipe) -> Iterator[Finding]:
 def drops_tokens(recipe: Recipe) -> bool:
     """Whether TransV does anything in this stage."""
     stages = recipe.model.transv.stages.values()
-    return recipe.train.objective == "answer" and any(stage and stage.keep < 1.0 for stage in stages)
+    return recipe.train.objective == "answer" and any(stage.keep < 1.0 for stage in stages)
 
 
 def answers_held_out(recipe: Recipe) -> bool:
