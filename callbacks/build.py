@@ -79,7 +79,7 @@ def optional_callbacks(
 
     Raises ConfigError with everything that is wrong with a person's own callbacks.
     """
-    chosen = recipe.callbacks
+    chosen, parallel = recipe.callbacks, recipe.parallel
     own = _own(recipe)
     throughput = Throughput(recipe) if chosen.throughput else None
 
@@ -94,8 +94,8 @@ def optional_callbacks(
     found: list[pl.Callback | None] = [
         throughput,
         Memory(recipe) if chosen.memory else None,
-        TransferMeter(recipe, apart) if chosen.transfer and drops_tokens(recipe) else None,
-        SampleTable(recipe, run, apart) if chosen.samples and answers_held_out(recipe) else None,
+        TransferMeter(chosen.transfer, apart) if chosen.transfer and drops_tokens(recipe) else None,
+        SampleTable(chosen.samples, parallel, run, apart) if chosen.samples and answers_held_out(recipe) else None,
         *own,
     ]
     return [callback for callback in found if callback is not None]

@@ -22,7 +22,7 @@ class Curriculum(pl.Callback):
         if phase.name != self._last and trainer.is_global_zero and self.recipe.train.phases:
             print(f"step {trainer.global_step}: phase {phase.name!r}: {self._describe(phase)}", flush=True)
         self._last = phase.name
-        if ramps(self.recipe) and trainer.global_step % self.recipe.log.every == 0:
+        if ramps(self.recipe.train.phases) and trainer.global_step % self.recipe.log.every == 0:
             keep = keep_at(place, self.recipe.model.transv, self.recipe.train.phases)
             for logger in trainer.loggers:
                 logger.log_metrics({f"transv/keep/{n}": k for n, k in keep.items()}, trainer.global_step)

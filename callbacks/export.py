@@ -29,5 +29,5 @@ class Export(pl.Callback):
             write_export(self.folder, state, self.recipe, self.tokenizer, trainer.global_step, data=data)
             print(f"exported {self.folder}", flush=True)
         else:
-            follow_export(state, self.recipe)
+            follow_export(state, self.recipe.model.lora)
         trainer.strategy.barrier()

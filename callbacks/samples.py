@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from timeviper.callbacks.held_out import apart_from_training, fixed_plans, read_share
-from timeviper.config import Recipe
+from timeviper.config import ParallelConfig
+from timeviper.config.callbacks import SamplesConfig
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.world.render import encode_image
@@ -51,13 +52,15 @@ class SampleTable(pl.Callback):
     """
 
     def __init__(
-        self, recipe: Recipe, run: Path, pause: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self,
+        options: SamplesConfig,
+        parallel: ParallelConfig,
+        run: Path,
+        pause: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """pause: entered while it writes."""
-        options = recipe.callbacks.samples
-        assert options is not None
         self.options, self.pause = options, pause
-        self.dtype = getattr(torch, recipe.parallel.param_dtype)
+        self.dtype = getattr(torch, parallel.param_dtype)
         self.folder = run / "logs" / "samples"
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from timeviper.callbacks.held_out import apart_from_training, fixed_plans, read_share
-from timeviper.config import Recipe
+from timeviper.config.callbacks import TransferConfig
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.inspection.probe import gates
 from timeviper.inspection.transfer import StageSums, Transferred, look_at, stages_of
@@ -24,10 +24,8 @@ class TransferMeter(pl.Callback):
     Training is the same with and without it, to the last bit. All ranks take part, each with its share of the samples.
     """
 
-    def __init__(self, recipe: Recipe, pause: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    def __init__(self, options: TransferConfig, pause: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         """pause: entered while it measures."""
-        options = recipe.callbacks.transfer
-        assert options is not None
         self.every, self.samples, self.pause = options.every, options.samples, pause
         self.figures: dict[str, float] = {}
 

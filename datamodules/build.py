@@ -43,7 +43,7 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
         vision_share=kept_share(transv, depth),
         frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
         estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
-        share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(recipe) else None,
+        share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(phases) else None,
     )
 
 

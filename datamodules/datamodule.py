@@ -55,7 +55,7 @@ class VideoDataModule(pl.LightningDataModule):
         self.before_reading()
         data, form = self.recipe.data, self.reader.form
         packs = -(-data.packs_per_step // self.trainer.world_size)
-        starts = [start for start, _ in stretches(self.recipe)]
+        starts = [start for start, _ in stretches(self.recipe.train)]
         share = min(self.cost.at(step).vision_share for step in [*starts, self.recipe.train.steps - 1])
         most = most_bytes(packs, data.tokens_per_pack, form.tokens_per_frame, share, form.image_size)
         return self._loader(self.reader, partial(self.steps, self.trainer.global_step), data.workers, most)

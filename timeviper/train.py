@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from timeviper.callbacks.build import build_callbacks
 from timeviper.callbacks.guard import Rewind
-from timeviper.config import Recipe
+from timeviper.config import LogConfig, Recipe
 from timeviper.config.fields import differences
 from timeviper.config.load import dump, load_recipe
 from timeviper.datamodules.datamodule import VideoDataModule
@@ -199,16 +199,16 @@ def build_trainer(
         enable_checkpointing=False,  # callbacks/checkpoints.py does it, atomically
         enable_progress_bar=False,  # callbacks/progress.py
         enable_model_summary=False,
-        logger=_loggers(recipe, run, start),
+        logger=_loggers(recipe.log, run, start),
         callbacks=callbacks,
     )
 
 
-def _loggers(recipe: Recipe, run: Path, start: int) -> list[Logger]:
+def _loggers(cfg: LogConfig, run: Path, start: int) -> list[Logger]:
     loggers: list[Logger] = []
-    if recipe.log.tensorboard:
+    if cfg.tensorboard:
         loggers.append(TensorBoardLogger(run, name="logs", version=""))
-    if recipe.log.csv:  # one file a start: the logger clears an existing one
+    if cfg.csv:  # one file a start: the logger clears an existing one
         loggers.append(CSVLogger(run, name="logs", version=f"from-step-{start}"))
     return loggers
 

@@ -80,7 +80,7 @@ def test_stretches_cut_the_stage_at_phases_and_within_ramps() -> None:
     recipe.train.steps = 100
     ramp = PhaseConfig(10, keep={"late": 0.5}, ramp=40)
     recipe.train.phases = {"a": ramp, "b": PhaseConfig(45), "c": PhaseConfig(90)}
-    assert stretches(recipe) == [(0, 10), (10, 10), (20, 10), (30, 10), (40, 5), (45, 45), (90, 10)]
+    assert stretches(recipe.train) == [(0, 10), (10, 10), (20, 10), (30, 10), (40, 5), (45, 45), (90, 10)]
 
 
 @pytest.fixture(scope="module")

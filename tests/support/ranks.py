@@ -213,6 +213,6 @@ def train_and_export(recipe: Recipe, folder: Path) -> tuple[dict[str, Tensor], d
     if dist.get_rank() == 0:
         write_export(folder, WholeTensors(model), recipe, Tokenizer.load(""), step=2)
     else:
-        follow_export(WholeTensors(model), recipe)
+        follow_export(WholeTensors(model), recipe.model.lora)
     model.eval()
     return before, after, logits_of(model)

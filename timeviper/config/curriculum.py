@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from timeviper.config.model import TransVConfig
-from timeviper.config.settings import DataConfig, FramesConfig, PhaseConfig, Recipe, TrainConfig
+from timeviper.config.settings import DataConfig, FramesConfig, PhaseConfig, TrainConfig
 
 Phases = Mapping[str, PhaseConfig]
 
@@ -70,27 +70,22 @@ def trainable_at(step: int, train: TrainConfig) -> list[str]:
     return train.trainable if named is None else named
 
 
-def ramps(recipe: Recipe) -> bool:
+def ramps(phases: Phases) -> bool:
     """Whether any phase changes what TransV keeps."""
-    return any(phase.keep for phase in recipe.train.phases.values())
+    return any(phase.keep for phase in phases.values())
 
 
-def stretches(recipe: Recipe, pieces: int = 4) -> list[tuple[int, int]]:
+def stretches(train: TrainConfig, pieces: int = 4) -> list[tuple[int, int]]:
     """The stage cut into `(first step, steps)`: at every phase, and every ramp into `pieces`."""
-    steps = recipe.train.steps
+    starts = {phase.start for phase in train.phases.values()}
     cuts = {0}
-    for phase in recipe.train.phases.values():
-        if phase.start < steps:
+    for phase in train.phases.values():
+        if phase.start < train.steps:
+            end = min([start for start in starts if start > phase.start] + [train.steps])
             ramp = [phase.start + phase.ramp * i // pieces for i in range(pieces + 1)] if phase.ramp else []
-            cuts |= {phase.start, *(cut for cut in ramp if cut < _end(phase, recipe))}
-    edges = [*sorted(cuts), steps]
+            cuts |= {phase.start, *(cut for cut in ramp if cut < end)}
+    edges = [*sorted(cuts), train.steps]
     return [(a, b - a) for a, b in pairwise(edges)]
-
-
-def _end(phase: PhaseConfig, recipe: Recipe) -> int:
-    """The first step after a phase."""
-    later = [p.start for p in recipe.train.phases.values() if p.start > phase.start]
-    return min([*later, recipe.train.steps])
 
 
 def _begun(step: int, phases: Phases) -> list[tuple[str, PhaseConfig]]:

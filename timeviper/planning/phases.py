@@ -41,7 +41,7 @@ def phases_of(recipe: Recipe, assume: Assumptions) -> list[PhasePacks]:
     """
     plan, reason = _index(recipe)
     found: list[PhasePacks] = []
-    for start, count in stretches(recipe):
+    for start, count in stretches(recipe.train):
         phase = phase_at(start, recipe.data, recipe.train.phases)
         model = replace(recipe.model, transv=transv_at(start, recipe.model.transv, recipe.train.phases))
         name = f"{phase.name} from step {start}" if found and phase.name == found[-1].phase else phase.name

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timeviper.config import ModelConfig, Recipe
+from timeviper.config import LoraConfig, ModelConfig, Recipe
 from timeviper.config.fields import differences
 from timeviper.config.load import dump, load_recipe
 from timeviper.errors import ConfigError, Problem
@@ -134,9 +134,9 @@ def write_export(
     partial.rename(folder)
 
 
-def follow_export(state: Mapping[str, Tensor], recipe: Recipe) -> None:
+def follow_export(state: Mapping[str, Tensor], cfg: LoraConfig) -> None:
     """What the other ranks do while one writes: take part in gathering the same tensors, and keep none."""
-    for _ in lora.Merged(state, recipe.model.lora).values():
+    for _ in lora.Merged(state, cfg).values():
         pass
 
 

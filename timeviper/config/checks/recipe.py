@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from timeviper.config.callbacks import SamplesConfig, TransferConfig
+from timeviper.config.callbacks import CallbacksConfig, SamplesConfig, TransferConfig
 from timeviper.config.checks.finding import Finding, out_of_range
 from timeviper.config.checks.model import model_disagreements
 from timeviper.config.checks.phases import phase_problems, phase_warnings
 from timeviper.config.curriculum import transv_at
 from timeviper.config.model import ModelConfig
 from timeviper.config.plugin import PLACE
-from timeviper.config.settings import BLOCK_TYPES, PARTS, Recipe
+from timeviper.config.settings import BLOCK_TYPES, PARTS, ParallelConfig, Recipe
 from timeviper.config.shape import kept_share
 from timeviper.errors import did_you_mean
 
@@ -31,9 +31,9 @@ def problems(recipe: Recipe) -> Iterator[Finding]:
     yield from _lengths(recipe)
     yield from _train(recipe)
     yield from _adapters(recipe)
-    yield from _parallel(recipe)
+    yield from _parallel(recipe.parallel)
     yield from phase_problems(recipe)
-    yield from _own_callbacks(recipe)
+    yield from _own_callbacks(recipe.callbacks)
 
 
 def warnings(recipe: Recipe) -> Iterator[Finding]:
@@ -177,8 +177,7 @@ def _adapters(recipe: Recipe) -> Iterator[Finding]:
             yield Finding("model.lora.targets", message)
 
 
-def _parallel(recipe: Recipe) -> Iterator[Finding]:
-    parallel = recipe.parallel
+def _parallel(parallel: ParallelConfig) -> Iterator[Finding]:
     for word in sorted(parallel.checkpointed - set(BLOCK_TYPES)):
         allowed = f"none, all, or some of {', '.join(BLOCK_TYPES)}, separated by commas"
         yield Finding(
@@ -190,8 +189,8 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("parallel.frozen_dtype", message)
 
 
-def _own_callbacks(recipe: Recipe) -> Iterator[Finding]:
-    for name, own in recipe.callbacks.own.items():
+def _own_callbacks(callbacks: CallbacksConfig) -> Iterator[Finding]:
+    for name, own in callbacks.own.items():
         if not PLACE.fullmatch(own.callback):
             message = "is named as module:Class, such as my_callbacks:Ema."
             yield Finding(f"callbacks.own.{name}.callback", message)
