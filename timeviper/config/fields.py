@@ -1,4 +1,4 @@
-"""What `config.py` says about a key: its type in words, its documentation, its neighbours."""
+"""What `settings.py` says about a key: its type in words, its documentation, its neighbours."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def read_lineage(export: Path) -> dict[str, Any]:
             "or run its stage again."
         ) from error
     for generation, entry in enumerate(_generations(lineage)):
-        place = "" if not generation else f", {generation} stage{'s' * (generation > 1)} back,"
+        stages = "1 stage" if generation == 1 else f"{generation} stages"
+        place = f", {stages} back," if generation else ""
         wrong = "is no object" if not isinstance(entry, dict) else _wrong(entry)
         if wrong:
             raise LineageError(f"{path}{place} {wrong}. Copy the export again, or run its stage again.")

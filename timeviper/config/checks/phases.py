@@ -1,4 +1,4 @@
-"""What the phases of a curriculum mean together with the recipe that they change. Part of `validate.py`."""
+"""What the phases of a curriculum mean together with the recipe that they change. Part of `checks/recipe.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the settings of a recipe mean together: what cannot work, and what has no effect.
 
-Types and names are checked before, in `recipe.py`; here every value has its type. `problems` stops a recipe,
+Types and names are checked before, in `load.py`; here every value has its type. `problems` stops a recipe,
 `warnings` lets it run. Each finding names one key, which may belong to several settings that disagree.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 
 from timeviper.config.callbacks import CallbacksConfig, SamplesConfig, TransferConfig
 from timeviper.config.checks.finding import Finding, out_of_range
@@ -18,7 +17,7 @@ from timeviper.config.curriculum import transv_at
 from timeviper.config.model import ModelConfig
 from timeviper.config.plugin import PLACE
 from timeviper.config.settings import BLOCK_TYPES, PARTS, ParallelConfig, Recipe
-from timeviper.config.shape import kept_share
+from timeviper.config.shape import kept_share, tokens_per_frame
 from timeviper.errors import did_you_mean
 
 
@@ -107,39 +106,33 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
 
 def _lengths(recipe: Recipe) -> Iterator[Finding]:
     """The longest video must fit one pack (which counts TransV's savings) and the decoder's context."""
-    tokens_per_frame = sum(tower.tokens for tower in recipe.model.towers.values())
     if not recipe.model.towers:
         yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
         return
-    wishes = [("data.frames.max_frames", recipe.data.frames.max_frames, _kept(recipe.model))]
+    a_frame = tokens_per_frame(recipe.model)
+    transv, blocks = recipe.model.transv, max(1, len(recipe.model.decoder.layout))
+    wishes = [("data.frames.max_frames", recipe.data.frames.max_frames, kept_share(transv, blocks))]
     for name, phase in recipe.train.phases.items():
         if phase.max_frames is not None or phase.keep:
             key = f"train.phases.{name}.{'keep' if phase.max_frames is None else 'max_frames'}"
             most = recipe.data.frames.max_frames if phase.max_frames is None else phase.max_frames
             ends = (phase.start, phase.start + max(phase.ramp, 0))
-            wishes.append((key, most, max(_kept(_model_at(step, recipe)) for step in ends)))
+            shares = [kept_share(transv_at(step, transv, recipe.train.phases), blocks) for step in ends]
+            wishes.append((key, most, max(shares)))
     for key, num_frames, kept in wishes:
         limits = [("data.tokens_per_pack", recipe.data.tokens_per_pack, kept)]
         if recipe.train.objective == "answer":
             limits.append(("model.decoder.max_tokens", recipe.model.decoder.max_tokens, 1.0))
         for limit_key, limit, share in limits:
-            total = num_frames * tokens_per_frame * share
+            total = num_frames * a_frame * share
             if total >= limit > 0:  # so share > 0, too
-                fitting = int((limit - 1) / (tokens_per_frame * share))
+                fitting = int((limit - 1) / (a_frame * share))
                 message = (
-                    f"{num_frames} frames x {tokens_per_frame} tokens x {share:.2f} (share kept by TransV) = "
+                    f"{num_frames} frames x {a_frame} tokens x {share:.2f} (share kept by TransV) = "
                     f"{total:.0f}, which leaves no room for text in {limit_key} = {limit}: "
                     f"at most {fitting} frames, or raise {limit_key}."
                 )
                 yield Finding(key, message.replace(" x 1.00 (share kept by TransV)", ""))
-
-
-def _kept(model: ModelConfig) -> float:
-    return kept_share(model.transv, max(1, len(model.decoder.layout)))
-
-
-def _model_at(step: int, recipe: Recipe) -> ModelConfig:
-    return replace(recipe.model, transv=transv_at(step, recipe.model.transv, recipe.train.phases))
 
 
 # ---- training -------------------------------------------------------------------------------------------
