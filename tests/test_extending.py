@@ -21,14 +21,15 @@ COPIED = ("timeviper", "kernels", "datamodules", "callbacks", "recipes")
 
 
 def apply(copy: Path, what: str, where: str, text: str) -> None:
-    """A new file, or lines behind the one that `where` quotes."""
+    """A new file, or lines behind or in place of the one that `where` quotes."""
     if what == "new":
         (copy / where.strip()).write_text(text)
         return
-    name, line = re.fullmatch(r"(\S+), after `(.*)` ", where, re.DOTALL).groups()  # type: ignore[union-attr]
+    name, how, line = re.fullmatch(r"(\S+), (after|instead of) `(.*)` ", where).groups()  # type: ignore[union-attr]
     before = (copy / name).read_text()
-    assert before.count(f"{line}\n") == 1, f"{name} has not exactly one line that ends with {line!r}"
-    (copy / name).write_text(before.replace(f"{line}\n", f"{line}\n{text}"))
+    assert before.count(f"\n{line}\n") == 1, f"{name} has not exactly one line {line!r}"
+    kept = f"{line}\n" if how == "after" else ""
+    (copy / name).write_text(before.replace(f"\n{line}\n", f"\n{kept}{text}"))
 
 
 @pytest.mark.parametrize("title", SECTIONS)
@@ -44,7 +45,8 @@ def test_the_example_works(title: str, tmp_path: Path, world: Path) -> None:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m timeviper.cli "$@"\n')
     program.chmod(0o755)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    path = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PATH": path}
     blocks = BLOCK.findall(SECTIONS[title])
     assert blocks[-1][0] == "run", f"{title}: no command shows that it works"
     for what, where, text in blocks:
