@@ -50,17 +50,15 @@ def train(
 ) -> None:
     """Run a stage, or continue it where it stopped."""
     from timeviper.config.load import load_recipe
-    from timeviper.training.inputs import check_inputs
+    from timeviper.training.inputs import ready_recipe
     from timeviper.training.launch import check_ranks, ranks
 
-    checked = load_recipe(recipe, overrides or [])
     if check:
-        return check_ranks(checked, math.prod(ranks()))
-    if not (Path(checked.run_dir) / "export").is_dir():  # a finished stage needs nothing any more
-        check_inputs(checked)
-    from timeviper.train import train as run
+        return check_ranks(load_recipe(recipe, overrides or []), math.prod(ranks()))
+    ready = ready_recipe(recipe, overrides or [])  # what a person can mend is said before the slow imports
+    from timeviper.trainer import run_stage
 
-    if not run(checked, command=_again()):
+    if not run_stage(ready, command=_again()):
         raise typer.Exit(STOPPED)
 
 
