@@ -120,11 +120,11 @@ def ask(
     """Ask a trained model about one video file."""
     from json import dumps
 
-    from timeviper.inference.ask import ask as answer
+    from timeviper.inference.ask import ask as ask_once
 
-    report = answer(run, video, question, overrides or [], stream=not json)
+    answer = ask_once(run, question, video, overrides or [], stream=not json)
     if json:
-        print(dumps(report, ensure_ascii=False, indent=2))
+        print(dumps(answer.as_dict(), ensure_ascii=False, indent=2))
 
 
 @app.command(context_settings=OVERRIDES)
