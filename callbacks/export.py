@@ -24,7 +24,7 @@ class Export(pl.Callback):
             return
         state = WholeTensors(cast(nn.Module, pl_module.model))
         if trainer.is_global_zero:
-            sources = cast(Any, trainer).datamodule.plan.sources  # a VideoDataModule: train.py gives it to fit
+            sources = cast(Any, trainer).datamodule.plan.sources  # a VideoDataModule: trainer.py gives it to fit
             data = {name: source_digest(source) for name, source in sources.items()}
             write_export(self.folder, state, self.recipe, self.tokenizer, trainer.global_step, data=data)
             print(f"exported {self.folder}", flush=True)

@@ -33,7 +33,7 @@ FORK = multiprocessing.get_context("forkserver")
 # What takes seconds to import is imported once, in the server that ranks are forked from. (It does not have this
 # folder on its path, so it cannot import this module.)
 FORK.set_forkserver_preload(
-    ["timeviper.train", "timeviper.inspection.replay", "timeviper.cli.main", "timeviper.datamodules.world.render"]
+    ["timeviper.trainer", "timeviper.inspection.replay", "timeviper.cli.main", "timeviper.datamodules.world.render"]
 )
 
 RECIPE: dict[str, Any] = {

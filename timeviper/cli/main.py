@@ -51,17 +51,15 @@ def train(
 ) -> None:
     """Run a stage, or continue it where it stopped."""
     from timeviper.config.load import load_recipe
-    from timeviper.training.inputs import check_inputs
+    from timeviper.training.inputs import ready_recipe
     from timeviper.training.launch import check_ranks, ranks
 
-    checked = load_recipe(recipe, overrides or [])
     if check:
-        return check_ranks(checked, math.prod(ranks()))
-    if not (Path(checked.run_dir) / "export").is_dir():  # a finished stage needs nothing any more
-        check_inputs(checked)
-    from timeviper.train import train as run
+        return check_ranks(load_recipe(recipe, overrides or []), math.prod(ranks()))
+    ready = ready_recipe(recipe, overrides or [])  # what a person can mend is said before the slow imports
+    from timeviper.trainer import run_stage
 
-    if not run(checked, command=_again()):
+    if not run_stage(ready, command=_again()):
         raise typer.Exit(STOPPED)
 
 
@@ -123,11 +121,11 @@ def ask(
     """Ask a trained model about one video file."""
     from json import dumps
 
-    from timeviper.inference.ask import ask as answer
+    from timeviper.inference.ask import ask as ask_once
 
-    report = answer(run, video, question, overrides or [], stream=not json)
+    answer = ask_once(run, question, video, overrides or [], stream=not json)
     if json:
-        print(dumps(report, ensure_ascii=False, indent=2))
+        print(dumps(answer.as_dict(), ensure_ascii=False, indent=2))
 
 
 @app.command(context_settings=OVERRIDES)

@@ -1,63 +1,194 @@
-"""One question about one file: the same frames, prompt and transfer positions as in training."""
+"""Questions about videos, put to a finished stage: the same frames, prompt and transfer positions as in training."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
+from timeviper.config import Recipe
 from timeviper.datamodules.build import pack_format
-from timeviper.datamodules.frames.video import read_video
+from timeviper.datamodules.frames.video import Frames, read_video
 from timeviper.datamodules.reader import build_pack
 from timeviper.inference.generate import generate_pack
+from timeviper.inference.given import Video, frames_of
 from timeviper.kernels import dispatch
+from timeviper.model.viper import TimeViper
+from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import find_export, load_export, pick_device
 
 
-def ask(
-    run: str | Path, video: str | Path, question: str, overrides: Sequence[str] = (), *, stream: bool = True
-) -> dict:
-    """Answer a question about any file that PyAV opens; `stream` prints the answer as it is written.
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote, and what it was shown; `str` of it is the text."""
 
-    Returns question, answer, frame times in seconds, and the vision tokens left after each transfer.
-    Raises VideoError for an unreadable file, ValueError for a question longer than the context.
+    question: str
+    text: str
+    video: str
+    """The path; empty for frames in memory."""
+    duration: float
+    """Seconds that the video lasts; 0 for a picture."""
+    frame_times: list[float]
+    """Seconds at which a player shows each frame that the model was shown."""
+    prompt_tokens: int
+    """Of the whole prompt, those of the frames among them."""
+    vision_tokens: int
+    kept: dict[str, int]
+    """Vision tokens that are left after each TransV stage, by its name."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `timeviper ask --json` prints: times to the millisecond."""
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "video": self.video,
+            "duration": self.duration,
+            "frame_times": [round(seconds, 3) for seconds in self.frame_times],
+            "tokens": {"prompt": self.prompt_tokens, "vision": self.vision_tokens, "kept": self.kept},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A finished stage in memory, to be asked as often as one likes. `load` makes it."""
+
+    export: Path
+    """The folder that it comes from."""
+    device: torch.device
+    model: TimeViper = field(repr=False)
+    recipe: Recipe = field(repr=False)
+    """Settings of the stage, with the overrides of `load`."""
+    tokenizer: Tokenizer = field(repr=False)
+
+    def ask(
+        self,
+        question: str,
+        video: Video,
+        *,
+        times: ArrayLike | Tensor | None = None,
+        fps: float | None = None,
+        duration: float | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        stream: bool = False,
+    ) -> Answer:
+        """Answer a question about a video or a picture.
+
+        video: the path of a file that PyAV opens, of which frames are taken as `recipe.data.frames` says; or what
+        `read_video` gave, to ask about it again without decoding; or frames in memory, as a numpy array or a tensor of
+        uint8 `[F, H, W, 3]` (RGB, of any size), or one picture `[H, W, 3]`. With frames in memory either
+
+        - times: `[F]` seconds from the start of the video at which each frame is shown. All of them are used, so give
+          as many as the model is used to. duration: seconds that the video lasts, if not as long as evenly spaced
+          frames say.
+        - fps: frames a second. The array is a whole clip, of which frames are taken as of a file.
+
+        max_new_tokens: of the answer at most; None: `recipe.eval.max_new_tokens`. temperature 0: always the most likely
+        token; above: drawn, from the likeliest that together hold `top_p` of the probability, with `generator` (on the
+        model's device). stream: print the answer as it is written.
+
+        Raises:
+            VideoError: for a file that cannot be read.
+            TypeError: for a video of another kind, or a question that is no text.
+            ValueError: for frames of another type or shape, times that do not fit them, or a prompt longer than the
+                context, each with what is allowed.
+        """
+        if not isinstance(question, str):
+            raise TypeError(f"question must be text, got {type(question).__name__}; the video comes after it")
+        form = pack_format(self.recipe)
+        frames = frames_of(video, form.image_size, self.recipe.data.frames, times, fps, duration)
+        path = str(video) if isinstance(video, (str, Path)) else ""
+        messages = [{"role": "user", "content": question}]
+        pack = build_pack(self.tokenizer, form, messages, [frames], prompt_only=True, key=path)
+        decoder = self.tokenizer.stream()
+
+        def show(ids: list[int]) -> None:
+            sys.stdout.write(decoder.step(ids[0]))
+            sys.stdout.flush()
+
+        kept: dict[str, list[int]] = {}
+        dispatch.configure(**vars(self.recipe.model.kernel))  # here, because another model may have been asked since
+        with torch.inference_mode():
+            ids = generate_pack(
+                self.model,
+                pack.to(self.device),
+                max_new_tokens=self.recipe.eval.max_new_tokens if max_new_tokens is None else max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                stop_ids=self.tokenizer.stop_ids,
+                generator=generator,
+                on_token=show if stream else None,
+                kept=kept,
+            )[0]
+        if stream:
+            print(flush=True)
+        return Answer(
+            question=question,
+            text=self.tokenizer.decode(ids.tolist()),
+            video=path,
+            duration=frames.duration,
+            frame_times=frames.times.tolist(),
+            prompt_tokens=pack.lengths[0],
+            vision_tokens=pack.num_vision,
+            kept={stage: counts[0] for stage, counts in kept.items()},
+        )
+
+    def read_video(self, path: str | Path) -> Frames:
+        """The frames of a file as `ask` takes them: `pixels` uint8 `[F, 3, S, S]`, `times` `[F]` seconds.
+
+        Raises VideoError for a file that cannot be read.
+        """
+        return read_video(path, pack_format(self.recipe).image_size, self.recipe.data.frames)
+
+
+def load(run: str | Path, *, device: torch.device | str | None = None, overrides: Sequence[str] = ()) -> LoadedModel:
+    """Load a finished stage: a run folder, or the export in it.
+
+    device: where it computes; None: the GPU if there is one. overrides: settings that differ from the stage's recipe,
+    such as ["data.frames.fps=2", "eval.max_new_tokens=100"].
+
+    Raises:
+        FileNotFoundError: without an export there, with what makes one.
+        ConfigError: for overrides that do not fit.
+        ValueError: for an export that cannot answer, such as that of a vision tower.
     """
-    model, recipe, tokenizer = load_export(find_export(run), overrides)
-    dispatch.configure(**vars(recipe.model.kernel))
-    form = pack_format(recipe)
-    frames = read_video(video, form.image_size, recipe.data.frames)
-    messages = [{"role": "user", "content": question}]
-    pack = build_pack(tokenizer, form, messages, [frames], prompt_only=True, key=str(video))
-    device = pick_device()
-    decoder = tokenizer.stream()
+    export = find_export(run)
+    model, recipe, tokenizer = load_export(export, overrides)
+    place = pick_device() if device is None else torch.device(device)
+    return LoadedModel(export, place, model.to(place), recipe, tokenizer)
 
-    def show(ids: list[int]) -> None:
-        sys.stdout.write(decoder.step(ids[0]))
-        sys.stdout.flush()
 
-    kept: dict[str, list[int]] = {}
-    with torch.inference_mode():
-        ids = generate_pack(
-            model.to(device),
-            pack.to(device),
-            max_new_tokens=recipe.eval.max_new_tokens,
-            stop_ids=tokenizer.stop_ids,
-            on_token=show if stream else None,
-            kept=kept,
-        )[0]
-    if stream:
-        print(flush=True)
-    return {
-        "question": question,
-        "answer": tokenizer.decode(ids.tolist()),
-        "video": str(video),
-        "duration": frames.duration,
-        "frame_times": [round(float(t), 3) for t in frames.times],
-        "tokens": {
-            "prompt": pack.lengths[0],
-            "vision": pack.num_vision,
-            "kept": {stage: counts[0] for stage, counts in kept.items()},
-        },
-    }
+def ask(
+    run: str | Path | LoadedModel,
+    question: str,
+    video: Video,
+    overrides: Sequence[str] = (),
+    *,
+    times: ArrayLike | Tensor | None = None,
+    fps: float | None = None,
+    max_new_tokens: int | None = None,
+    stream: bool = False,
+) -> Answer:
+    """Ask a run folder, an export or a loaded model once: `load(run, overrides=overrides).ask(question, video)`.
+
+    Everything else is as in `LoadedModel.ask`; who has several questions should `load` first. Raises what both raise,
+    and ValueError for overrides of a model that is loaded already.
+    """
+    if isinstance(run, LoadedModel):
+        if overrides:
+            raise ValueError(f"{run.export} is loaded already: give the overrides to load")
+        model = run
+    else:
+        model = load(run, overrides=overrides)
+    return model.ask(question, video, times=times, fps=fps, max_new_tokens=max_new_tokens, stream=stream)

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from timeviper.config import Recipe, SourceConfig
+from timeviper.config.load import load_recipe
 from timeviper.datamodules.remote.storage import hindrance, is_remote
 from timeviper.errors import ConfigError, Problem
+
+
+def ready_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a stage that can start, or continue, or has finished, which needs nothing any more.
+
+    ConfigError with all that is wrong with it, or missing; FileNotFoundError without such a recipe; ValueError for
+    overrides of a recipe that is loaded already.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise ValueError(f"{recipe.name} is loaded already: give the overrides to load_recipe")
+    if not (Path(recipe.run_dir) / "export").is_dir():
+        check_inputs(recipe)
+    return recipe
 
 
 def check_inputs(recipe: Recipe) -> None:

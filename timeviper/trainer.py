@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -27,6 +28,7 @@ from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
 from timeviper.tokenizer import Tokenizer
+from timeviper.training.inputs import ready_recipe
 from timeviper.training.launch import check_ranks, ranks
 from timeviper.training.module import ViperModule
 from timeviper.training.store import CheckpointStore, check_readable, step_of
@@ -73,7 +75,25 @@ _LOST = (
 )
 
 
-def train(recipe: Recipe, *, command: str = "the same command") -> bool:
+def train(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Path:
+    """Run a stage, or continue it where it stopped, as `timeviper train` does; returns its run folder.
+
+    recipe: a YAML file, one of the package's recipes by name, such as "tiny/stage2_instruct", or what `load_recipe`
+    gave. overrides: settings that differ from it, such as ["train.steps=100", "out=runs/short"]; relative paths start
+    at the working directory. A stage that has finished is not repeated. Under torchrun it is one rank of the run.
+
+    Raises:
+        ConfigError: with every problem of the recipe, and all that it needs and that is not there.
+        ValueError, OSError: with what to do; what is on disk stays valid whatever happens.
+        KeyboardInterrupt: when it was asked to stop (Ctrl-C, SIGTERM, SIGUSR1), once its state is saved.
+    """
+    ready = ready_recipe(recipe, overrides)
+    if not run_stage(ready, command="the same call"):
+        raise KeyboardInterrupt(f"stopped and saved in {ready.run_dir}; the same call continues")
+    return Path(ready.run_dir)
+
+
+def run_stage(recipe: Recipe, *, command: str = "the same command") -> bool:
     """Run or continue a stage; True when it has reached its last step, False when it was asked to stop.
 
     `command` is what continues the run, for messages.
