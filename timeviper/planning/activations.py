@@ -74,18 +74,27 @@ class _Language:
     def all(self) -> list[Saved]:
         shapes = segment_shapes(self.model, self.shape)
         names = transfers([s.segment for s in shapes])
-        V = sum(shapes[0].before)
-        index = INDEX * (shapes[0].num_tokens * self.grads.decoder + V * self.grads.embedded)
-        # The splice keeps the frames' tokens for their shape alone.
-        saved = [Saved("splice", "projector", index + self.a * V * self.cfg.width * self.grads.vision)]
+        saved = [self.splice(shapes[0])]
         for stream in shapes:
             if stream.segment.stage is not None:
                 saved.append(self.transfer(stream, stream.segment.name in names))
             blocks = [self.block(i, stream) for i in stream.segment.blocks]
             if self.cfg.facts.rotary and self.flow and "attention" not in self.execution.checkpointed:
+                # Cosines and sines are made once for all blocks of the segment.
                 saved.append(Saved("rope", "attention", WIDE * stream.num_tokens * self.cfg.head_dim))
             saved += blocks
         return [*saved, self.loss(shapes[-1].num_tokens)]
+
+    def splice(self, stream: SegmentShape) -> Saved:
+        """The decoder's input: embeddings of the text, the frames' tokens copied to their places."""
+        V, kept = sum(stream.before), 0
+        if self.grads.decoder:
+            kept += INDEX * stream.num_tokens  # ids
+        if self.grads.embedded:
+            kept += INDEX * V  # places
+        if self.grads.vision:
+            kept += self.a * V * self.cfg.width  # the frames' tokens, for their shape alone
+        return Saved("splice", "projector", kept)
 
     def block(self, i: int, stream: SegmentShape) -> Saved:
         letter, learns, L, D = self.cfg.layout[i], self.grads.decoder, stream.num_tokens, self.cfg.width
@@ -99,17 +108,22 @@ class _Language:
         last_input = learns or maps.last[1] > 0
         gradients = 2.0 * self.a * L * D  # of the block's output and input
         if letter == "M":
-            inside += mamba_saved(self.cfg, stream.lengths, learns, mixes, self.a, self.execution)
-            inside += self.a * L * maps.last[0] * last_input
+            if mixes:
+                inside += mamba_saved(self.cfg, stream.lengths, learns, self.a, self.execution)
+            if last_input:
+                inside += self.a * L * maps.last[0]
             gradients += 3 * WIDE * L * maps.last[0]  # in the gated norm
         elif letter == "*":
             inside += attention_saved(self.cfg, stream.lengths, stream.lengths, mixes, last_input, self.a)
             gradients += 2 * self.a * L * (self.cfg.heads + self.cfg.kv_heads) * self.cfg.head_dim
         else:
             mlp, hidden = MLPS[self.cfg.facts.mlp], self.a * L * self.cfg.mlp_width
-            inside += hidden * (mlp.hidden_kept * mixes + last_input)
-            gradients += hidden * mlp.hidden_gradients
-        inside += self.a * L * maps.last[1]  # the last map's adapter
+            if mixes:
+                inside += mlp.hidden_kept * hidden
+            if last_input:
+                inside += hidden
+            gradients += mlp.hidden_gradients * hidden
+        inside += self.a * L * maps.last[1]  # the last map's adapter, between its two products
         if part not in self.execution.checkpointed:
             return Saved(name, part, inside, 0.0, gradients)
         return Saved(name, part, self.a * L * D, inside, gradients)
@@ -117,16 +131,23 @@ class _Language:
     def first_inputs(self, rows: int, width: int, learns: bool, maps: Maps) -> float:
         """What the maps that share an input keep of it, and their adapters between their two products."""
         ranks = [rank for _, rank in maps.first if rank]
-        kept = self.a * rows * (width * (learns or bool(ranks)) + sum(ranks))
-        return kept + rows * width * (self.a + 1) * len(ranks) * self.grads.dropout  # a mask and a copy each
+        kept = self.a * rows * sum(ranks)
+        if learns or ranks:
+            kept += self.a * rows * width
+        if self.grads.dropout:
+            kept += len(ranks) * rows * width * (self.a + 1)  # for each adapter a thinned copy, and its mask of bytes
+        return kept
 
     def transfer(self, stream: SegmentShape, has_weights: bool) -> Saved:
         """One stage of TransV: indices, and the cross-attention of the text rows n over the sources m."""
         a, D, learns, flow = self.a, self.cfg.width, self.grads.transv and has_weights, self.flow
         stage = stream.segment.stage
         assert stage is not None
-        name = f"transv {stream.segment.name}"
-        outside = INDEX * (stream.num_tokens + len(stream.text) * stage.facts.attention) * flow
+        name, outside = f"transv {stream.segment.name}", 0
+        if flow:
+            outside += INDEX * stream.num_tokens  # where those that stay were
+            if stage.facts.attention:
+                outside += INDEX * len(stream.text)  # who ranks
         maps = maps_of("T", self.model, self.grads)
         mixes = flow or learns or maps.rank_in > 0
         if not has_weights or not (mixes or maps.adapted):
@@ -134,15 +155,24 @@ class _Language:
         self.flow = True
         source = stream.before if self.model.transv.keys == "all" else stream.dropped
         n, m = sum(stream.text), sum(source)
-        # Rows that were picked, where the result goes, and the result, which the sum keeps for its shape alone.
-        outside += INDEX * ((n + m) * flow + n) + a * n * D
+        if flow:
+            outside += INDEX * (n + m)  # rows that were picked
+        outside += (
+            INDEX * n + a * n * D
+        )  # where the result goes, and the result, which the sum keeps for its shape alone
         (_, q), (_, k), (_, v) = maps.first
-        inside = a * (n * D * (learns or q > 0) + m * D * (learns or k + v > 0) + n * q + m * (k + v))
+        inside = a * (n * q + m * (k + v))  # adapters, between their two products
+        if learns or q:
+            inside += a * n * D
+        if learns or k or v:
+            inside += a * m * D
         if self.model.transv.prenorm:
             inside += norm_saved(n, D, learns, flow, self.execution) + norm_saved(m, D, learns, flow, self.execution)
         last_input = learns or maps.last[1] > 0
         inside += attention_saved(self.cfg, stream.text, source, mixes, last_input, a, masked=True)
-        inside += a * n * (D * learns + maps.last[1])  # what the gate scales; o's adapter
+        inside += a * n * maps.last[1]  # o's adapter
+        if learns:
+            inside += a * n * D  # what the gate scales
         if "transv" not in self.execution.checkpointed:
             return Saved(name, "transv", outside + inside)
         return Saved(name, "transv", outside + a * (n + m) * D + INDEX * n, inside)
@@ -153,23 +183,26 @@ class _Language:
         if not (learns or self.flow):
             return Saved("loss", "logits", 0)
         kept = norm_saved(L, D, learns, self.flow, self.execution)
-        kept += INDEX * M + self.a * M * D + WIDE * self.cfg.vocab_size * D * learns
+        kept += INDEX * M + self.a * M * D  # the labels' places, and the gradient of their hidden states
+        if learns:
+            kept += WIDE * self.cfg.vocab_size * D  # the gradient of the head
         return Saved("loss", "logits", kept)
 
 
 def norm_saved(L: int, width: int, learns: bool, flow: bool, execution: Execution) -> float:
-    """RMSNorm of `[L, width]`: the float32 input; on a CPU, where it is no single operation, its output too."""
+    """RMSNorm of `[L, width]`, float32 inside. On a CPU it is no single operation."""
+    kept, wide, scales = 0.0, WIDE * L * width, WIDE * L
     if execution.device == "cuda":
-        return float((WIDE * L * width + WIDE * L) * (learns or flow))
-    return float(WIDE * L * (width + 1) * flow + WIDE * L * width * learns)
+        return float(wide + scales) if learns or flow else 0.0  # input, and a factor a row
+    if flow:
+        kept += wide + scales
+    if learns:
+        kept += wide  # the output before the gain
+    return kept
 
 
-def mamba_saved(
-    cfg: DecoderConfig, lengths: Sequence[int], learns: bool, mixes: bool, a: int, execution: Execution
-) -> float:
-    """The Mamba-2 mixer between its two maps: convolution, scan and gated norm."""
-    if not mixes:
-        return 0.0
+def mamba_saved(cfg: DecoderConfig, lengths: Sequence[int], learns: bool, a: int, execution: Execution) -> float:
+    """The Mamba-2 mixer between its two maps, where it carries a gradient: convolution, scan and gated norm."""
     L, S, H, N = sum(lengths), len(lengths), cfg.ssm_heads, cfg.ssm_state
     inner = H * cfg.ssm_head_dim
     channels = inner + 2 * cfg.ssm_groups * N
@@ -181,7 +214,9 @@ def mamba_saved(
     gated = WIDE * L * (2 * inner + cfg.ssm_groups)  # silu(gate), the product, its root mean squares
     if a != WIDE:
         gated += WIDE * L * 2 * inner  # output and gate in float32
-    return float(projected + convolution + scan + gated + WIDE * L * inner * learns)
+    if learns:
+        gated += WIDE * L * inner  # what its gain is multiplied with
+    return float(projected + convolution + scan + gated)
 
 
 def attention_saved(
@@ -195,23 +230,26 @@ def attention_saved(
 ) -> float:
     """Fused attention (where queries, keys or values carry a gradient: `mixes`) and, if the last map keeps it, the
     input of that. `masked`: with a count of visible keys for every query."""
-    H, q, kv = cfg.heads, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
     n, m = sum(queries), sum(keys)
+    q = a * cfg.heads * cfg.head_dim  # bytes of one token's queries, or of its output
+    kv = 2 * a * cfg.kv_heads * cfg.head_dim  # ... of its key and value
     if not mixes:
-        return float(a * n * q * last_input)
+        return float(n * q) if last_input else 0.0
     batches = [b for b in attention_batches(queries, keys) if b[2]]
     together = [b for b in batches if b[0] > 1]
     kept = 0.0
     for members, longest_q, longest_k in batches:
         rows = members * longest_q
-        kept += rows * (a * q + WIDE * H)  # output; logarithms of the softmax's sums
+        kept += rows * (q + WIDE * cfg.heads)  # output; logarithms of the softmax's sums
         if masked:
-            kept += rows * (a * longest_k + 1)
+            kept += rows * (a * longest_k + 1)  # the mask as numbers, and whether a row sees anything
         if members > 1:  # padded copies and their rows in the stream
-            kept += rows * a * q + members * longest_k * 2 * a * kv + INDEX * members * (longest_q + longest_k)
+            kept += rows * q + members * longest_k * kv + INDEX * members * (longest_q + longest_k)
     if len(together) < len(batches):  # a sequence alone is a view of the whole stream
-        kept += a * n * q + a * m * 2 * kv
-    ordered = len(batches) == 1 and len(set(queries)) == 1
-    if last_input and (masked or not ordered):  # put together from parts, or masked: not the kernel's own output
-        kept += a * n * q
-    return kept + (0 if ordered or not together else INDEX * n)
+        kept += n * q + m * kv
+    ordered = len(batches) == 1 and len(set(queries)) == 1  # the kernel's own output is that of the whole stream
+    if last_input and (masked or not ordered):
+        kept += n * q
+    if together and not ordered:
+        kept += INDEX * n  # the order in which the outputs are put together
+    return kept

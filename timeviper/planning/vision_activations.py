@@ -59,9 +59,17 @@ def projector_saved(tower: TowerConfig, tokens: int, width: int, grads: Gradient
     """Linear, GELU, Linear on `[tokens, C]`."""
     low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
     inside = grads.tower or grads.projector or low > 0
-    row = tower.width * (grads.projector or low > 0) + width * inside + width * (grads.projector or high > 0)
-    dropped = (tower.width * (low > 0) + width * (high > 0)) * grads.dropout
-    return float(tokens * (a * (row + low + high) + (a + 1) * dropped))
+    numbers = low + high  # adapters, between their two products
+    if grads.projector or low:
+        numbers += tower.width  # what the first map reads
+    if inside:
+        numbers += width  # what GELU reads
+    if grads.projector or high:
+        numbers += width  # what the second map reads
+    kept = a * numbers
+    if grads.dropout:  # a thinned copy of what an adapter reads, and its mask of bytes
+        kept += (a + 1) * ((tower.width if low else 0) + (width if high else 0))
+    return float(tokens * kept)
 
 
 def tag_logits_saved(model: ModelConfig, shape: PackShape, grads: Gradients, a: int) -> float:
@@ -71,5 +79,7 @@ def tag_logits_saved(model: ModelConfig, shape: PackShape, grads: Gradients, a: 
         return 0.0
     T = sum(tower.tokens for tower in model.towers.values())
     kept = WIDE * F * T * V + WIDE * F * V  # scaled logits; their soft maximum
-    kept += a * F * T * D * grads.decoder * (len(model.towers) > 1)
-    return float(kept + WIDE * F * S + WIDE * S + 2 * S * V + WIDE * S * V)
+    if grads.decoder and len(model.towers) > 1:
+        kept += a * F * T * D  # the tokens of several towers, side by side: a copy
+    pooled = WIDE * F * S + WIDE * S  # which sequence a frame is of; frames of each
+    return float(kept + pooled + 2 * S * V + WIDE * S * V)  # masks of words, at most; log-softmax
