@@ -19,8 +19,9 @@ from typing import IO, Any
 import av
 import numpy as np
 
+from timeviper.datamodules.checks.defects import Defect
 from timeviper.datamodules.checks.perceptual import FRAMES, SAME_CELL, SAME_RMS, SIZE, Lookalikes, Signature, signature
-from timeviper.datamodules.checks.shards import Problem, find_shards, walk_shard
+from timeviper.datamodules.checks.shards import find_shards, walk_shard
 from timeviper.datamodules.frames.video import read_video
 from timeviper.datamodules.shards.schema import media_type
 from timeviper.datamodules.shards.tar import SliceFile
@@ -65,7 +66,7 @@ def difference(a: Signature, b: Signature) -> tuple[float, int]:
 def media(folder: Path) -> Iterator[tuple[str, SliceFile]]:
     for tar in find_shards(folder):
         for sample in walk_shard(tar, tar.name):
-            if isinstance(sample, Problem):
+            if isinstance(sample, Defect):
                 raise SystemExit(f"{sample.shard}: {sample.detail}")
             for member in sample.members.values():
                 if media_type(member.field):

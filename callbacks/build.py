@@ -18,11 +18,11 @@ from timeviper.callbacks.curriculum import Curriculum
 from timeviper.callbacks.export import Export
 from timeviper.callbacks.guard import Guard
 from timeviper.callbacks.ledger import Ledger
-from timeviper.callbacks.memory import Memory
+from timeviper.callbacks.memory_meter import MemoryMeter
 from timeviper.callbacks.progress import Progress
 from timeviper.callbacks.samples import SampleTable
 from timeviper.callbacks.throughput import Throughput
-from timeviper.callbacks.transfer import TransferMeter
+from timeviper.callbacks.transfer_meter import TransferMeter
 from timeviper.callbacks.watchdog import Watchdog
 from timeviper.config import Recipe
 from timeviper.config.callbacks import OwnCallback
@@ -93,7 +93,7 @@ def optional_callbacks(
 
     found: list[pl.Callback | None] = [
         throughput,
-        Memory(recipe) if chosen.memory else None,
+        MemoryMeter(recipe) if chosen.memory else None,
         TransferMeter(chosen.transfer, apart) if chosen.transfer and drops_tokens(recipe) else None,
         SampleTable(chosen.samples, parallel, run, apart) if chosen.samples and answers_held_out(recipe) else None,
         *own,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from timeviper.config import Recipe
 from timeviper.files import TEMPORARY
-from timeviper.inspection.incident import Findings, Incident, examine, rng_state
+from timeviper.inspection.incident import Diagnosis, Incident, examine, rng_state
 from timeviper.pack import StepBatch
 from timeviper.parallel import WholeTensors
 from timeviper.training.module import ViperModule
@@ -140,7 +140,7 @@ class Guard(pl.Callback):
 
     def _look_again(
         self, module: ViperModule, batch: StepBatch, num_labels: float
-    ) -> tuple[Findings, dict[str, Tensor]]:
+    ) -> tuple[Diagnosis, dict[str, Tensor]]:
         """The step once more with hooks in the model, drawn as before: what all ranks see, and their generators."""
         rank, world, device = module.global_rank, module.trainer.world_size, module.trainer.strategy.root_device
         seed_step(self.recipe.seed, batch.step, rank, world)

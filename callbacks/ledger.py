@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from timeviper.pack import Incident, StepBatch
+from timeviper.pack import Lost, StepBatch
 
 # Each rank names what it has lost itself: another has not seen it. (The command line quiets ranks above 0, which would
 # only repeat what rank 0 says.)
@@ -24,8 +24,8 @@ class Count:
 
     used: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
-    skipped: list[Incident] = field(default_factory=list)
-    truncated: list[Incident] = field(default_factory=list)
+    skipped: list[Lost] = field(default_factory=list)
+    truncated: list[Lost] = field(default_factory=list)
 
     def add(self, other: Count | StepBatch) -> None:
         self.used.update(other.used)
@@ -53,7 +53,7 @@ class Ledger(pl.Callback):
         return counters | {k: [asdict(i) for i in getattr(self.total, k)] for k in ("skipped", "truncated")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        lists = {k: [Incident(**i) for i in state_dict[k]] for k in ("skipped", "truncated")}
+        lists = {k: [Lost(**i) for i in state_dict[k]] for k in ("skipped", "truncated")}
         self.total = Count(Counter(state_dict["used"]), Counter(state_dict["replaced"]), **lists)
 
     def on_train_batch_end(

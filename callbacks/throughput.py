@@ -25,7 +25,7 @@ from timeviper.config import Recipe
 from timeviper.config.curriculum import trainable_at
 from timeviper.config.shape import PackShape, segment_shapes
 from timeviper.model.flops import model_flops, total
-from timeviper.model.stages import transv_in_use
+from timeviper.model.transv_stages import transv_in_use
 from timeviper.pack import StepBatch
 from timeviper.planning.hardware import gpu_of
 from timeviper.training.module import ViperModule

@@ -15,7 +15,7 @@ from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel, Plan
 from timeviper.datamodules.reader import PackFormat
-from timeviper.datamodules.remote.index import load_remote
+from timeviper.datamodules.remote.listing import load_remote
 from timeviper.datamodules.remote.storage import is_remote
 from timeviper.datamodules.shards.index import read_index
 from timeviper.datamodules.shards.index_file import SUFFIX, ShardIndex

@@ -13,7 +13,7 @@ from timeviper.datamodules.frames.video import Frames, frame_count, read_video
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import open_member, read_whole
-from timeviper.datamodules.shards.block_sums import BLOCK
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES
 from timeviper.datamodules.shards.schema import FEATURES, parse_record
 
 
@@ -69,6 +69,6 @@ def fetch_sample(
 def _medium(unit: Unit, medium: dict[str, Any], frames: FramesConfig, size: int, cache: BlockCache | None) -> Frames:
     member, duration = medium["member"], medium.get("duration")
     # A frame is wanted for each block, on average: then hardly a block will be left out.
-    dense = frame_count(duration or unit.record.duration, frames) * BLOCK >= unit.record.members[member].size
+    dense = frame_count(duration or unit.record.duration, frames) * BLOCK_BYTES >= unit.record.members[member].size
     with open_member(unit.shard, unit.record, member, cache, whole=dense or medium["type"] == "image") as file:
         return read_video(file, size, frames, duration)

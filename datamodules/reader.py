@@ -22,7 +22,7 @@ from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.pack import Incident, Pack, StepBatch
+from timeviper.pack import Lost, Pack, StepBatch
 from timeviper.tokenizer import Tokenizer
 
 SLOT = 512  # bytes a loader process: the time when it began with a sample, then its key, cut to fit
@@ -110,7 +110,7 @@ class PackReader(Dataset[StepBatch]):
         batch = StepBatch(plan.step, [])
         for item in plan.too_long:
             reason = f"needs {item.cost:.0f} tokens with {item.num_frames} frames, more than data.tokens_per_pack"
-            batch.skipped.append(Incident(item.unit.source, item.unit.key, reason))
+            batch.skipped.append(Lost(item.unit.source, item.unit.key, reason))
         for items in plan.packs:
             parts = [p for item in items if (p := self._item(item, plan, batch)) is not None]
             batch.packs.append(Pack.join(parts) if parts else Pack.blank(self.form.image_size))
@@ -146,12 +146,12 @@ class PackReader(Dataset[StepBatch]):
                 type=unit.spec.type,
             )
         except (ValueError, OSError) as error:
-            batch.skipped.append(Incident(unit.source, unit.key, str(error)))
+            batch.skipped.append(Lost(unit.source, unit.key, str(error)))
             return None
         if fetched.missing:
             wanted = fetched.missing + pack.num_frames
             reason = f"{fetched.missing} of {wanted} frames could not be decoded"
-            batch.truncated.append(Incident(unit.source, unit.key, reason))
+            batch.truncated.append(Lost(unit.source, unit.key, reason))
         return pack
 
 

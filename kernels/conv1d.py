@@ -18,7 +18,7 @@ from torch import Tensor
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds
 
-BLOCK = 1 << 17  # elements that are convolved at a time on a CPU: 512 KiB of float32, to stay in the cache
+TILE = 1 << 17  # elements that are convolved at a time on a CPU: 512 KiB of float32, to stay in the cache
 
 
 def causal_conv1d(
@@ -210,7 +210,7 @@ def _taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
 def _blocks(x: Tensor, taps: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the output and the `[rows + K - 1, C]` inputs that they see, zeros before the first."""
     (L, C), pre = x.shape, taps.shape[0] - 1
-    step = max(pre + 1, BLOCK // C) if x.device.type == "cpu" else L
+    step = max(pre + 1, TILE // C) if x.device.type == "cpu" else L
     for start in range(0, L, step):
         rows = slice(start, min(start + step, L))
         window = x[max(start - pre, 0) : rows.stop].to(taps.dtype)

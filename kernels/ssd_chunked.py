@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
-from timeviper.kernels.ssd_plan import Block, Plan
+from timeviper.kernels.ssd_layout import ChunkLayout, Tile
 
 # Elements of the largest intermediate of a block. On a CPU 512 KiB of float32, so that what a block works on
 # stays in the cache (8 times as much is 1.4 times slower); elsewhere enough to fill the device.
-BLOCK_CPU, BLOCK = 1 << 17, 1 << 24
+TILE_CPU, TILE = 1 << 17, 1 << 24
 
 Waves = Iterable[tuple[int, int, int]]
 
@@ -59,7 +59,7 @@ def chunked_scan(
     chunk_size = tokens_per_chunk(chunk_size, state.shape[-1] * state.shape[-2], bounds.max_length, x.device.type)
     plan = bounds.cache.get(("ssd", chunk_size))
     if plan is None:
-        plan = bounds.cache["ssd", chunk_size] = Plan.of(bounds, chunk_size)
+        plan = bounds.cache["ssd", chunk_size] = ChunkLayout.of(bounds, chunk_size)
     tensors = (x, step, log_decay, B, C, D, state)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)  # inside, grad mode is always off
     return _ChunkedScan.apply(*tensors, plan, keep)  # pyright: ignore[reportReturnType]
@@ -86,7 +86,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: Plan = ctx.plan
+        plan: ChunkLayout = ctx.plan
         x, step, log_decay, B, C, D, y, before = ctx.saved_tensors
         dy, d_final = grads
         scan = _Scan(plan, x, step, log_decay, B, C, D, before)
@@ -129,7 +129,7 @@ class _Scan:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ChunkLayout,
         x: Tensor,
         step: Tensor,
         log_decay: Tensor,
@@ -150,7 +150,7 @@ class _Scan:
         to_end = (last - self.total).exp()
         weights = (self.step, self.step * to_end, to_end, self.total.exp())
         self.w_step, self.w_step_to_end, self.w_to_end, self.w_from_start = map(self.by_token, weights)
-        budget = BLOCK_CPU if x.device.type == "cpu" else BLOCK
+        budget = TILE_CPU if x.device.type == "cpu" else TILE
         limit = max(1, budget // (self.H * max(plan.size**2, plan.size * self.P, self.P * self.N)))
         self.blocks = plan.blocks(limit, self.x.shape[0])
 
@@ -164,13 +164,13 @@ class _Scan:
         return t.transpose(1, 2).unflatten(2, (self.G, self.R))[..., None]
 
     # Of one block: tokens are [n, q, G, R, P] and scalars [n, q, G, R, 1]; products take batches of matrices.
-    def tokens(self, t: Tensor, block: Block) -> Tensor:
+    def tokens(self, t: Tensor, block: Tile) -> Tensor:
         return t[block.rows].view(block.n, block.q, self.G, self.R, self.P).to(self.wide)
 
-    def scalars(self, t: Tensor, block: Block) -> Tensor:
+    def scalars(self, t: Tensor, block: Tile) -> Tensor:
         return t[block.first : block.last, : block.q]
 
-    def keys(self, t: Tensor, block: Block) -> Tensor:
+    def keys(self, t: Tensor, block: Tile) -> Tensor:
         """Rows of B or C as `[n * G, q, N]`."""
         t = t[block.rows].view(block.n, block.q, self.G, self.N).transpose(1, 2)
         return t.reshape(block.n * self.G, block.q, self.N).to(self.wide)
@@ -186,27 +186,27 @@ class _Scan:
         torch.mul(t, weight, out=out.transpose(1, 2))
         return out.view(n * G, q, R * P)
 
-    def from_head(self, t: Tensor, block: Block) -> Tensor:
+    def from_head(self, t: Tensor, block: Tile) -> Tensor:
         return t.view(block.n, self.G, self.R, block.q, self.P).permute(0, 3, 1, 2, 4)
 
-    def from_group(self, t: Tensor, block: Block) -> Tensor:
+    def from_group(self, t: Tensor, block: Tile) -> Tensor:
         return t.view(block.n, self.G, block.q, self.R, self.P).transpose(1, 2)
 
     def states(self, t: Tensor) -> Tensor:
         """`[n, H, P, N]` to `[n * G, R * P, N]`."""
         return t.view(-1, self.R * self.P, self.N)
 
-    def decay(self, block: Block) -> Tensor:
+    def decay(self, block: Tile) -> Tensor:
         """exp(s[t] - s[u]) as `[n, G, R, q, q]`; above the diagonal 1, for a masked factor to remove."""
         s = self.total[block.first : block.last, :, : block.q]
         decay = (s[..., None] - s[..., None, :]).clamp_(max=0).exp_()
         return decay.view(block.n, self.G, self.R, block.q, block.q)
 
-    def masked_CB(self, B: Tensor, C: Tensor, block: Block) -> Tensor:
+    def masked_CB(self, B: Tensor, C: Tensor, block: Tile) -> Tensor:
         """C[t] . B[u] for u <= t, else 0, as `[n, G, 1, q, q]`."""
         return torch.bmm(C, B.mT).tril_().view(block.n, self.G, 1, block.q, block.q)
 
-    def forward_block(self, block: Block, y: Tensor, carry: Tensor, before: Tensor) -> None:
+    def forward_block(self, block: Tile, y: Tensor, carry: Tensor, before: Tensor) -> None:
         """Write the block's outputs into y and the states before its chunks into `before`; advance `carry`."""
         B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
         ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
@@ -218,7 +218,7 @@ class _Scan:
         torch.addcmul(self.from_head(inner, block), outer, self.scalars(self.w_from_start, block), out=out)
         out.addcmul_(x, self.skip)
 
-    def pass_on(self, block: Block, waves: Waves, carry: Tensor, left: Tensor, right: Tensor, held: Tensor) -> None:
+    def pass_on(self, block: Tile, waves: Waves, carry: Tensor, left: Tensor, right: Tensor, held: Tensor) -> None:
         """Wave by wave, write `carry` into `held [n, H, P, N]`; then let it decay and take up left^T right."""
         for start, low, high in waves:
             stop, now = start + high - low, carry[low:high]
@@ -228,7 +228,7 @@ class _Scan:
             self.states(now).baddbmm_(left[groups].mT, right[groups])
 
     def backward_block(
-        self, block: Block, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients
+        self, block: Tile, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients
     ) -> None:
         """Write the block's gradients into `out`; `carry`, the gradient of the states, goes back over it."""
         q, chunks = block.q, slice(block.first, block.last)

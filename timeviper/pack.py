@@ -160,7 +160,7 @@ class Pack:
 
 
 @dataclass
-class Incident:
+class Lost:
     """A sample that could not be used, or not wholly, and why."""
 
     source: str
@@ -176,9 +176,9 @@ class StepBatch:
     packs: list[Pack]
     used: dict[str, int] = field(default_factory=dict)
     """Samples used, by source; replacements not counted."""
-    skipped: list[Incident] = field(default_factory=list)
+    skipped: list[Lost] = field(default_factory=list)
     """Samples that could not be used."""
-    truncated: list[Incident] = field(default_factory=list)
+    truncated: list[Lost] = field(default_factory=list)
     """Used samples of which some frames could not be decoded."""
     replaced: dict[str, int] = field(default_factory=dict)
     """Skipped samples for which another one of their source stood in, by source."""

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.checks.findings import MENDED, Problem, Report
+from timeviper.datamodules.checks.defects import MENDED, Defect, Report
 from timeviper.datamodules.checks.reencode import reencode
 from timeviper.datamodules.checks.sample import CheckConfig, Sample
 from timeviper.datamodules.checks.shards import find_shards, walk_shard
@@ -43,14 +43,14 @@ class _Job:
     shard: str
     out: Path
     frames: FramesConfig
-    problems: dict[str, list[Problem]]
+    problems: dict[str, list[Defect]]
     """Of its samples, by key."""
 
 
 @dataclass
 class _Mended:
     samples: int
-    dropped: list[Problem]
+    dropped: list[Defect]
 
 
 def fix_shards(
@@ -60,7 +60,7 @@ def fix_shards(
     config: CheckConfig | None = None,
     workers: int = 0,
     progress: Callable[[int, str], None] | None = None,
-) -> list[Problem]:
+) -> list[Defect]:
     """Write mended copies of the shards below `folder` below `out`; what was left out, as `out`/dropped.jsonl has it.
 
     `report` is that of `check_shards(folder)`. ValueError if `out` is not empty, or lies in `folder`.
@@ -70,7 +70,7 @@ def fix_shards(
         raise ValueError(f"{out} lies in {folder}, so its shards would be checked with the originals; choose another")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder for the mended shards, or empty it")
-    problems: dict[str, dict[str, list[Problem]]] = defaultdict(lambda: defaultdict(list))
+    problems: dict[str, dict[str, list[Defect]]] = defaultdict(lambda: defaultdict(list))
     for problem in report.problems:
         if problem.key:
             problems[problem.shard][problem.key].append(problem)
@@ -78,7 +78,7 @@ def fix_shards(
     names = [(tar, str(tar.relative_to(folder))) for tar in find_shards(folder)]
     jobs = (_Job(tar, name, out / name, config.frames, dict(problems[name])) for tar, name in names)
     samples = 0
-    dropped: list[Problem] = []
+    dropped: list[Defect] = []
     with whole_file(out / DROPPED) as partial, partial.open("w", encoding="utf-8") as file:
         for job, mended in ordered(_mend_shard, jobs, workers, _crashed):
             dropped += mended.dropped
@@ -101,7 +101,7 @@ def _mend_shard(job: _Job) -> _Mended:
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{job.out.stem}-", dir=job.out.parent) as scratch:
         for found in walk_shard(job.tar, job.shard):
-            if isinstance(found, Problem):
+            if isinstance(found, Defect):
                 if found.key and found.kind not in MENDED:
                     dropped.append(found)
                 continue
@@ -114,7 +114,7 @@ def _mend_shard(job: _Job) -> _Mended:
             try:
                 kept.append(_mend(found, job, Path(scratch)))
             except VideoError as error:
-                dropped.append(Problem(job.shard, found.key, "media", error.reason))
+                dropped.append(Defect(job.shard, found.key, "media", error.reason))
         if kept:
             write_shard(job.out, kept)
     return _Mended(len(kept), dropped)

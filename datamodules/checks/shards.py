@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from timeviper.datamodules.checks.findings import MENDED, NOTES, PROBLEMS, Problem, Report
+from timeviper.datamodules.checks.defects import MENDED, NOTES, PROBLEMS, Defect, Report
 from timeviper.datamodules.checks.forecast import Forecast
 from timeviper.datamodules.checks.sample import CheckConfig, Examined, Sample, examine
 from timeviper.datamodules.checks.twins import Twins
@@ -21,7 +21,7 @@ from timeviper.datamodules.shards.index import index_path, read_index
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, SampleRecord, decode
 from timeviper.datamodules.shards.tar import Member, ShardError, group, iter_tar
 
-__all__ = ["NOTES", "PROBLEMS", "CheckConfig", "Problem", "Report", "check_shards", "find_shards", "walk_shard"]
+__all__ = ["NOTES", "PROBLEMS", "CheckConfig", "Defect", "Report", "check_shards", "find_shards", "walk_shard"]
 
 NUMBERED = re.compile(r"(.*?)(\d+)\.tar")
 
@@ -43,19 +43,19 @@ def check_shards(
     for found in _around(Path(folder), tars):
         report.add(found, config.accept)
 
-    def samples() -> Iterator[Sample | Problem]:
+    def samples() -> Iterator[Sample | Defect]:
         for tar in tars:
             yield from walk_shard(tar, str(tar.relative_to(folder)))
 
     for sample, examined in ordered(partial(_examine, config=config), samples(), workers, _crashed):
-        if isinstance(sample, Problem):
+        if isinstance(sample, Defect):
             report.add(sample, config.accept)
             continue
         findings = list(examined.findings)
         if not any(kind in PROBLEMS and kind not in (*MENDED, *config.accept) for kind, _ in findings):
             findings += twins.of(sample, examined)  # of what is not used there can be no second use
         for kind, detail in findings:
-            report.add(Problem(sample.shard, sample.key, kind, detail), config.accept)
+            report.add(Defect(sample.shard, sample.key, kind, detail), config.accept)
         if examined.seconds is not None:
             forecast.add(sample.shard, sample.key, examined.seconds, examined.frames, examined.conversations)
         report.samples += 1
@@ -65,12 +65,12 @@ def check_shards(
     return report
 
 
-def _examine(sample: Sample | Problem, config: CheckConfig) -> Examined:
+def _examine(sample: Sample | Defect, config: CheckConfig) -> Examined:
     """Problems travel with the samples so that all stay in order."""
-    return Examined() if isinstance(sample, Problem) else examine(sample, config)
+    return Examined() if isinstance(sample, Defect) else examine(sample, config)
 
 
-def _crashed(sample: Sample | Problem) -> Examined:
+def _crashed(sample: Sample | Defect) -> Examined:
     return Examined([("crash", "decoding it ended the process: not a video to train on, and maybe an attack")])
 
 
@@ -82,18 +82,18 @@ def find_shards(folder: Path) -> list[Path]:
     return tars
 
 
-def _around(folder: Path, tars: list[Path]) -> Iterator[Problem]:
+def _around(folder: Path, tars: list[Path]) -> Iterator[Defect]:
     """What lies beside the shards, or does not and should."""
     for index in sorted(folder.rglob(f"*{SUFFIX}")):
         tar = index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
         if not tar.exists():
             detail = f"the shard is missing, though its index {index.name} is there; put it back or delete the index"
-            yield Problem(str(tar.relative_to(folder)), "", "index", detail)
+            yield Defect(str(tar.relative_to(folder)), "", "index", detail)
     for merged in sorted(folder.rglob(MERGED)):
         yield from _merged(folder, merged, [tar for tar in tars if tar.parent == merged.parent])
     for partial_file in sorted(folder.rglob("*.tar.*tmp")):
         name = str(partial_file.relative_to(folder))
-        yield Problem(name, "", "shards", "left over from a writer that was stopped; run it again, or delete this")
+        yield Defect(name, "", "shards", "left over from a writer that was stopped; run it again, or delete this")
     rows: dict[Path, dict[int, Path]] = {}
     for tar in tars:
         if match := NUMBERED.fullmatch(tar.name):
@@ -102,33 +102,33 @@ def _around(folder: Path, tars: list[Path]) -> Iterator[Problem]:
         for before, number in zip(sorted(row), sorted(row)[1:]):
             if number > before + 1:
                 detail = f"{number - before - 1} numbers are missing between {row[before].name} and this shard"
-                yield Problem(str(row[number].relative_to(folder)), "", "shards", detail)
+                yield Defect(str(row[number].relative_to(folder)), "", "shards", detail)
 
 
-def _merged(folder: Path, merged: Path, tars: list[Path]) -> Iterator[Problem]:
+def _merged(folder: Path, merged: Path, tars: list[Path]) -> Iterator[Defect]:
     """The index of a folder beside those of its shards."""
     remedy, name = f"run `timeviper shards index {merged.parent}`", str(merged.relative_to(folder))
     try:
         there = decode(merged.read_bytes(), merged.name, remedy, lambda shard: str(merged.with_name(shard)))
     except (ValueError, OSError) as error:
-        yield Problem(name, "", "index", str(error))
+        yield Defect(name, "", "index", str(error))
         return
     known = {shard.name: shard for shard in there}
     for tar in tars:
         if tar.name not in known:
-            yield Problem(str(tar.relative_to(folder)), "", "index", f"is not in {merged.name}; {remedy}")
+            yield Defect(str(tar.relative_to(folder)), "", "index", f"is not in {merged.name}; {remedy}")
         elif index_path(tar).exists():
             with suppress(ValueError, OSError):  # what is wrong with its own index comes with its samples
                 if read_index(tar) != known[tar.name]:
                     detail = f"{merged.name} and {index_path(tar).name} tell it differently; delete both and {remedy}"
-                    yield Problem(str(tar.relative_to(folder)), "", "index", detail)
+                    yield Defect(str(tar.relative_to(folder)), "", "index", detail)
     for shard in there:
         if not shard.path.exists():
             detail = f"the shard is missing, though {merged.name} knows it; put it back or {remedy}"
-            yield Problem(str(shard.path.relative_to(folder)), "", "index", detail)
+            yield Defect(str(shard.path.relative_to(folder)), "", "index", detail)
 
 
-def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Problem]:
+def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Defect]:
     """The whole samples of one shard, as far as they can be got at, and what is wrong with the others.
 
     In a damaged archive an index that still fits tells where the samples are; without one, those before the
@@ -138,7 +138,7 @@ def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Problem]:
     try:
         known = {record.key: record for record in read_index(tar).samples}
     except (ValueError, OSError) as error:
-        yield Problem(shard, "", "index", str(error))
+        yield Defect(shard, "", "index", str(error))
     members, damage = [], None
     try:
         for member in iter_tar(tar):
@@ -146,7 +146,7 @@ def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Problem]:
     except (ShardError, OSError) as error:
         damage = error
         detail = error.detail if isinstance(error, ShardError) else f"cannot be read: {error}"
-        yield Problem(shard, getattr(error, "key", ""), getattr(error, "kind", "tar"), detail)
+        yield Defect(shard, getattr(error, "key", ""), getattr(error, "kind", "tar"), detail)
         if isinstance(error, OSError):
             return
     if damage and known:
@@ -154,12 +154,12 @@ def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Problem]:
     size, keys = tar.stat().st_size, set()
     for found in group(tar, [m for m in members if m.offset + m.size <= size]):
         if isinstance(found, ShardError):
-            yield Problem(shard, found.key, found.kind, found.detail)
+            yield Defect(shard, found.key, found.kind, found.detail)
             keys.add(found.key)
             continue
         keys.add(found[0])
         if known is not None and found[0] not in known:
-            yield Problem(shard, found[0], "index", f"is not in {index_path(tar).name}; delete that and write it anew")
+            yield Defect(shard, found[0], "index", f"is not in {index_path(tar).name}; delete that and write it anew")
         yield Sample(tar, shard, *found, known.get(found[0]) if known else None)
     for key in (k for k in known or {} if k not in keys):
-        yield Problem(shard, key, "missing", f"is in {index_path(tar).name}, but not in the tar; copy the shard again")
+        yield Defect(shard, key, "missing", f"is in {index_path(tar).name}, but not in the tar; copy the shard again")

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from timeviper.config import DataConfig
-from timeviper.datamodules.shards.block_sums import Block
+from timeviper.datamodules.shards.block_sums import FileBlock
 from timeviper.files import TEMPORARY
 
 KEEP = 0.9  # share of the bound that is left when it was reached, so that not every block costs a look at all files
@@ -42,7 +42,7 @@ class BlockCache:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_counted": False}
 
-    def get(self, shard: str, block: Block) -> bytes | None:
+    def get(self, shard: str, block: FileBlock) -> bytes | None:
         """A block, or None if it is not there as it should be."""
         path = self._path(shard, block)
         try:
@@ -52,11 +52,11 @@ class BlockCache:
             return None
         return data if block.holds(data) else None
 
-    def has(self, shard: str, block: Block) -> bool:
+    def has(self, shard: str, block: FileBlock) -> bool:
         """Whether `get` would find something, sound or not."""
         return self._path(shard, block).exists()
 
-    def put(self, shard: str, block: Block, data: bytes | memoryview) -> None:
+    def put(self, shard: str, block: FileBlock, data: bytes | memoryview) -> None:
         """Keep a block. A disk that is full or may not be written costs a warning, no more."""
         size = len(data)
         if size > self.max_bytes:
@@ -80,7 +80,7 @@ class BlockCache:
             warnings.warn(f"nothing is kept in {self.folder}: {error}; remote shards are read again", stacklevel=2)
             self.max_bytes = 0
 
-    def _path(self, shard: str, block: Block) -> Path:
+    def _path(self, shard: str, block: FileBlock) -> Path:
         name = sha256(f"{shard}\n{block.offset}\n{block.size}\n{block.crc32:08x}".encode()).hexdigest()[:32]
         return self.folder / name[:2] / name[2:]
 

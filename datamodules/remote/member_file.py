@@ -16,7 +16,7 @@ from av.error import err_check
 
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.storage import StorageError, is_remote, read_range
-from timeviper.datamodules.shards.block_sums import BLOCK, Blocks
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlocks
 from timeviper.datamodules.shards.index_file import SampleRecord
 from timeviper.datamodules.shards.tar import RangeFile, ShardError
 
@@ -31,7 +31,7 @@ class MemberFile(RangeFile):
         where = record.members[field]
         super().__init__(f"{shard}[{record.key}.{field}]", where.size)
         self.shard, self.key, self.field = shard, record.key, field
-        self.blocks = Blocks(where, record.blocks.get(field, b""))
+        self.blocks = FileBlocks(where, record.blocks.get(field, b""))
         self.error: Exception | None = None
         self._held: OrderedDict[int, bytes] = OrderedDict()
 
@@ -42,7 +42,7 @@ class MemberFile(RangeFile):
     def read_at(self, at: int, view: memoryview) -> int:
         if self.error is not None:  # said already; PyAV prints a second one before it has passed on the first
             return 0
-        number, start = divmod(at, BLOCK)
+        number, start = divmod(at, BLOCK_BYTES)
         try:
             if number not in self._held:
                 self._held |= self.load(number)
@@ -125,7 +125,7 @@ class RemoteMember(MemberFile):
         return number not in self._held and not self.cache.has(self.shard, self.blocks[number])
 
     def _fetched(self, numbers: range) -> dict[int, bytes]:
-        """Blocks that follow each other, in one request; what arrives damaged is asked for once more."""
+        """FileBlocks that follow each other, in one request; what arrives damaged is asked for once more."""
         found: dict[int, bytes] = {}
         for attempt in range(2):
             wrong = self._request([n for n in numbers if n not in found], found)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from timeviper.datamodules.shards.tar import Slice, SliceFile
 
-BLOCK = 1 << 16  # bytes: 6 bytes of index for each, and the least that is read of a remote shard
+BLOCK_BYTES = 1 << 16  # bytes: 6 bytes of index for each, and the least that is read of a remote shard
 WIDTH = 4  # bytes of a checksum, little-endian
 
 
-class Block(NamedTuple):
+class FileBlock(NamedTuple):
     """Where a block's bytes lie in the shard, and their checksum."""
 
     offset: int
@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FileBlocks:
     """The blocks of one member."""
 
     where: Slice
@@ -42,23 +42,23 @@ class Blocks:
             raise ValueError(f"{len(self.sums)} bytes of checksums for a member of {self.where.size} bytes")
 
     def __len__(self) -> int:
-        return -(-self.where.size // BLOCK)
+        return -(-self.where.size // BLOCK_BYTES)
 
-    def __getitem__(self, number: int) -> Block:
+    def __getitem__(self, number: int) -> FileBlock:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        start = number * BLOCK
+        start = number * BLOCK_BYTES
         crc = int.from_bytes(self.sums[number * WIDTH : (number + 1) * WIDTH], "little") if self.sums else None
-        size = min(BLOCK, self.where.size - start)
-        return Block(self.where.offset + start, size, self.where.crc32 if crc is None else crc)
+        size = min(BLOCK_BYTES, self.where.size - start)
+        return FileBlock(self.where.offset + start, size, self.where.crc32 if crc is None else crc)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[FileBlock]:
         return (self[number] for number in range(len(self)))
 
 
 def sums_size(size: int) -> int:
     """Bytes of checksums that a member of `size` bytes has beside its own crc32."""
-    return -(-size // BLOCK) * WIDTH if size > BLOCK else 0
+    return -(-size // BLOCK_BYTES) * WIDTH if size > BLOCK_BYTES else 0
 
 
 def summed(path: Path, offset: int, size: int) -> tuple[Slice, bytes]:
@@ -68,9 +68,9 @@ def summed(path: Path, offset: int, size: int) -> tuple[Slice, bytes]:
     """
     crc, sums = 0, bytearray()
     with SliceFile(path, offset, size) as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
             sums += zlib.crc32(block).to_bytes(WIDTH, "little")
         if file.tell() != size:
             raise OSError(f"{path} ends {size - file.tell()} bytes before the end of the member at {offset}")
-    return Slice(offset, size, crc), bytes(sums) if size > BLOCK else b""
+    return Slice(offset, size, crc), bytes(sums) if size > BLOCK_BYTES else b""

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from timeviper.datamodules.shards.schema import MAX_JSON
 
-BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
+TAR_BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
 CHUNK = 1 << 20
 
 
@@ -148,7 +148,7 @@ def iter_tar(path: Path) -> Iterator[Member]:
                     raise ShardError(path, f"member {info.name!r} is no plain file; a shard may not have links")
                 if info.isfile():  # `tar cf x.tar folder` has an entry for the folder, which says nothing
                     yield _member(path, info)
-                end = info.offset_data + -(-info.size // BLOCK) * BLOCK
+                end = info.offset_data + -(-info.size // TAR_BLOCK) * TAR_BLOCK
     except (tarfile.TarError, RecursionError, OverflowError) as error:
         raise ShardError(path, f"not an uncompressed tar, or damaged at its start ({error})") from error
     _check_end(path, end)
@@ -180,7 +180,7 @@ def _check_end(path: Path, end: int) -> None:
                     f"damaged: no member starts at byte {end}, where one should; copy the shard again",
                 )
             left += len(chunk)
-    if left < 2 * BLOCK:
+    if left < 2 * TAR_BLOCK:
         raise ShardError(path, f"cut off after byte {end}: the end-of-archive mark is missing; copy the shard again")
 
 

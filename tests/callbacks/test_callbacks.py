@@ -19,7 +19,7 @@ from jobs import losses, run, weights, write_recipe
 from timeviper.callbacks.build import optional_callbacks
 from timeviper.callbacks.guard import Guard
 from timeviper.callbacks.held_out import fixed_plans, read_share
-from timeviper.callbacks.memory import HELD
+from timeviper.callbacks.memory_meter import HELD
 from timeviper.callbacks.samples import _cell
 from timeviper.callbacks.throughput import Throughput
 from timeviper.config import PARTS, Recipe

@@ -23,7 +23,7 @@ from timeviper.config.shape import PackShape, mean_tokens, tokens_per_frame
 from timeviper.datamodules.build import build_plan
 from timeviper.errors import ConfigError
 from timeviper.planning.hardware import GPUS, Assumptions
-from timeviper.planning.phases import phases_of
+from timeviper.planning.phase_packs import phases_of
 from timeviper.planning.stage import plan_stage
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model

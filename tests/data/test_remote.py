@@ -24,9 +24,9 @@ from timeviper.datamodules.mixture import Source, Unit
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote import storage
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.remote.index import expand
+from timeviper.datamodules.remote.listing import expand
 from timeviper.datamodules.remote.member_file import LocalMember, open_member, read_whole
-from timeviper.datamodules.shards.block_sums import BLOCK
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES
 from timeviper.datamodules.shards.index import index_path, index_shards
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.datamodules.shards.tar import ShardError
@@ -119,7 +119,7 @@ def test_no_flipped_bit_is_handed_out(folder: Path, tmp_path: Path) -> None:
     shard = Path(shutil.copytree(folder, tmp_path / "copy")) / "shard-00000.tar"
     unit = units(str(shard))[0]
     offset, size, _ = unit.record.members["mp4"]
-    assert size > 3 * BLOCK
+    assert size > 3 * BLOCK_BYTES
     whole = fetch(unit, CLIPS, 32, {}).media[0].pixels
     for at in [*range(0, size, size // 12), size - 1]:
         with shard.open("r+b") as file:
@@ -128,8 +128,8 @@ def test_no_flipped_bit_is_handed_out(folder: Path, tmp_path: Path) -> None:
             file.seek(offset + at)
             file.write(bytes([byte ^ 4]))
             file.flush()
-            first = at // BLOCK * BLOCK
-            where = rf"{shard}, sample 'clip0': mp4 is damaged: its bytes {first} to {min(first + BLOCK, size)} "
+            first = at // BLOCK_BYTES * BLOCK_BYTES
+            where = rf"{shard}, sample 'clip0': mp4 is damaged: its bytes {first} to {min(first + BLOCK_BYTES, size)} "
             with pytest.raises(ShardError, match=where):
                 fetch(unit, CLIPS, 32, {})
             file.seek(offset + at)
@@ -141,9 +141,9 @@ def test_a_shard_that_was_cut_is_named(folder: Path, tmp_path: Path) -> None:
     shard = Path(shutil.copytree(folder, tmp_path / "copy")) / "shard-00000.tar"
     unit = units(str(shard))[0]
     with shard.open("r+b") as file:
-        file.truncate(unit.record.members["mp4"].offset + BLOCK + 100)
+        file.truncate(unit.record.members["mp4"].offset + BLOCK_BYTES + 100)
     with pytest.raises(
-        ShardError, match=f"mp4 is damaged: its bytes {3 * BLOCK} .* are cut off after 0; copy the shard again"
+        ShardError, match=f"mp4 is damaged: its bytes {3 * BLOCK_BYTES} .* are cut off after 0; copy the shard again"
     ):
         fetch(unit, CLIPS, 32, {})
 
@@ -154,7 +154,7 @@ def test_an_error_that_ffmpeg_swallows_is_raised_in_the_end(folder: Path) -> Non
         pytest.raises(ShardError, match="mp4 is damaged"),
         open_member(unit.shard, unit.record, "mp4") as file,
     ):
-        file.error = file.damaged(1, BLOCK)
+        file.error = file.damaged(1, BLOCK_BYTES)
 
 
 def test_old_and_changed_indexes_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_one_request_in_ten_that_fails_changes_nothing(
 
 
 def test_a_small_cache_stays_small(local: list[StepBatch], server: RangeServer, tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, 4 * BLOCK)
+    cache = BlockCache(tmp_path, 4 * BLOCK_BYTES)
     assert_same(stream(server.url, cache), local)
     assert 0 < sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= cache.max_bytes
 
@@ -284,7 +284,7 @@ def test_a_block_that_arrives_damaged_is_asked_for_again(folder: Path, server: R
     with shard.open("r+b") as file:
         file.seek(offset + 5)
         file.write(b"\xff\xff")
-    with pytest.raises(ShardError, match=rf"{unit.shard}, sample 'clip0': mp4 is damaged: its bytes 0 to {BLOCK} "):
+    with pytest.raises(ShardError, match=rf"sample 'clip0': mp4 is damaged: its bytes 0 to {BLOCK_BYTES} "):
         fetch(unit, CLIPS, 32, {}, cache)
     assert len(server.requests) == 2
     assert not cache.has(unit.shard, open_member(unit.shard, unit.record, "mp4").blocks[0])

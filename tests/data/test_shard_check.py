@@ -28,7 +28,7 @@ from timeviper.cli.check_shards import check as check_folder
 from timeviper.cli.check_shards import config_of
 from timeviper.config import FramesConfig
 from timeviper.datamodules.build import load_index
-from timeviper.datamodules.checks.findings import NOTES, PROBLEMS
+from timeviper.datamodules.checks.defects import NOTES, PROBLEMS
 from timeviper.datamodules.checks.shards import CheckConfig, Report, check_shards
 from timeviper.datamodules.shards.index import index_path, index_shards, read_index, write_index
 from timeviper.datamodules.shards.pool import write_shards

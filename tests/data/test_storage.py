@@ -18,9 +18,9 @@ from tree import ROOT
 from timeviper.datamodules.remote import storage
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.storage import StorageError, hindrance, read_file, read_range, wait
-from timeviper.datamodules.shards.block_sums import BLOCK, Block, Blocks, summed
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlock, FileBlocks, summed
 
-DATA = random.Random(0).randbytes(5 * BLOCK // 2)
+DATA = random.Random(0).randbytes(5 * BLOCK_BYTES // 2)
 
 
 @pytest.fixture
@@ -116,18 +116,22 @@ def test_blocks_of_a_member(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"head" + DATA)
     where, sums = summed(path, 4, len(DATA))
-    blocks = Blocks(where, sums)
+    blocks = FileBlocks(where, sums)
     assert (where.crc32, len(blocks), len(sums)) == (zlib.crc32(DATA), 3, 12)
-    assert [(b.offset, b.size) for b in blocks] == [(4, BLOCK), (4 + BLOCK, BLOCK), (4 + 2 * BLOCK, BLOCK // 2)]
+    assert [(b.offset, b.size) for b in blocks] == [
+        (4, BLOCK_BYTES),
+        (4 + BLOCK_BYTES, BLOCK_BYTES),
+        (4 + 2 * BLOCK_BYTES, BLOCK_BYTES // 2),
+    ]
     for number, block in enumerate(blocks):
-        data = DATA[number * BLOCK :][: block.size]
+        data = DATA[number * BLOCK_BYTES :][: block.size]
         assert block.holds(data)
         assert not block.holds(data[:-1] + bytes([data[-1] ^ 1]))
         assert not block.holds(data[:-1])
-    where, sums = summed(path, 4, BLOCK)
-    assert (sums, list(Blocks(where))) == (b"", [Block(4, BLOCK, zlib.crc32(DATA[:BLOCK]))])
+    where, sums = summed(path, 4, BLOCK_BYTES)
+    assert (sums, list(FileBlocks(where))) == (b"", [FileBlock(4, BLOCK_BYTES, zlib.crc32(DATA[:BLOCK_BYTES]))])
     with pytest.raises(ValueError, match="0 bytes of checksums for a member of"):
-        Blocks(where._replace(size=BLOCK + 1))
+        FileBlocks(where._replace(size=BLOCK_BYTES + 1))
     with pytest.raises(OSError, match="ends 10 bytes before"):
         summed(path, 14, len(DATA))
 

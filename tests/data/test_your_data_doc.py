@@ -13,7 +13,7 @@ from own_data import image, video
 from tree import ROOT
 
 from timeviper.datamodules.build import load_index
-from timeviper.datamodules.checks.findings import NOTES, PROBLEMS
+from timeviper.datamodules.checks.defects import NOTES, PROBLEMS
 
 DOC = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", DOC, re.MULTILINE | re.DOTALL)

@@ -19,9 +19,9 @@ from timeviper.config import ModelConfig, TransVConfig, TransVStage
 from timeviper.inspection.transfer import Transferred, divergence, look_at
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
-from timeviper.model.stages import other_stages, transv_in_use
 from timeviper.model.state import Span
 from timeviper.model.transv import Stream, shorten
+from timeviper.model.transv_stages import other_stages, transv_in_use
 from timeviper.model.viper import TimeViper
 from timeviper.pack import IGNORE, Kind, Pack
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from timeviper.kernels import dispatch, ssd_chunked
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.ssd import ssd
-from timeviper.kernels.ssd_plan import Plan
+from timeviper.kernels.ssd_layout import ChunkLayout
 
 
 def inputs(
@@ -59,7 +59,7 @@ def test_chunks_blocks_and_groups_change_nothing(lengths: list[int], chunk_size:
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any), limit=st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
 def test_the_plan_places_every_token_once(lengths: list[int], limit: int) -> None:
-    plan = Plan.of(Bounds(lengths), 8)
+    plan = ChunkLayout.of(Bounds(lengths), 8)
     rows = sum(lengths) if plan.slots is None else plan.chunks * plan.size
     blocks = plan.blocks(limit, rows)
     assert [b.first for b in blocks[1:]] == [b.last for b in blocks[:-1]]

@@ -30,7 +30,7 @@ from timeviper.planning.advice import remedies
 from timeviper.planning.hardware import GPUS, Assumptions
 from timeviper.planning.memory import peak_memory
 from timeviper.planning.parameters import count_parameters, parameter_counts, sharded_parameters, total
-from timeviper.planning.phases import longest_pack, phases_of
+from timeviper.planning.phase_packs import longest_pack, phases_of
 from timeviper.planning.stage import plan_stage
 from timeviper.training.optim import build_optimizer
 from timeviper.training.step import accumulate

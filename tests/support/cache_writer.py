@@ -7,12 +7,12 @@ import sys
 import zlib
 
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.shards.block_sums import BLOCK, Block
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlock
 
 
-def block_of(number: int) -> tuple[Block, bytes]:
+def block_of(number: int) -> tuple[FileBlock, bytes]:
     data = random.Random(number).randbytes(1000 + number % 100)
-    return Block(number * BLOCK, len(data), zlib.crc32(data)), data
+    return FileBlock(number * BLOCK_BYTES, len(data), zlib.crc32(data)), data
 
 
 def fill(folder: str, bound: int, seed: int, count: int) -> None:

@@ -184,7 +184,7 @@ def plan(
     """Print what a stage needs, before it runs: tokens, FLOPs, memory of a GPU, hours, and what would make it fit."""
     from timeviper.config.shipped import means_recipe
     from timeviper.planning.hardware import Assumptions
-    from timeviper.planning.plan import plan as show_costs
+    from timeviper.planning.show import plan as show_costs
 
     others = [Path(word) for word in overrides or [] if "=" not in word and means_recipe(word)]
     changes = [word for word in overrides or [] if Path(word) not in others]

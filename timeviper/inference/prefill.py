@@ -30,7 +30,7 @@ from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
 from timeviper.model.selection import SELECTIONS, ByCount, ByScore
 from timeviper.model.state import DecoderState, SegmentState
-from timeviper.model.transv import Memory, Stream, shorten
+from timeviper.model.transv import DroppedTokens, Stream, shorten
 from timeviper.pack import Kind
 
 
@@ -178,7 +178,7 @@ def _choose(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: 
 def _shorten(decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask: Tensor, left: int) -> Iterator[Stream]:
     """Let each chunk lose the vision tokens that `mask [left]` does not keep."""
     options = decoder.transv_cfg
-    memory = Memory(left if options.keys == "all" else left - int(mask.sum()))
+    memory = DroppedTokens(left if options.keys == "all" else left - int(mask.sum()))
     start = 0
     for chunk in stream:
         part = mask[start : start + chunk.num_vision]

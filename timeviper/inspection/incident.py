@@ -35,7 +35,7 @@ REPORT, RNG, WEIGHTS = "incident.json", "rng.safetensors", "weights"
 
 
 @dataclass
-class Findings:
+class Diagnosis:
     """What a look at one step found: packs of the ranks that looked, figures of the whole model."""
 
     loss: float
@@ -92,7 +92,7 @@ def examine(
     device: torch.device,
     before: Callable[[int], None] = lambda rank: None,
     after: Callable[[ShardedModel], None] = lambda model: None,
-) -> Findings:
+) -> Diagnosis:
     """Repeat forward and backward of a step with a probe in the model; gradients are empty before and after.
 
     packs: those of `rank`, or of several ranks from `rank` on, one list each. world: ranks that do this together.
@@ -115,7 +115,7 @@ def examine(
     norm = math.sqrt(sum(n * n for n in layers.values()))
     model.zero_grad(set_to_none=True)
     weights = not_finite(model.named_parameters())
-    return Findings(float(loss / labels), norm, reports, layers, weights, gates(model))
+    return Diagnosis(float(loss / labels), norm, reports, layers, weights, gates(model))
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Incident:
     reason: str
     policy: str
     num_labels: float
-    findings: Findings
+    findings: Diagnosis
     loss: float
     grad_norm: float
     """As the training step had them, before the second look that `findings` holds."""
@@ -156,7 +156,7 @@ class Incident:
                 )
             found = data["findings"]
             packs = [PackReport.from_dict(p) for p in found["packs"]]
-            return Incident(**data | {"findings": Findings(**found | {"packs": packs})})
+            return Incident(**data | {"findings": Diagnosis(**found | {"packs": packs})})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is damaged: {error}") from error
 

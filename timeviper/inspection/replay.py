@@ -21,10 +21,10 @@ from timeviper.console import console
 from timeviper.datamodules.build import build_plan, class_datasets, pack_format
 from timeviper.datamodules.left_out import plan_step, steps_without
 from timeviper.datamodules.reader import PackReader
-from timeviper.inspection.incident import CONFIG, RNG, WEIGHTS, Findings, Incident, examine, set_rng_state
+from timeviper.inspection.incident import CONFIG, RNG, WEIGHTS, Diagnosis, Incident, examine, set_rng_state
 from timeviper.inspection.probe import PackReport, Size
 from timeviper.kernels import dispatch
-from timeviper.model.stages import set_transv
+from timeviper.model.transv_stages import set_transv
 from timeviper.pack import Pack
 from timeviper.parallel import ShardedModel, home, parallelize
 from timeviper.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def replay(bundle: Path, overrides: Sequence[str] = (), *, layers: bool = False)
     return same
 
 
-def reproduces(incident: Incident, found: Findings) -> bool:
+def reproduces(incident: Incident, found: Diagnosis) -> bool:
     """The same figures, and the first value that is not finite in the same layer of the same pack."""
     then, now = incident.findings.first(), found.first()
     if then is None or now is None:
@@ -93,7 +93,7 @@ def read_packs(incident: Incident, recipe: Recipe) -> list[list[Pack]]:
     return [share.packs for share in shares]
 
 
-def repeat(bundle: Path, incident: Incident, recipe: Recipe, packs: list[list[Pack]]) -> Findings:
+def repeat(bundle: Path, incident: Incident, recipe: Recipe, packs: list[list[Pack]]) -> Diagnosis:
     """The step under the sharding of one rank, which is the path that training takes, precision included."""
     dispatch.configure(**vars(recipe.model.kernel))
     gpu = torch.cuda.is_available()
@@ -137,7 +137,7 @@ def _load(bundle: Path, recipe: Recipe, device: torch.device) -> ShardedModel:
     return cast(ShardedModel, sharded.train())
 
 
-def _print_layers(pack: PackReport, found: Findings) -> None:
+def _print_layers(pack: PackReport, found: Diagnosis) -> None:
     title = f"pack {pack.index} of rank {pack.rank}: rms (largest) of each output and of its gradient"
     table = Table("layer", "activation", "gradient", "dt", title=title, pad_edge=False)
     for name, size in pack.activations.items():

@@ -31,8 +31,8 @@ from timeviper.config.shape import Segment, kept_counts
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder, DecoderOutput
 from timeviper.model.selection import SELECTIONS, View
-from timeviper.model.stages import other_stages
 from timeviper.model.transv import Stream
+from timeviper.model.transv_stages import other_stages
 from timeviper.model.viper import TimeViper, ViperOutput
 from timeviper.pack import Kind, Pack
 

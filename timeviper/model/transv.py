@@ -46,7 +46,7 @@ class Stream:
         return torch.nonzero_static((self.kind == Kind.VISION) == vision, size=size).squeeze(1)
 
 
-class Memory:
+class DroppedTokens:
     """Keys and values of one sequence's dropped tokens, gathered while its prompt streams through."""
 
     def __init__(self, size: int) -> None:
@@ -89,7 +89,7 @@ class Transfer(nn.Module):
         bounds_text: Bounds,
         bounds_source: Bounds,
         visible: Tensor,
-        memory: Memory | None = None,
+        memory: DroppedTokens | None = None,
     ) -> Tensor:
         """text `[n, D]` may look at the first `visible [n]` of its own sequence's source tokens (those in
         `memory` come before `source [m, D]`); a token that sees none receives exactly 0."""
@@ -114,7 +114,7 @@ def shorten(
     kept: Sequence[int],
     transfer: Transfer | None,
     options: TransVConfig,
-    memory: Memory | None = None,
+    memory: DroppedTokens | None = None,
 ) -> Stream:
     """Remove the vision tokens where `mask [V]` is false, after the text behind them has received.
 
@@ -142,7 +142,7 @@ def _receive(
     counts: Sequence[int],
     transfer: Transfer,
     options: TransVConfig,
-    memory: Memory | None,
+    memory: DroppedTokens | None,
 ) -> tuple[Tensor, Tensor]:
     """What the text receives from the tokens at `source`, `counts` of each sequence, and where it stands.
 

@@ -38,7 +38,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakMemory:
     """Of one GPU."""
 
     peak: Moment
@@ -55,7 +55,7 @@ def peak_memory(
     gpus: int,
     packs: int,
     device: Literal["cpu", "cuda"] = "cuda",
-) -> Memory:
+) -> PeakMemory:
     """The fullest moment of a step in which a rank has `packs` packs of this shape.
 
     units: `sharded_parameters` of the stage's model.
@@ -65,7 +65,7 @@ def peak_memory(
     activations: dict[str, float] = {}
     for saved in step.saved:
         activations[saved.part] = activations.get(saved.part, 0.0) + saved.kept
-    return Memory(max(moments, key=lambda m: m.bytes), moments, activations)
+    return PeakMemory(max(moments, key=lambda m: m.bytes), moments, activations)
 
 
 class _Step:

@@ -14,9 +14,9 @@ from timeviper.config.shape import PackShape, mean_tokens, segment_shapes
 from timeviper.model.flops import PARTS, Execution, Flops, executed_flops, model_flops
 from timeviper.model.flops import total as total_flops
 from timeviper.planning.hardware import Assumptions, Gpu
-from timeviper.planning.memory import Memory, peak_memory
+from timeviper.planning.memory import PeakMemory, peak_memory
 from timeviper.planning.parameters import ParameterCount, count_parameters, sharded_parameters
-from timeviper.planning.phases import PhasePacks, longest_pack, phases_of
+from timeviper.planning.phase_packs import PhasePacks, longest_pack, phases_of
 from timeviper.planning.roofline import StepTime, step_time
 from timeviper.training.launch import check_ranks
 from timeviper.weights.export import meta_model
@@ -41,7 +41,7 @@ class PhasePlan:
     executed_flops: dict[str, Flops]
     six_nd: float
     """6 N D: N the parameters of the blocks, D the mean tokens; what the blocks' maps would cost if all learned."""
-    memory: Memory
+    memory: PeakMemory
     """Of the pack that needs most."""
     time: StepTime
     mfu: float
@@ -108,7 +108,7 @@ class Stage:
         per_gpu = self.recipe.data.packs_per_step // gpus
         return StagePlan(self.recipe.name, gpus, gpu, per_gpu, self.counts, phases, self.assume)
 
-    def memory(self, phase: PhasePacks, gpus: int) -> Memory:
+    def memory(self, phase: PhasePacks, gpus: int) -> PeakMemory:
         """Of the pack of a phase that needs most, its longest samples' among them: a few steps of an index may not
         show it."""
         packs = dict.fromkeys(phase.packs)

@@ -23,7 +23,7 @@ from timeviper.config.curriculum import transv_at
 from timeviper.datamodules.left_out import plan_step
 from timeviper.kernels import dispatch
 from timeviper.model.parts import Parts
-from timeviper.model.stages import set_transv
+from timeviper.model.transv_stages import set_transv
 from timeviper.pack import StepBatch
 from timeviper.parallel import ShardedModel, home, parallelize
 from timeviper.training.optim import build_optimizer, hold_still, set_lr

@@ -12,7 +12,7 @@ from timeviper.config import TowerConfig
 from timeviper.model.vision.tower import Tower, blocks_needed
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Pre-norm transformer block without a mask: `[F, N, C]` -> `[F, N, C]`."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
@@ -53,7 +53,7 @@ class ViT(Tower):
             stem += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(1, c_out), nn.GELU()]
         self.stem = nn.Sequential(*stem, nn.Conv2d(widths[-1], cfg.width, 1))
         self.positions = nn.Parameter(torch.empty(self.num_patches, cfg.width))
-        self.blocks = nn.ModuleList(Block(cfg.width, cfg.heads, cfg.mlp_width) for _ in range(blocks_needed(cfg)))
+        self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads, cfg.mlp_width) for _ in range(blocks_needed(cfg)))
         self.reset_parameters()
 
     def features(self, pixels: Tensor) -> Tensor:

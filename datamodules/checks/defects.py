@@ -44,7 +44,7 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class Defect:
     """One finding: `kind` is a key of PROBLEMS or NOTES, `key` is empty where it is about a whole shard."""
 
     shard: str
@@ -59,12 +59,12 @@ class Report:
 
     shards: int = 0
     samples: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Defect] = field(default_factory=list)
     forecast: dict[str, Any] = field(default_factory=dict)
     """Measured seconds of decoding; see `forecast.py`."""
-    notes: list[Problem] = field(default_factory=list)
+    notes: list[Defect] = field(default_factory=list)
 
-    def add(self, found: Problem, accept: Collection[str] = ()) -> None:
+    def add(self, found: Defect, accept: Collection[str] = ()) -> None:
         (self.notes if found.kind in NOTES or found.kind in accept else self.problems).append(found)
 
     def to_json(self) -> str:

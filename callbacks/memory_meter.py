@@ -23,7 +23,7 @@ from timeviper.callbacks.throughput import peak_memory
 from timeviper.config import PARTS, ModelConfig, Recipe
 from timeviper.config.shape import PackShape, mean_tokens
 from timeviper.model.parts import part_of
-from timeviper.model.stages import transv_in_use
+from timeviper.model.transv_stages import transv_in_use
 from timeviper.pack import StepBatch
 from timeviper.parallel import plain_name
 from timeviper.planning.memory import peak_memory as planned_memory
@@ -33,7 +33,7 @@ from timeviper.weights.export import meta_model
 HELD = ("parameters", "gradients", "optimizer")
 
 
-class Memory(pl.Callback):
+class MemoryMeter(pl.Callback):
     """Logs `memory_gb/<what>/<part>` after the first step and then every `callbacks.memory.every` steps.
 
     `memory_gb/planned` is what `cost.memory` expects of the fullest pack so far (most tokens, mean over the blocks),

@@ -11,7 +11,7 @@ from timeviper.kernels.bounds import Bounds
 
 
 @dataclass(frozen=True)
-class Block:
+class Tile:
     """Chunks that are computed together."""
 
     first: int
@@ -27,7 +27,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkLayout:
     """How a pack is laid out in chunks of one sequence each.
 
     Sequences are ranked by their number of chunks, falling; chunks are ordered by their place in the
@@ -42,7 +42,7 @@ class Plan:
     ranked: Tensor | None  # [S] sequences by rank; None: as they are
 
     @classmethod
-    def of(cls, bounds: Bounds, size: int) -> Plan:
+    def of(cls, bounds: Bounds, size: int) -> ChunkLayout:
         counts = [-(-n // size) for n in bounds.lengths]
         order = sorted(range(len(counts)), key=lambda s: -counts[s])
         widths, running = [], len(counts)
@@ -60,7 +60,7 @@ class Plan:
         ranked = None if order == sorted(order) else torch.tensor(order, device=device)
         return cls(size, sum(counts), tuple(widths), slots, ranked)
 
-    def blocks(self, limit: int, rows: int) -> list[Block]:
+    def blocks(self, limit: int, rows: int) -> list[Tile]:
         """All chunks in order, at most `limit` a block; a stream that is not aligned may end in a short chunk,
         which is then a block of its own."""
         pieces = [(low, min(low + limit, w)) for w in self.widths for low in range(0, w, limit)]
@@ -79,7 +79,7 @@ class Plan:
             last = first + start + high - low
             span = slice(first * self.size, min(last * self.size, rows))
             q = self.size if last - first > 1 else span.stop - span.start
-            blocks.append(Block(first, last, span, q, tuple(waves)))
+            blocks.append(Tile(first, last, span, q, tuple(waves)))
             first = last
         return blocks
 
