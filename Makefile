@@ -209,7 +209,7 @@ PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels
 
 docs: $(READY) ## the documentation as a searchable site in build/site, its links checked
 	@rm -rf build/pages build/site && mkdir -p build/pages
-	@tar -c --exclude=__pycache__ $(PAGES) | tar -x -C build/pages
+	@tar -c --exclude=__pycache__ --exclude=timeviper/recipes $(PAGES) | tar -x -C build/pages
 	.venv/bin/mkdocs build --strict --config-file docs/mkdocs.yml
 	@echo 'read it: .venv/bin/python -m http.server --directory build/site'
 

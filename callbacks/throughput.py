@@ -2,7 +2,7 @@
 
     MFU = model FLOPs of the packs that all ranks trained on / (seconds * ranks * peak of one GPU)
 
-Model FLOPs are those of `cost/flops.py` for the real packs: every block on the tokens that TransV has left it, a
+Model FLOPs are those of `model/flops.py` for the real packs: every block on the tokens that TransV has left it, a
 backward pass for what learns, nothing twice. The peak is the data sheet's for dense bfloat16 products, whatever the
 run computes in.
 """

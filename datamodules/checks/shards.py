@@ -1,7 +1,7 @@
 """The doctor of shards: everything that training would stumble over, found beforehand.
 
 `timeviper shards check` reads every byte and decodes every wanted frame, prints what it finds with shard and
-sample, and exits with 1 if there are problems. What is a problem and what a note: `findings.py`.
+sample, and exits with 1 if there are problems. What is a problem and what a note: `defects.py`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def same_count(duration: float, frames: FramesConfig, other: FramesConfig) -> bo
 
 
 def read_metadata(file: BinaryIO) -> dict[str, Any]:
-    """What stands in the header of a file of features (see `feature_file.py`). ValueError if it is none."""
+    """What stands in the header of a file of features (see `stored.py`). ValueError if it is none."""
     size = int.from_bytes(_read(file, 8), "little")
     if not 2 <= size <= MAX_HEADER:
         raise ValueError(f"is no safetensors file, or a damaged one: its header would have {size:,} bytes")
