@@ -78,7 +78,7 @@ class _ChunkedScan(torch.autograd.Function):
         for block in scan.blocks:
             held = before[block.first : block.last] if keep else before.new_empty(block.n, *carry.shape[1:])
             scan.forward_block(block, y, carry, held)
-        y = plan.restore(y.flatten(1, 2))
+        y = plan.restore(y.flatten(1, 2))  # [rows, G, R, P] -> [L, H, P]
         final = carry if plan.ranked is None else torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
         ctx.plan = plan
         ctx.save_for_backward(x, step, log_decay, B, C, D, y, before)
@@ -92,12 +92,13 @@ class _ChunkedScan(torch.autograd.Function):
         scan = _Scan(plan, x, step, log_decay, B, C, D, before)
         carry = d_final.clone() if plan.ranked is None else d_final[plan.ranked]
         out = _Gradients(scan)
-        y, dy = (plan.align(t).unflatten(1, (scan.G, scan.R)) for t in (y, dy))
+        y, dy = (plan.align(t).unflatten(1, (scan.G, scan.R)) for t in (y, dy))  # [rows, G, R, P]
         for block in reversed(scan.blocks):
             scan.backward_block(block, y, dy, before[block.first : block.last], carry, out)
         if plan.ranked is not None:
             carry = torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
         d_step, d_decay, d_D = out.small(scan)
+        # [chunks, H, Q] -> [rows, H], without the tail that `by_chunk` filled
         per_token = (t.transpose(1, 2).flatten(0, 1)[: scan.x.shape[0]] for t in (d_step, d_decay))
         rows = (plan.restore(t) for t in (out.x.flatten(1, 2), *per_token, out.B, out.C))
         return *rows, d_D, carry, None, None
@@ -117,6 +118,7 @@ class _Gradients:
         """Gradients of step and log decay `[chunks, H, Q]` and of D `[H]`."""
         d_step, by_state, dy_x, dy_y = self.sums
         d_s = dy_y - scan.D[:, None] * dy_x - scan.step * d_step
+        # <dh', h'> at a chunk's last token: what came in with the state before, and what the chunk's tokens added
         d_s[..., -1] += self.states * scan.whole[..., 0, 0] + (scan.step * by_state).sum(-1)
         return d_step, d_s.flip(-1).cumsum(-1).flip(-1), dy_x.sum((0, 2))  # s is a running sum
 
@@ -140,14 +142,14 @@ class _Scan:
     ) -> None:
         (self.H, self.P), (self.G, self.N) = x.shape[1:], B.shape[1:]
         self.plan, self.R, self.wide = plan, self.H // self.G, state.dtype
-        self.x = plan.align(x).unflatten(1, (self.G, self.R))
-        self.B, self.C = plan.align(B), plan.align(C)
-        self.step = self.by_chunk(plan.align(step))
+        self.x = plan.align(x).unflatten(1, (self.G, self.R))  # [rows, G, R, P]
+        self.B, self.C = plan.align(B), plan.align(C)  # [rows, G, N]
+        self.step = self.by_chunk(plan.align(step))  # [chunks, H, Q]
         self.total = self.by_chunk(plan.align(log_decay)).cumsum(-1)  # s
         last = self.total[..., -1:]
         self.whole = last.exp()[..., None]  # [chunks, H, 1, 1]
         self.D, self.skip = D, D.view(self.G, self.R, 1)
-        to_end = (last - self.total).exp()
+        to_end = (last - self.total).exp()  # decay from a token to the end of its chunk
         weights = (self.step, self.step * to_end, to_end, self.total.exp())
         self.w_step, self.w_step_to_end, self.w_to_end, self.w_from_start = map(self.by_token, weights)
         budget = BLOCK_CPU if x.device.type == "cpu" else BLOCK
@@ -172,7 +174,7 @@ class _Scan:
 
     def keys(self, t: Tensor, block: Block) -> Tensor:
         """Rows of B or C as `[n * G, q, N]`."""
-        t = t[block.rows].view(block.n, block.q, self.G, self.N).transpose(1, 2)
+        t = t[block.rows].view(block.n, block.q, self.G, self.N).transpose(1, 2)  # [n, G, q, N]
         return t.reshape(block.n * self.G, block.q, self.N).to(self.wide)
 
     def by_head(self, t: Tensor) -> Tensor:
@@ -187,9 +189,11 @@ class _Scan:
         return out.view(n * G, q, R * P)
 
     def from_head(self, t: Tensor, block: Block) -> Tensor:
+        """`[n * H, q, P]` seen as `[n, q, G, R, P]`."""
         return t.view(block.n, self.G, self.R, block.q, self.P).permute(0, 3, 1, 2, 4)
 
     def from_group(self, t: Tensor, block: Block) -> Tensor:
+        """`[n * G, q, R * P]` seen as `[n, q, G, R, P]`."""
         return t.view(block.n, self.G, block.q, self.R, self.P).transpose(1, 2)
 
     def states(self, t: Tensor) -> Tensor:
@@ -211,9 +215,9 @@ class _Scan:
         B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
         ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
         self.pass_on(block, block.waves, carry, ending, B, before)
-        mixed = self.decay(block).mul_(self.masked_CB(B, C, block)).view(-1, block.q, block.q)
-        inner = torch.bmm(mixed, self.by_head(x * self.scalars(self.w_step, block)))
-        outer = self.from_group(torch.bmm(C, self.states(before).mT), block)
+        mixed = self.decay(block).mul_(self.masked_CB(B, C, block)).view(-1, block.q, block.q)  # [n * H, q, q]
+        inner = torch.bmm(mixed, self.by_head(x * self.scalars(self.w_step, block)))  # within chunks: [n * H, q, P]
+        outer = self.from_group(torch.bmm(C, self.states(before).mT), block)  # what the state before gives
         out = y[block.rows].view(x.shape)
         torch.addcmul(self.from_head(inner, block), outer, self.scalars(self.w_from_start, block), out=out)
         out.addcmul_(x, self.skip)
@@ -239,8 +243,8 @@ class _Scan:
         self.pass_on(block, reversed(block.waves), carry, starting, C, after)
 
         decay, CB, dy_head = self.decay(block), self.masked_CB(B, C, block), self.by_head(dy)
-        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view(decay.shape)
-        d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)
+        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view(decay.shape)  # [n, G, R, q, q]
+        d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)  # summed over the heads of a group: [n * G, q, q]
         ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
         dC = torch.bmm(d_CB, B).baddbmm_(starting, self.states(before))
         dB = torch.bmm(d_CB.mT, C).baddbmm_(ending, self.states(after))
@@ -250,8 +254,9 @@ class _Scan:
 
         outer = self.from_group(torch.bmm(B, self.states(after).mT), block)
         outer.mul_(self.scalars(self.w_to_end, block))
-        inner = torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head)
+        inner = torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head)  # [n * H, q, P]
         d_dx = self.from_head(inner, block).add_(outer)
+        # Views that are written into; `outer`, `after` and `d_dx` are used up from here on.
         sums = out.sums[:, chunks, :, :q].transpose(2, 3).view(4, block.n, q, self.G, self.R)
         for total, product in zip(sums, (x * d_dx, outer.mul_(x), x * dy, y * dy)):
             torch.sum(product, -1, out=total)
