@@ -36,7 +36,7 @@ HELD = ("parameters", "gradients", "optimizer")
 class MemoryMeter(pl.Callback):
     """Logs `memory_gb/<what>/<part>` after the first step and then every `callbacks.memory.every` steps.
 
-    `memory_gb/planned` is what `planning.memory` expects of the fullest pack so far (most tokens, mean over the blocks),
+    `memory_gb/planned` is what `planning.memory` expects of the fullest pack so far (most tokens, mean over blocks),
     without the reserve and fragmentation that `timeviper plan` adds: to be compared with `memory_gb/peak` on a GPU.
     """
 

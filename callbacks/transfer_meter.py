@@ -1,4 +1,4 @@
-"""Meters TransV while it trains, on a fixed probe of held-out samples; `inspection/transfer.py` defines the quantities."""
+"""Meters TransV while it trains, on fixed held-out samples; `inspection/transfer.py` defines the quantities."""
 
 from __future__ import annotations
 

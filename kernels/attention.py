@@ -73,7 +73,7 @@ def attention_reference(
             if visible is not None:
                 limit = min(limit, int(visible[first_q + i]))
             keys = slice(first_k, first_k + max(limit, 0))
-            scores = torch.einsum("hp,khp->hk", q[first_q + i], k[keys]) * scale
+            scores = torch.einsum("hp,khp->hk", q[first_q + i], k[keys]) * scale  # [H, keys]
             rows.append(torch.einsum("hk,khp->hp", scores.softmax(-1), v[keys]))
     return torch.stack(rows) if rows else q * 1
 
@@ -95,6 +95,7 @@ def attention_torch(
     parts: list[Tensor] = []
     for rows_q, rows_k in plan.batches:
         q_, k_, v_ = _take(q, rows_q), _take(k, rows_k), _take(v, rows_k)
+        # [members, longest, H, P], with pads among the rows, which no place points at
         parts.append(_attend(q_, k_, v_, None if limit is None else limit[rows_q], scale).flatten(0, 1))
     for s in plan.alone:
         qs, ks = (slice(b.offsets[s], b.offsets[s + 1]) for b in (bounds_q, bounds_k))
@@ -109,7 +110,7 @@ def attention_torch(
 
 def key_limit(bounds_q: Bounds, bounds_k: Bounds, causal: bool, visible: Tensor | None) -> Tensor:
     """`[Lq]` int64: how many leading keys of its own sequence each query sees (0 or less: none)."""
-    counts = bounds_k.cu_seqlens.long().diff()
+    counts = bounds_k.cu_seqlens.long().diff()  # [S] keys
     limit = counts[bounds_q.seq_idx]
     if causal:
         limit = limit - bounds_q.cu_seqlens.long().diff()[bounds_q.seq_idx] + bounds_q.position + 1
@@ -123,6 +124,7 @@ def group_by_length(queries: Sequence[int], keys: Sequence[int]) -> tuple[list[l
     alone: list[int] = []
     for s, (n, m) in enumerate(zip(queries, keys)):
         if n and m and max(n, m) <= SHORT:
+            # Lengths with as many binary digits: padding at most doubles one, and shapes stay few.
             buckets[n.bit_length(), m.bit_length()].append(s)
         elif n:
             alone.append(s)
@@ -166,7 +168,7 @@ class _Plan:
 
 def _padded_rows(members: list[int], bounds: Bounds) -> Tensor:
     """`[members, longest]` rows of the stream; a pad repeats its own sequence's last row."""
-    counts = torch.tensor([bounds.lengths[s] for s in members], device=bounds.device)[:, None]
+    counts = torch.tensor([bounds.lengths[s] for s in members], device=bounds.device)[:, None]  # [members, 1]
     starts = torch.tensor([bounds.offsets[s] for s in members], device=bounds.device)[:, None]
     place = torch.arange(max(bounds.lengths[s] for s in members), device=bounds.device)
     return starts + torch.minimum(place, counts - 1)
@@ -174,7 +176,7 @@ def _padded_rows(members: list[int], bounds: Bounds) -> Tensor:
 
 def _take(t: Tensor, rows: Tensor) -> Tensor:
     """`t[rows]`, whose gradient is a sum by rows and so much cheaper."""
-    return t.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return t.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # [members, longest, heads, P]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, limit: Tensor | None, scale: float) -> Tensor:
@@ -182,7 +184,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, limit: Tensor | None, scale: float)
     n, m = q.shape[1], k.shape[1]
     if m == 0:
         return q * 0
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [b, H, n, P], [b, Hkv, m, P] twice
     gqa = q.shape[1] != k.shape[1]
     if limit is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
@@ -191,8 +193,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, limit: Tensor | None, scale: float)
     step = max(1, MASK_BUDGET // (q.shape[0] * m))
     parts = []
     for rows in (slice(i, i + step) for i in range(0, n, step)):
-        seen = limit[:, None, rows, None]
-        mask = keys < seen.clamp_min(1)  # a query without keys looks at key 0 ...
+        seen = limit[:, None, rows, None]  # [b, 1, rows, 1], the same for all heads
+        mask = keys < seen.clamp_min(1)  # [b, 1, rows, m]; a query without keys looks at key 0 ...
         part = F.scaled_dot_product_attention(q[:, :, rows], k, v, mask, scale=scale, enable_gqa=gqa)
         parts.append(part.masked_fill(seen <= 0, 0))  # ... and then forgets it
     out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)

@@ -56,7 +56,7 @@ def conv1d_reference(
     outputs, finals = [], []
     for window, tokens in zip(state, x.split(bounds.lengths)):
         for token in tokens:
-            window = torch.cat([window, token[:, None]], dim=1)
+            window = torch.cat([window, token[:, None]], dim=1)  # [C, K]
             y = (window * weight).sum(1) + (0 if bias is None else bias)
             outputs.append(F.silu(y) if silu else y)
             window = window[:, 1:]
@@ -85,7 +85,7 @@ def conv1d_vendor(
     rows = x if x.stride(0) % 8 == 0 and x.stride(1) == 1 else x.contiguous()  # its kernels load 8 channels at a time
     activation, seq_idx = "silu" if silu else None, bounds.seq_idx.int()[None]
     fused = dispatch.vendor_function("conv1d")
-    y = fused(rows.T[None], weight, bias, seq_idx=seq_idx, activation=activation)[0].T
+    y = fused(rows.T[None], weight, bias, seq_idx=seq_idx, activation=activation)[0].T  # [1, C, L] -> [L, C]
     return y.index_copy(0, edges.first, first), final
 
 
@@ -131,9 +131,9 @@ class _Edges:
         self, near: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
     ) -> tuple[Tensor, Tensor]:
         """Outputs of the first tokens `[E, C]` and final states `[S, C, K-1]`, from the rows `near` of x."""
-        known = torch.cat([state.transpose(1, 2).flatten(0, 1), near])
+        known = torch.cat([state.transpose(1, 2).flatten(0, 1), near])  # [S * (K-1) + 2 E, C]
         taps, wide_bias = _taps(near, weight, bias)
-        y = (known[self.windows] * taps).sum(1) + wide_bias
+        y = (known[self.windows] * taps).sum(1) + wide_bias  # [E, K, C] -> [E, C]
         return (F.silu(y) if silu else y).to(near.dtype), known[self.tails].transpose(1, 2)
 
 
@@ -169,7 +169,7 @@ class _Convolve(torch.autograd.Function):
             outputs = edges.compute(leaves[0], leaves[1], offset, leaves[2], ctx.silu)
             leaves += [] if offset is None else [offset]
             few = torch.autograd.grad(outputs, leaves, (dy[edges.first], d_final))
-        dx.index_add_(0, edges.near, few[0])
+        dx.index_add_(0, edges.near, few[0])  # a row may be among the first tokens and among the last
         d_weight = (d_taps.T + few[1]).to(weight.dtype)
         return dx, d_weight, None if bias is None else (d_bias + few[3]).to(bias.dtype), few[2], None, None
 
@@ -183,7 +183,7 @@ def _convolve_backward(
     dx, d_taps, d_bias = x.new_empty(x.shape), torch.zeros_like(taps), torch.zeros_like(wide_bias)
     carry = taps.new_zeros(K - 1, x.shape[1])  # of inputs that windows of the next block reach back to
     for rows, window in _blocks(x, taps):
-        g = dy[rows] * inner[rows].to(taps.dtype)
+        g = dy[rows] * inner[rows].to(taps.dtype)  # [rows, C]; first tokens have their gradient from the edges
         if silu:
             g = torch.ops.aten.silu_backward(g, _convolve(window, taps, wide_bias))
         d_bias += g.sum(0)
@@ -203,7 +203,7 @@ def _convolve_backward(
 def _taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight as `[K, C]` and bias `[C]` in the dtype of accumulation."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    taps = weight.T.to(wide).contiguous()
+    taps = weight.T.to(wide).contiguous()  # a tap's channels side by side: rows are multiplied by it
     return taps, torch.zeros_like(taps[0]) if bias is None else bias.to(wide)
 
 

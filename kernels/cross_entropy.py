@@ -10,7 +10,7 @@ from torch import Tensor
 
 from timeviper.kernels import dispatch
 
-IGNORE = -100
+IGNORE = -100  # what torch ignores by default, and `pack.IGNORE`
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
@@ -56,10 +56,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         correct = torch.empty_like(labels, dtype=torch.bool)
         for rows in (slice(i, i + chunk) for i in range(0, hidden.shape[0], chunk)):
             h, label = hidden[rows], labels[rows]
-            logits = (h @ weight.T).to(wide)
+            logits = (h @ weight.T).to(wide)  # [chunk, V], the only ones at a time
             correct[rows] = logits.argmax(-1) == label
-            counted = (label != IGNORE)[:, None]
-            at = label.clamp_min(0)[:, None]
+            counted = (label != IGNORE)[:, None]  # [chunk, 1]
+            at = label.clamp_min(0)[:, None]  # any word where there is none to count: masked below
             lse = logits.logsumexp(-1, keepdim=True)
             loss += torch.where(counted, lse - logits.gather(1, at), 0).sum()
             if d_hidden is None and d_weight is None:
@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 torch.mm(d_logits, weight, out=d_hidden[rows])
             if d_weight is not None:
-                d_weight += d_logits.T @ h
+                d_weight += d_logits.T @ h  # summed over chunks in float32
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.mark_non_differentiable(correct)
         ctx.weight_dtype = weight.dtype

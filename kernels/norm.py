@@ -58,8 +58,8 @@ def gated_torch(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float
     wide = _wide(y.dtype)
     h = y.to(wide) * F.silu(gate.to(wide))
     size = y.shape[-1] // groups
-    normed = F.rms_norm(h.view(*y.shape[:-1], groups, size), (size,), None, eps)
-    return (normed.flatten(-2) * weight.to(wide)).to(y.dtype)
+    normed = F.rms_norm(h.view(*y.shape[:-1], groups, size), (size,), None, eps)  # [..., G, D / G]
+    return (normed.flatten(-2) * weight.to(wide)).to(y.dtype)  # [..., D]
 
 
 def gated_vendor(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:

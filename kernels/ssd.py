@@ -78,6 +78,7 @@ def ssd_reference(
     step = F.softplus(dt.to(wide) + dt_bias.to(wide))
     decay = torch.exp(step * A.to(wide))
     repeat = x.shape[1] // B.shape[1]
+    # [L, H, P], [L, H, N] twice: group g serves the heads from g * repeat on.
     xs, Bs, Cs = x.to(wide), B.to(wide).repeat_interleave(repeat, 1), C.to(wide).repeat_interleave(repeat, 1)
     outputs, finals = [], []
     for s in range(bounds.num_sequences):
@@ -122,10 +123,10 @@ def _one_token(
     """Decode: x `[S, H, P]`, B and C `[S, G, N]`, state `[S, H, P, N]`."""
     groups = (B.shape[1], -1)
     grouped, x_grouped = state.unflatten(1, groups), (step[..., None] * x).unflatten(1, groups)  # [S, G, R, ...]
-    fresh = x_grouped[..., None] * B[:, :, None, None, :]
+    fresh = x_grouped[..., None] * B[:, :, None, None, :]  # [S, G, R, P, N]: the token's own outer product
     final = torch.addcmul(fresh, grouped, log_decay.exp().unflatten(1, groups)[..., None, None])
-    y = torch.matmul(final.flatten(2, 3), C[..., None]).view_as(x)
-    return torch.addcmul(y, D[:, None], x), final.flatten(1, 2)
+    y = torch.matmul(final.flatten(2, 3), C[..., None]).view_as(x)  # [S, G, R * P, N] @ [S, G, N, 1] -> [S, H, P]
+    return torch.addcmul(y, D[:, None], x), final.flatten(1, 2)  # [S, H, P], [S, H, P, N]
 
 
 def ssd_vendor(

@@ -6,7 +6,7 @@ Within a chunk of Q tokens (s: running sum of the log decay, dx[t] = dt[t] x[t],
     h'    = exp(s[Q]) h + sum_u exp(s[Q] - s[u]) dx[u] B[u]^T
 
 C.B is computed once a group of heads; B and C are never expanded to all heads. Blocks of chunks are small
-enough for the cache, and the `[Q, Q]` intermediates of one block exist at a time, in both passes; the forward
+enough for the cache, and the `[Q, Q]` intermediates of one tile exist at a time, in both passes; the forward
 pass keeps its inputs, its output and the state before every chunk. Time and memory are linear in the length.
 
 The backward pass needs no gradient of the decay matrix. y and h' are linear in each factor exp(s[t]), so the
@@ -27,7 +27,7 @@ from torch import Tensor
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.ssd_layout import ChunkLayout, Tile
 
-# Elements of the largest intermediate of a block. On a CPU 512 KiB of float32, so that what a block works on
+# Elements of the largest intermediate of a tile. On a CPU 512 KiB of float32, so that what a tile works on
 # stays in the cache (8 times as much is 1.4 times slower); elsewhere enough to fill the device.
 TILE_CPU, TILE = 1 << 17, 1 << 24
 
@@ -57,12 +57,12 @@ def chunked_scan(
     chunk_size is the most tokens of a chunk; fewer are taken where that is faster.
     """
     chunk_size = tokens_per_chunk(chunk_size, state.shape[-1] * state.shape[-2], bounds.max_length, x.device.type)
-    plan = bounds.cache.get(("ssd", chunk_size))
-    if plan is None:
-        plan = bounds.cache["ssd", chunk_size] = ChunkLayout.of(bounds, chunk_size)
+    layout = bounds.cache.get(("ssd", chunk_size))
+    if layout is None:
+        layout = bounds.cache["ssd", chunk_size] = ChunkLayout.of(bounds, chunk_size)
     tensors = (x, step, log_decay, B, C, D, state)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)  # inside, grad mode is always off
-    return _ChunkedScan.apply(*tensors, plan, keep)  # pyright: ignore[reportReturnType]
+    return _ChunkedScan.apply(*tensors, layout, keep)  # pyright: ignore[reportReturnType]
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -70,41 +70,42 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        x, step, log_decay, B, C, D, state, plan, keep = inputs
-        scan = _Scan(plan, x, step, log_decay, B, C, D, state)
-        carry = state.clone() if plan.ranked is None else state[plan.ranked]
-        before = state.new_empty(plan.chunks if keep else 0, *state.shape[1:])
+        x, step, log_decay, B, C, D, state, layout, keep = inputs
+        scan = _Scan(layout, x, step, log_decay, B, C, D, state)
+        carry = state.clone() if layout.ranked is None else state[layout.ranked]
+        before = state.new_empty(layout.chunks if keep else 0, *state.shape[1:])
         y = state.new_empty(scan.x.shape)
-        for block in scan.blocks:
-            held = before[block.first : block.last] if keep else before.new_empty(block.n, *carry.shape[1:])
-            scan.forward_block(block, y, carry, held)
-        y = plan.restore(y.flatten(1, 2))
-        final = carry if plan.ranked is None else torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
-        ctx.plan = plan
+        for tile in scan.tiles:
+            held = before[tile.first : tile.last] if keep else before.new_empty(tile.n, *carry.shape[1:])
+            scan.forward_tile(tile, y, carry, held)
+        y = layout.restore(y.flatten(1, 2))  # [rows, G, R, P] -> [L, H, P]
+        final = carry if layout.ranked is None else torch.empty_like(carry).index_copy_(0, layout.ranked, carry)
+        ctx.layout = layout
         ctx.save_for_backward(x, step, log_decay, B, C, D, y, before)
         return y, final
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: ChunkLayout = ctx.plan
+        layout: ChunkLayout = ctx.layout
         x, step, log_decay, B, C, D, y, before = ctx.saved_tensors
         dy, d_final = grads
-        scan = _Scan(plan, x, step, log_decay, B, C, D, before)
-        carry = d_final.clone() if plan.ranked is None else d_final[plan.ranked]
+        scan = _Scan(layout, x, step, log_decay, B, C, D, before)
+        carry = d_final.clone() if layout.ranked is None else d_final[layout.ranked]
         out = _Gradients(scan)
-        y, dy = (plan.align(t).unflatten(1, (scan.G, scan.R)) for t in (y, dy))
-        for block in reversed(scan.blocks):
-            scan.backward_block(block, y, dy, before[block.first : block.last], carry, out)
-        if plan.ranked is not None:
-            carry = torch.empty_like(carry).index_copy_(0, plan.ranked, carry)
+        y, dy = (layout.align(t).unflatten(1, (scan.G, scan.R)) for t in (y, dy))  # [rows, G, R, P]
+        for tile in reversed(scan.tiles):
+            scan.backward_tile(tile, y, dy, before[tile.first : tile.last], carry, out)
+        if layout.ranked is not None:
+            carry = torch.empty_like(carry).index_copy_(0, layout.ranked, carry)
         d_step, d_decay, d_D = out.small(scan)
+        # [chunks, H, Q] -> [rows, H], without the tail that `by_chunk` filled
         per_token = (t.transpose(1, 2).flatten(0, 1)[: scan.x.shape[0]] for t in (d_step, d_decay))
-        rows = (plan.restore(t) for t in (out.x.flatten(1, 2), *per_token, out.B, out.C))
+        rows = (layout.restore(t) for t in (out.x.flatten(1, 2), *per_token, out.B, out.C))
         return *rows, d_D, carry, None, None
 
 
 class _Gradients:
-    """What the blocks' backward passes fill in."""
+    """What the tiles' backward passes fill in."""
 
     def __init__(self, scan: _Scan) -> None:
         self.x, self.B, self.C = (t.new_empty(t.shape) for t in (scan.x, scan.B, scan.C))
@@ -117,19 +118,20 @@ class _Gradients:
         """Gradients of step and log decay `[chunks, H, Q]` and of D `[H]`."""
         d_step, by_state, dy_x, dy_y = self.sums
         d_s = dy_y - scan.D[:, None] * dy_x - scan.step * d_step
+        # <dh', h'> at a chunk's last token: what came in with the state before, and what the chunk's tokens added
         d_s[..., -1] += self.states * scan.whole[..., 0, 0] + (scan.step * by_state).sum(-1)
         return d_step, d_s.flip(-1).cumsum(-1).flip(-1), dy_x.sum((0, 2))  # s is a running sum
 
 
 class _Scan:
-    """The aligned inputs of a scan and the work on one block of its chunks.
+    """The aligned inputs of a scan and the work on one tile of its chunks.
 
     Letters of shapes: n chunks of q tokens, G groups of R heads, P head size, N state size.
     """
 
     def __init__(
         self,
-        plan: ChunkLayout,
+        layout: ChunkLayout,
         x: Tensor,
         step: Tensor,
         log_decay: Tensor,
@@ -139,41 +141,41 @@ class _Scan:
         state: Tensor,
     ) -> None:
         (self.H, self.P), (self.G, self.N) = x.shape[1:], B.shape[1:]
-        self.plan, self.R, self.wide = plan, self.H // self.G, state.dtype
-        self.x = plan.align(x).unflatten(1, (self.G, self.R))
-        self.B, self.C = plan.align(B), plan.align(C)
-        self.step = self.by_chunk(plan.align(step))
-        self.total = self.by_chunk(plan.align(log_decay)).cumsum(-1)  # s
+        self.layout, self.R, self.wide = layout, self.H // self.G, state.dtype
+        self.x = layout.align(x).unflatten(1, (self.G, self.R))  # [rows, G, R, P]
+        self.B, self.C = layout.align(B), layout.align(C)  # [rows, G, N]
+        self.step = self.by_chunk(layout.align(step))  # [chunks, H, Q]
+        self.total = self.by_chunk(layout.align(log_decay)).cumsum(-1)  # s
         last = self.total[..., -1:]
         self.whole = last.exp()[..., None]  # [chunks, H, 1, 1]
         self.D, self.skip = D, D.view(self.G, self.R, 1)
-        to_end = (last - self.total).exp()
+        to_end = (last - self.total).exp()  # decay from a token to the end of its chunk
         weights = (self.step, self.step * to_end, to_end, self.total.exp())
         self.w_step, self.w_step_to_end, self.w_to_end, self.w_from_start = map(self.by_token, weights)
         budget = TILE_CPU if x.device.type == "cpu" else TILE
-        limit = max(1, budget // (self.H * max(plan.size**2, plan.size * self.P, self.P * self.N)))
-        self.blocks = plan.blocks(limit, self.x.shape[0])
+        limit = max(1, budget // (self.H * max(layout.size**2, layout.size * self.P, self.P * self.N)))
+        self.tiles = layout.tiles(limit, self.x.shape[0])
 
     def by_chunk(self, t: Tensor) -> Tensor:
         """`[rows, H]` to `[chunks, H, Q]`, the tail filled with zeros."""
-        t = F.pad(t, (0, 0, 0, self.plan.chunks * self.plan.size - t.shape[0]))
-        return t.view(self.plan.chunks, self.plan.size, -1).transpose(1, 2).contiguous()
+        t = F.pad(t, (0, 0, 0, self.layout.chunks * self.layout.size - t.shape[0]))
+        return t.view(self.layout.chunks, self.layout.size, -1).transpose(1, 2).contiguous()
 
     def by_token(self, t: Tensor) -> Tensor:
         """`[chunks, H, Q]` seen as `[chunks, Q, G, R, 1]`."""
         return t.transpose(1, 2).unflatten(2, (self.G, self.R))[..., None]
 
-    # Of one block: tokens are [n, q, G, R, P] and scalars [n, q, G, R, 1]; products take batches of matrices.
-    def tokens(self, t: Tensor, block: Tile) -> Tensor:
-        return t[block.rows].view(block.n, block.q, self.G, self.R, self.P).to(self.wide)
+    # Of one tile: tokens are [n, q, G, R, P] and scalars [n, q, G, R, 1]; products take batches of matrices.
+    def tokens(self, t: Tensor, tile: Tile) -> Tensor:
+        return t[tile.rows].view(tile.n, tile.q, self.G, self.R, self.P).to(self.wide)
 
-    def scalars(self, t: Tensor, block: Tile) -> Tensor:
-        return t[block.first : block.last, : block.q]
+    def scalars(self, t: Tensor, tile: Tile) -> Tensor:
+        return t[tile.first : tile.last, : tile.q]
 
-    def keys(self, t: Tensor, block: Tile) -> Tensor:
+    def keys(self, t: Tensor, tile: Tile) -> Tensor:
         """Rows of B or C as `[n * G, q, N]`."""
-        t = t[block.rows].view(block.n, block.q, self.G, self.N).transpose(1, 2)
-        return t.reshape(block.n * self.G, block.q, self.N).to(self.wide)
+        t = t[tile.rows].view(tile.n, tile.q, self.G, self.N).transpose(1, 2)  # [n, G, q, N]
+        return t.reshape(tile.n * self.G, tile.q, self.N).to(self.wide)
 
     def by_head(self, t: Tensor) -> Tensor:
         """`[n, q, G, R, P]` to `[n * H, q, P]`."""
@@ -186,74 +188,75 @@ class _Scan:
         torch.mul(t, weight, out=out.transpose(1, 2))
         return out.view(n * G, q, R * P)
 
-    def from_head(self, t: Tensor, block: Tile) -> Tensor:
-        return t.view(block.n, self.G, self.R, block.q, self.P).permute(0, 3, 1, 2, 4)
+    def from_head(self, t: Tensor, tile: Tile) -> Tensor:
+        """`[n * H, q, P]` seen as `[n, q, G, R, P]`."""
+        return t.view(tile.n, self.G, self.R, tile.q, self.P).permute(0, 3, 1, 2, 4)
 
-    def from_group(self, t: Tensor, block: Tile) -> Tensor:
-        return t.view(block.n, self.G, block.q, self.R, self.P).transpose(1, 2)
+    def from_group(self, t: Tensor, tile: Tile) -> Tensor:
+        """`[n * G, q, R * P]` seen as `[n, q, G, R, P]`."""
+        return t.view(tile.n, self.G, tile.q, self.R, self.P).transpose(1, 2)
 
     def states(self, t: Tensor) -> Tensor:
         """`[n, H, P, N]` to `[n * G, R * P, N]`."""
         return t.view(-1, self.R * self.P, self.N)
 
-    def decay(self, block: Tile) -> Tensor:
+    def decay(self, tile: Tile) -> Tensor:
         """exp(s[t] - s[u]) as `[n, G, R, q, q]`; above the diagonal 1, for a masked factor to remove."""
-        s = self.total[block.first : block.last, :, : block.q]
+        s = self.total[tile.first : tile.last, :, : tile.q]
         decay = (s[..., None] - s[..., None, :]).clamp_(max=0).exp_()
-        return decay.view(block.n, self.G, self.R, block.q, block.q)
+        return decay.view(tile.n, self.G, self.R, tile.q, tile.q)
 
-    def masked_CB(self, B: Tensor, C: Tensor, block: Tile) -> Tensor:
+    def masked_CB(self, B: Tensor, C: Tensor, tile: Tile) -> Tensor:
         """C[t] . B[u] for u <= t, else 0, as `[n, G, 1, q, q]`."""
-        return torch.bmm(C, B.mT).tril_().view(block.n, self.G, 1, block.q, block.q)
+        return torch.bmm(C, B.mT).tril_().view(tile.n, self.G, 1, tile.q, tile.q)
 
-    def forward_block(self, block: Tile, y: Tensor, carry: Tensor, before: Tensor) -> None:
-        """Write the block's outputs into y and the states before its chunks into `before`; advance `carry`."""
-        B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
-        ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
-        self.pass_on(block, block.waves, carry, ending, B, before)
-        mixed = self.decay(block).mul_(self.masked_CB(B, C, block)).view(-1, block.q, block.q)
-        inner = torch.bmm(mixed, self.by_head(x * self.scalars(self.w_step, block)))
-        outer = self.from_group(torch.bmm(C, self.states(before).mT), block)
-        out = y[block.rows].view(x.shape)
-        torch.addcmul(self.from_head(inner, block), outer, self.scalars(self.w_from_start, block), out=out)
+    def forward_tile(self, tile: Tile, y: Tensor, carry: Tensor, before: Tensor) -> None:
+        """Write the tile's outputs into y and the states before its chunks into `before`; advance `carry`."""
+        B, C, x = self.keys(self.B, tile), self.keys(self.C, tile), self.tokens(self.x, tile)
+        ending = self.by_group(x, self.scalars(self.w_step_to_end, tile))
+        self.pass_on(tile, tile.waves, carry, ending, B, before)
+        mixed = self.decay(tile).mul_(self.masked_CB(B, C, tile)).view(-1, tile.q, tile.q)  # [n * H, q, q]
+        inner = torch.bmm(mixed, self.by_head(x * self.scalars(self.w_step, tile)))  # within chunks: [n * H, q, P]
+        outer = self.from_group(torch.bmm(C, self.states(before).mT), tile)  # what the state before gives
+        out = y[tile.rows].view(x.shape)
+        torch.addcmul(self.from_head(inner, tile), outer, self.scalars(self.w_from_start, tile), out=out)
         out.addcmul_(x, self.skip)
 
-    def pass_on(self, block: Tile, waves: Waves, carry: Tensor, left: Tensor, right: Tensor, held: Tensor) -> None:
+    def pass_on(self, tile: Tile, waves: Waves, carry: Tensor, left: Tensor, right: Tensor, held: Tensor) -> None:
         """Wave by wave, write `carry` into `held [n, H, P, N]`; then let it decay and take up left^T right."""
         for start, low, high in waves:
             stop, now = start + high - low, carry[low:high]
             held[start:stop] = now
-            now.mul_(self.whole[block.first + start : block.first + stop])
+            now.mul_(self.whole[tile.first + start : tile.first + stop])
             groups = slice(start * self.G, stop * self.G)
             self.states(now).baddbmm_(left[groups].mT, right[groups])
 
-    def backward_block(
-        self, block: Tile, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients
-    ) -> None:
-        """Write the block's gradients into `out`; `carry`, the gradient of the states, goes back over it."""
-        q, chunks = block.q, slice(block.first, block.last)
-        B, C, x = self.keys(self.B, block), self.keys(self.C, block), self.tokens(self.x, block)
-        y, dy, step = self.tokens(y, block), self.tokens(dy, block), self.scalars(self.w_step, block)
+    def backward_tile(self, tile: Tile, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients) -> None:
+        """Write the tile's gradients into `out`; `carry`, the gradient of the states, goes back over it."""
+        q, chunks = tile.q, slice(tile.first, tile.last)
+        B, C, x = self.keys(self.B, tile), self.keys(self.C, tile), self.tokens(self.x, tile)
+        y, dy, step = self.tokens(y, tile), self.tokens(dy, tile), self.scalars(self.w_step, tile)
         after = torch.empty_like(before)  # gradients of the states after the chunks
-        starting = self.by_group(dy, self.scalars(self.w_from_start, block))
-        self.pass_on(block, reversed(block.waves), carry, starting, C, after)
+        starting = self.by_group(dy, self.scalars(self.w_from_start, tile))
+        self.pass_on(tile, reversed(tile.waves), carry, starting, C, after)
 
-        decay, CB, dy_head = self.decay(block), self.masked_CB(B, C, block), self.by_head(dy)
-        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view(decay.shape)
-        d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)
-        ending = self.by_group(x, self.scalars(self.w_step_to_end, block))
+        decay, CB, dy_head = self.decay(tile), self.masked_CB(B, C, tile), self.by_head(dy)
+        d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view(decay.shape)  # [n, G, R, q, q]
+        d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)  # summed over the heads of a group: [n * G, q, q]
+        ending = self.by_group(x, self.scalars(self.w_step_to_end, tile))
         dC = torch.bmm(d_CB, B).baddbmm_(starting, self.states(before))
         dB = torch.bmm(d_CB.mT, C).baddbmm_(ending, self.states(after))
         for grad, value in ((out.B, dB), (out.C, dC)):
-            rows = grad[block.rows].view(block.n, q, self.G, self.N)
-            rows.copy_(value.view(block.n, self.G, q, self.N).transpose(1, 2))
+            rows = grad[tile.rows].view(tile.n, q, self.G, self.N)
+            rows.copy_(value.view(tile.n, self.G, q, self.N).transpose(1, 2))
 
-        outer = self.from_group(torch.bmm(B, self.states(after).mT), block)
-        outer.mul_(self.scalars(self.w_to_end, block))
-        inner = torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head)
-        d_dx = self.from_head(inner, block).add_(outer)
-        sums = out.sums[:, chunks, :, :q].transpose(2, 3).view(4, block.n, q, self.G, self.R)
+        outer = self.from_group(torch.bmm(B, self.states(after).mT), tile)
+        outer.mul_(self.scalars(self.w_to_end, tile))
+        inner = torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head)  # [n * H, q, P]
+        d_dx = self.from_head(inner, tile).add_(outer)
+        # Views that are written into; `outer`, `after` and `d_dx` are used up from here on.
+        sums = out.sums[:, chunks, :, :q].transpose(2, 3).view(4, tile.n, q, self.G, self.R)
         for total, product in zip(sums, (x * d_dx, outer.mul_(x), x * dy, y * dy)):
             torch.sum(product, -1, out=total)
         torch.sum(after.mul_(before).flatten(2), -1, out=out.states[chunks])
-        torch.addcmul(d_dx.mul_(step), dy, self.skip, out=out.x[block.rows].view(x.shape))
+        torch.addcmul(d_dx.mul_(step), dy, self.skip, out=out.x[tile.rows].view(x.shape))

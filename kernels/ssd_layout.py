@@ -19,7 +19,7 @@ class Tile:
     rows: slice  # of the aligned stream
     q: int  # tokens of each chunk
     waves: tuple[tuple[int, int, int], ...]
-    """(chunk, low, high): from that chunk of the block on, the next one of each sequence ranked [low, high)."""
+    """(chunk, low, high): from that chunk of the tile on, the next one of each sequence ranked [low, high)."""
 
     @property
     def n(self) -> int:
@@ -60,9 +60,9 @@ class ChunkLayout:
         ranked = None if order == sorted(order) else torch.tensor(order, device=device)
         return cls(size, sum(counts), tuple(widths), slots, ranked)
 
-    def blocks(self, limit: int, rows: int) -> list[Tile]:
-        """All chunks in order, at most `limit` a block; a stream that is not aligned may end in a short chunk,
-        which is then a block of its own."""
+    def tiles(self, limit: int, rows: int) -> list[Tile]:
+        """All chunks in order, at most `limit` a tile; a stream that is not aligned may end in a short chunk,
+        which is then a tile of its own."""
         pieces = [(low, min(low + limit, w)) for w in self.widths for low in range(0, w, limit)]
         grouped: list[list[tuple[int, int, int]]] = [[]]
         held = 0
@@ -73,15 +73,15 @@ class ChunkLayout:
                 held = 0
             grouped[-1].append((held, low, high))
             held += high - low
-        blocks, first = [], 0
+        tiles, first = [], 0
         for waves in grouped:
             start, low, high = waves[-1]
             last = first + start + high - low
             span = slice(first * self.size, min(last * self.size, rows))
             q = self.size if last - first > 1 else span.stop - span.start
-            blocks.append(Tile(first, last, span, q, tuple(waves)))
+            tiles.append(Tile(first, last, span, q, tuple(waves)))
             first = last
-        return blocks
+        return tiles
 
     def align(self, t: Tensor) -> Tensor:
         """`[L, ...]` to whole chunks, pads zero (a single sequence needs none)."""

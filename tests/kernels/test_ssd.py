@@ -61,10 +61,10 @@ def test_chunks_blocks_and_groups_change_nothing(lengths: list[int], chunk_size:
 def test_the_plan_places_every_token_once(lengths: list[int], limit: int) -> None:
     plan = ChunkLayout.of(Bounds(lengths), 8)
     rows = sum(lengths) if plan.slots is None else plan.chunks * plan.size
-    blocks = plan.blocks(limit, rows)
-    assert [b.first for b in blocks[1:]] == [b.last for b in blocks[:-1]]
-    assert (blocks[0].first, blocks[-1].last, blocks[-1].rows.stop) == (0, plan.chunks, rows)
-    assert all(0 < b.n <= limit for b in blocks)
+    tiles = plan.tiles(limit, rows)
+    assert [b.first for b in tiles[1:]] == [b.last for b in tiles[:-1]]
+    assert (tiles[0].first, tiles[-1].last, tiles[-1].rows.stop) == (0, plan.chunks, rows)
+    assert all(0 < b.n <= limit for b in tiles)
     marked = plan.restore(plan.align(torch.arange(1, sum(lengths) + 1)))
     assert marked.tolist() == list(range(1, sum(lengths) + 1))
 

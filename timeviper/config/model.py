@@ -204,6 +204,11 @@ class TransVStage:
     def facts(self) -> SelectionFacts:
         return SELECTION_FACTS[self.select]
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether a cross-attention belongs to it."""
+        return self.transfer and self.keep < 1
+
 
 @dataclass
 class TransVConfig:

@@ -42,9 +42,10 @@ class Attention(nn.Module):
         return t.unflatten(-1, (-1, self.head_dim))
 
     def forward(self, x: Tensor, span: Span, state: AttentionState | None = None) -> Tensor:
-        q, k, v = (self.heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (self.heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # [L, heads, P]
         if span.rope is not None:
             q, k = rotate(q, span.rope), rotate(k, span.rope)
+        # [L, H, P] -> [L, H * P] -> [L, D]
         return self.o_proj(self.attend(q, k, v, span, state).flatten(1))  # pyright: ignore[reportCallIssue]
 
     @torch.compiler.disable  # its work depends on the lengths of the sequences: a graph for each pack
@@ -66,10 +67,10 @@ class Attention(nn.Module):
         k = k if k.dtype == torch.float64 else k.float()
         query = query.to(k.dtype).unflatten(1, (self.kv_heads, -1)) * self.head_dim**-0.5  # [S, Hkv, R, P]
         if len(query) == 1:  # a long video: no copy of the query for each token
-            logits = torch.einsum("lgp,grp->lgr", k, query[0])
+            logits = torch.einsum("lgp,grp->lgr", k, query[0])  # [L, Hkv, R]
         else:
-            logits = (query[span.bounds.seq_idx] @ k[..., None]).squeeze(-1)
-        return logits.flatten(1)
+            logits = (query[span.bounds.seq_idx] @ k[..., None]).squeeze(-1)  # [L, Hkv, R, P] @ [L, Hkv, P, 1]
+        return logits.flatten(1)  # [L, H]: R query heads beside each other read the same keys
 
     def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> AttentionState:
         keys, values = torch.zeros(2, rows, self.kv_heads, self.head_dim, device=device, dtype=dtype)
@@ -80,22 +81,22 @@ def rotary(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tenso
     """Cosines and sines `[L, P/2]` in float32 of the angles `position * theta^(-2i/P)` (Su et al.,
     arXiv 2104.09864)."""
     exponent = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim
-    angle = position.float()[:, None] * theta**-exponent
+    angle = position.float()[:, None] * theta**-exponent  # [L, P/2]
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (i, i + P/2) of `[L, H, P]` by its token's angles."""
-    cos, sin = (t[:, None] for t in rope)
-    a, b = x.chunk(2, dim=-1)
+    cos, sin = (t[:, None] for t in rope)  # [L, 1, P/2], the same for all heads
+    a, b = x.chunk(2, dim=-1)  # [L, H, P/2] each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 def segment_softmax_mean(logits: Tensor, bounds: Bounds) -> Tensor:
     """Softmax of `[L, H]` over each sequence's tokens, mean over heads: `[L]`; -inf gives exactly 0."""
     S, seq = bounds.num_sequences, bounds.seq_idx
-    rows = seq[:, None].expand_as(logits)
+    rows = seq[:, None].expand_as(logits)  # [L, H]: the sequence of each logit
     top = logits.new_full((S, logits.shape[1]), -torch.inf).scatter_reduce(0, rows, logits, "amax")
-    weight = (logits - top[seq]).exp()
-    total = logits.new_zeros(top.shape).index_add(0, seq, weight)
+    weight = (logits - top[seq]).exp()  # the largest is 1: nothing overflows
+    total = logits.new_zeros(top.shape).index_add(0, seq, weight)  # [S, H]
     return (weight / total[seq]).mean(1)

@@ -11,10 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from timeviper.config import DecoderConfig, ModelConfig, TransVConfig, TransVStage
-from timeviper.config.checks.model import model_problems
+from timeviper.config import DecoderConfig, TransVConfig
+from timeviper.config.checks.model import check_decoder
 from timeviper.config.shape import Segment, cut_layout, kept_counts
-from timeviper.errors import ConfigError, Problem
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import Attention, Ranker, rotary
 from timeviper.model.layers import MLPS, Embedding, Linear, RMSNorm
@@ -89,7 +88,7 @@ class Decoder(nn.Module):
         """Raises ConfigError with every setting that cannot be built."""
         super().__init__()
         transv = transv or TransVConfig()
-        _check(cfg, transv)
+        check_decoder(cfg, transv)
         self.cfg, self.transv_cfg = cfg, transv
         self.segments = cut_layout(cfg.layout, transv)
         self.embeddings = Embedding(cfg.vocab_size, cfg.width)
@@ -97,11 +96,7 @@ class Decoder(nn.Module):
         self.norm_f = RMSNorm(cfg.width, cfg.norm_eps)
         self.lm_head = None if cfg.tie_embeddings else Linear(cfg.width, cfg.vocab_size)
         self.transv = nn.ModuleDict(
-            {
-                segment.name: Transfer(cfg, transv)
-                for segment in self.segments
-                if segment.stage and segment.stage.transfer and segment.stage.keep < 1
-            }
+            {s.name: Transfer(cfg, transv) for s in self.segments if s.stage is not None and s.stage.has_weights}
         )
         self.transfer_enabled = True
 
@@ -175,19 +170,13 @@ class Decoder(nn.Module):
         stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index)
         kept: dict[str, list[int]] = {}
         for i, segment in enumerate(self.segments):
-            if segment.stage is not None and original is not None and self._runs(segment.name, segment.stage):
-                stream = self._transfer(stream, segment, original)
             if segment.stage is not None and original is not None:
+                stream = self._transfer(stream, segment, original)
                 kept[segment.name] = stream.vision
             stream.x = self.run(segment, stream.x, stream.bounds, state.segments[i] if state else None)
         if state is not None:
             state.seen = [a + b for a, b in zip(state.seen, bounds.lengths)]
         return DecoderOutput(self.norm_f(stream.x), stream.index, stream.bounds, kept, state)
-
-    def _runs(self, name: str, stage: TransVStage) -> bool:
-        """A stage that a curriculum lets keep everything runs, too, and moves nothing: under sharding a module that
-        belongs to a pass of one step must belong to that of all."""
-        return stage.keep < 1 or name in self.transv
 
     def run(self, segment: Segment, x: Tensor, bounds: Bounds, state: SegmentState | None) -> Tensor:
         """The blocks of one segment."""
@@ -210,12 +199,17 @@ class Decoder(nn.Module):
     def _transfer(self, stream: Stream, segment: Segment, original: list[int]) -> Stream:
         """One stage of TransV on whole sequences. Runs on packs without vision tokens, too: under sharding
         every rank takes the same path."""
-        assert segment.stage is not None
-        kept = kept_counts(segment.stage.keep, original, stream.vision)
-        if segment.stage.keep == 1:
-            mask = torch.ones(stream.num_vision, dtype=torch.bool, device=stream.x.device)
+        stage = segment.stage
+        assert stage is not None
+        if stage.keep == 1 and segment.name not in self.transv:
+            return stream
+        kept = kept_counts(stage.keep, original, stream.vision)
+        if stage.keep < 1:
+            mask = SELECTIONS[stage.select].choose(self.view([stream], segment.blocks.start), kept)
         else:
-            mask = SELECTIONS[segment.stage.select].choose(self.view([stream], segment.blocks.start), kept)
+            # A curriculum lets the stage keep everything for a while. It runs, too, and moves nothing: under sharding
+            # a module that belongs to the pass of one step must belong to that of all.
+            mask = torch.ones(stream.num_vision, dtype=torch.bool, device=stream.x.device)
         return shorten(stream, mask, kept, self.transfer_of(segment), self.transv_cfg)
 
     def view(self, pieces: Sequence[Stream], block: int) -> View:
@@ -267,15 +261,3 @@ class Decoder(nn.Module):
                 f"{self.cfg.max_tokens:,}, which the weights were made for: take fewer frames "
                 "(data.frames.max_frames), a shorter text, or raise the limit if you know that they can."
             )
-
-
-def _check(cfg: DecoderConfig, transv: TransVConfig) -> None:
-    model = ModelConfig(towers={}, decoder=cfg, transv=transv)
-    problems = []
-    for finding in model_problems(model):
-        value: object = model
-        for name in finding.key.split(".")[1:]:
-            value = value[name] if isinstance(value, dict) else getattr(value, name)
-        problems.append(Problem(finding.key, value, finding.message))
-    if problems:
-        raise ConfigError("the decoder cannot be built", problems)

@@ -21,7 +21,7 @@ from timeviper.config import BLOCKS, ModelConfig, TowerConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, tokens_per_frame
 from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
-from timeviper.model.gradients import Gradients, maps_of, transfers
+from timeviper.model.gradients import Gradients, maps_of
 from timeviper.model.selection import SELECTIONS
 from timeviper.model.vision.build import tower_class
 from timeviper.model.vision.tome import METRIC_HEADS, rounds
@@ -154,11 +154,10 @@ class _Count:
 
     def language(self) -> None:
         shapes = segment_shapes(self.model, self.shape)
-        names = transfers([s.segment for s in shapes])
         flow = self.grads.embedded
         for stream in shapes:
             if stream.segment.stage is not None:
-                flow = self.transfer(stream, flow, stream.segment.name in names)
+                flow = self.transfer(stream, flow)
             for i in stream.segment.blocks:
                 flow = self.block(self.decoder.layout[i], stream.lengths, flow)
         learns = self.grads.decoder
@@ -213,13 +212,13 @@ class _Count:
         """Two products a pair of factors; executed, attention's backward pass makes the scores once more."""
         return Flops(forward, forward * (2.5 if self.execution else 2.0) if back else 0.0)
 
-    def transfer(self, stream: SegmentShape, flow: bool, has_weights: bool) -> bool:
+    def transfer(self, stream: SegmentShape, flow: bool) -> bool:
         """One stage of TransV: the choice, and the cross-attention of all text rows."""
         cfg, stage = self.decoder, stream.segment.stage
         assert stage is not None
         tokens = sum(stream.before) + sum(stream.text)
         self.add("transv", Flops(SELECTIONS[stage.select].flops(self.model, self.grads, len(stream.text), tokens)))
-        if not has_weights:
+        if not stage.has_weights:
             return flow
         source = stream.before if self.model.transv.keys == "all" else stream.dropped
         n, m, learns = sum(stream.text), sum(source), self.grads.transv

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from timeviper.config import PARTS, ModelConfig
-from timeviper.config.shape import Segment
 from timeviper.model.layers import MLPS
 from timeviper.model.lora import is_target
 
@@ -88,8 +87,3 @@ def maps_of(letter: str, model: ModelConfig, grads: Gradients) -> Maps:
     q, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
     first = ((q, rank(f"{kind}.q")), (kv, rank(f"{kind}.k")), (kv, rank(f"{kind}.v")))
     return Maps(first, (q, rank(f"{kind}.o")))
-
-
-def transfers(segments: list[Segment]) -> set[str]:
-    """Names of the stages that have a cross-attention, as `Decoder` builds them."""
-    return {s.name for s in segments if s.stage and s.stage.transfer and s.stage.keep < 1}

@@ -83,21 +83,21 @@ class Mamba2(nn.Module):
         self.out_proj = Linear(self.inner, cfg.width, gain=out_gain)
 
     def forward(self, x: Tensor, span: Span, state: MambaState | None = None) -> Tensor:
-        z, xBC, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], dim=-1)
+        z, xBC, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], dim=-1)  # [L, H * P], ..., [L, H]
         xBC, conv = self.conv(xBC, span.bounds, state.conv if state else None)
         BC = self.groups * self.state_size
-        u, B, C = xBC.split([self.inner, BC, BC], dim=-1)
+        u, B, C = xBC.split([self.inner, BC, BC], dim=-1)  # [L, H * P], [L, G * N] twice
         y, ssm = self.ssm(
-            u.unflatten(-1, (self.heads, self.head_dim)),
+            u.unflatten(-1, (self.heads, self.head_dim)),  # [L, H, P]
             dt,
-            B.unflatten(-1, (self.groups, self.state_size)),
-            C.unflatten(-1, (self.groups, self.state_size)),
+            B.unflatten(-1, (self.groups, self.state_size)),  # [L, G, N], shared by the heads of a group
+            C.unflatten(-1, (self.groups, self.state_size)),  # [L, G, N]
             span.bounds,
             state.ssm if state else None,
         )
         if state is not None:
-            state.conv, state.ssm = conv.detach(), ssm.detach()
-        return self.out_proj(self.norm(y.flatten(1), z))
+            state.conv, state.ssm = conv.detach(), ssm.detach()  # states carry no gradient from call to call
+        return self.out_proj(self.norm(y.flatten(1), z))  # [L, H * P]
 
     def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         conv = torch.zeros(S, self.channels, self.conv_kernel - 1, device=device, dtype=dtype)

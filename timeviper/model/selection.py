@@ -163,21 +163,19 @@ SELECTIONS: dict[str, Selection] = {"uniform": Uniform(), "attention": ByAttenti
 def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:
     """`[V]` bool: the `linspace(0, n - 1, k)`-th (rounded down) of each sequence's n vision tokens stay."""
     chosen, vision = Bounds(kept, device), Bounds(current, device)
-    last, steps = (
-        torch.tensor([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], dtype=torch.int64)
-        .to(device, non_blocking=True)
-        .unbind(1)
-    )
+    ends = torch.tensor([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], dtype=torch.int64)
+    last, steps = ends.to(device, non_blocking=True).unbind(1)  # [S] each
     seq = chosen.seq_idx
-    rank = chosen.position * last[seq] // steps[seq]
+    rank = chosen.position * last[seq] // steps[seq]  # whole numbers: floats would round 163,840 tokens wrongly
     return _mask(vision, vision.cu_seqlens[seq] + rank)
 
 
 def select_ranked(scores: Tensor, current: Sequence[int], kept: Sequence[int]) -> Tensor:
     """`[V]` bool: the k vision tokens with the highest `scores [V]` of each sequence stay; of equals, the first."""
     chosen, vision = Bounds(kept, scores.device), Bounds(current, scores.device)
+    # Two stable sorts in place of a loop over sequences: by falling score, then by sequence.
     order = scores.argsort(descending=True, stable=True)
-    order = order[vision.seq_idx[order].argsort(stable=True)]  # by sequence, then by falling score
+    order = order[vision.seq_idx[order].argsort(stable=True)]
     return _mask(vision, order[vision.cu_seqlens[chosen.seq_idx] + chosen.position])
 
 
@@ -190,7 +188,7 @@ def last_prompt_token(kind: Tensor, bounds: Bounds) -> Tensor:
     """`[S]`: the position of each sequence's last token that is no answer (with several turns, of the last
     turn's prompt): what comes after the question is not known when it is asked."""
     place = torch.arange(len(kind), device=kind.device)
-    place = torch.where(kind == Kind.ANSWER, -1, place)
+    place = torch.where(kind == Kind.ANSWER, -1, place)  # so that no answer token is the largest place
     none = place.new_full((bounds.num_sequences,), -1)
     return none.scatter_reduce(0, bounds.seq_idx, place, "amax").clamp(min=0)
 

@@ -61,7 +61,8 @@ class TagModel(Parts):
         """
         logits = self.frame_logits(pack.frames)
         counts = torch.tensor(pack.frame_counts, device=logits.device)
-        frame_of = nnf.one_hot(Bounds(pack.frame_counts, logits.device).seq_idx, len(pack.lengths)).float()
+        # A product: sums by index come in any order on a GPU.
+        frame_of = nnf.one_hot(Bounds(pack.frame_counts, logits.device).seq_idx, len(pack.lengths)).float()  # [F, S]
         pooled = frame_of.T @ logits / counts.clamp(min=1).unsqueeze(1)  # [S, V]: mean over the frames
 
         where = torch.nonzero_static(pack.labels != IGNORE, size=pack.num_labels).squeeze(1)
@@ -74,7 +75,7 @@ class TagModel(Parts):
         unused = torch.ones(pooled.shape[1], dtype=torch.bool, device=pooled.device).index_fill(0, labels, False)
         pooled = pooled.masked_fill(unused, -torch.inf)
         loss_sum = -pooled.log_softmax(dim=1)[sequence, labels].sum()
-        rank = (pooled[sequence] > pooled[sequence, labels].unsqueeze(1)).sum(dim=1)
+        rank = (pooled[sequence] > pooled[sequence, labels].unsqueeze(1)).sum(dim=1)  # [M]: words more probable
         return ViperOutput(loss_sum, pack.num_labels, rank < words[sequence], where)
 
     def frame_logits(self, frames: Tensor) -> Tensor:
@@ -83,5 +84,5 @@ class TagModel(Parts):
         logsumexp minus log T: a word needs one token that shows it, and every token gets a gradient.
         """
         tokens = [self.projectors[name](tower(frames, self.merge_to[name])) for name, tower in self.towers.items()]
-        logits = SHARPNESS * (torch.cat(tokens, dim=1) @ self.decoder.embeddings.weight.T).float()
+        logits = SHARPNESS * (torch.cat(tokens, dim=1) @ self.decoder.embeddings.weight.T).float()  # [F, T, V]
         return logits.logsumexp(dim=1) - math.log(logits.shape[1])

@@ -94,18 +94,18 @@ class Transfer(nn.Module):
         """text `[n, D]` may look at the first `visible [n]` of its own sequence's source tokens (those in
         `memory` come before `source [m, D]`); a token that sees none receives exactly 0."""
         source = self.norm(source)
-        k, v = (proj(source).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        k, v = (proj(source).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))  # [m, Hkv, P]
         if memory is not None:
             k, v = memory.append(k, v)
             bounds_source = Bounds([memory.count], source.device)
-        q = self.q_proj(self.norm(text)).unflatten(-1, (-1, self.head_dim))
+        q = self.q_proj(self.norm(text)).unflatten(-1, (-1, self.head_dim))  # [n, H, P]
         out = attention(q, k, v, bounds_text, bounds_source, visible=visible)
         receivers = any(n and m for n, m in zip(bounds_text.lengths, bounds_source.lengths))
         if torch.is_grad_enabled() and not receivers:
             # Nobody receives here, perhaps on another rank: every parameter still gets its (zero)
             # gradient, since sharded ranks reduce the same parameters together.
             out = out + 0 * (k.sum() + v.sum())
-        return torch.tanh(self.alpha) * self.o_proj(out.flatten(1))
+        return torch.tanh(self.alpha) * self.o_proj(out.flatten(1))  # [n, D]
 
 
 def shorten(
@@ -121,15 +121,17 @@ def shorten(
     kept: how many stay of each sequence. memory: what earlier chunks of the one sequence dropped.
     """
     lost = [n - k for n, k in zip(stream.vision, kept)]
-    vision = stream.places(vision=True)
-    gone = vision[torch.nonzero_static(~mask, size=sum(lost)).squeeze(1)]
-    away = torch.zeros_like(stream.kind, dtype=torch.bool).index_fill(0, gone, True)
-    stay = torch.nonzero_static(~away, size=len(away) - sum(lost)).squeeze(1)
+    vision = stream.places(vision=True)  # [V]
+    # nonzero_static: the host knows the counts already, and need not wait for the device to count.
+    gone = vision[torch.nonzero_static(~mask, size=sum(lost)).squeeze(1)]  # [sum of lost]
+    away = torch.zeros_like(stream.kind, dtype=torch.bool).index_fill(0, gone, True)  # [L]
+    stay = torch.nonzero_static(~away, size=len(away) - sum(lost)).squeeze(1)  # [L - sum of lost]
     x = stream.x.index_select(0, stay)
     if transfer is not None:
         every = options.keys == "all"
         source, counts = (vision, stream.vision) if every else (gone, lost)
         delta, text = _receive(stream, source, counts, transfer, options, memory)
+        # A text token has moved forward by as many places as tokens before it are gone.
         x = x.index_add(0, text - away.cumsum(0)[text], delta.to(x.dtype))
     lengths = [n - d for n, d in zip(stream.bounds.lengths, lost)]
     bounds = Bounds(lengths, stream.bounds.device)
@@ -152,12 +154,13 @@ def _receive(
     bounds_source = Bounds(counts, source.device)
     text = stream.places(vision=False)
     bounds_text = Bounds([n - v for n, v in zip(stream.bounds.lengths, stream.vision)], source.device)
-    is_source = torch.zeros_like(stream.kind, dtype=torch.int64).index_fill(0, source, 1)
-    before = is_source.cumsum(0)[text] - bounds_source.cu_seqlens[bounds_text.seq_idx]
+    # Sources before each text token: of the whole pack, less those of earlier sequences.
+    is_source = torch.zeros_like(stream.kind, dtype=torch.int64).index_fill(0, source, 1)  # [L]
+    before = is_source.cumsum(0)[text] - bounds_source.cu_seqlens[bounds_text.seq_idx]  # [n]
     kind = stream.kind[text]
     receives = kind == Kind.INSTRUCTION
     if options.queries == "instruction+answer":
         receives = receives | (kind == Kind.ANSWER)
-    visible = torch.where(receives, before + (memory.count if memory else 0), 0)
+    visible = torch.where(receives, before + (memory.count if memory else 0), 0)  # [n]
     delta = transfer(stream.x[text], stream.x[source], bounds_text, bounds_source, visible, memory)
     return delta, text

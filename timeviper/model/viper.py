@@ -80,7 +80,7 @@ class TimeViper(Parts):
         x = self.decoder.embed(pack.ids)
         if not self.towers:
             return x
-        vision = self.encode(pack.frames, pack.features, pack.frame_order).flatten(0, 1)
+        vision = self.encode(pack.frames, pack.features, pack.frame_order).flatten(0, 1)  # [F * T, D]
         if pack.num_vision != vision.shape[0]:
             raise ValueError(
                 f"the pack has {pack.num_vision} vision positions, but {pack.num_frames} frames of "
@@ -96,13 +96,13 @@ class TimeViper(Parts):
         x = self.embed(pack)
         counts = [n * self.tokens_per_frame for n in pack.frame_counts]
         out = self.decoder(x, Bounds(pack.lengths, x.device), pack.kind, state=state, vision_counts=counts)
-        labels = pack.labels[out.index]
+        labels = pack.labels[out.index]  # [L'], of the tokens that are left
         where = torch.nonzero_static(labels != IGNORE, size=pack.num_labels).squeeze(1)
         loss_sum, correct = linear_cross_entropy(
             out.hidden.index_select(0, where), self.decoder.head_weight, labels[where]
         )
         logits = None
         if last_logits:
-            logits = self.decoder.project(out.hidden[out.bounds.cu_seqlens[1:].long() - 1])
+            logits = self.decoder.project(out.hidden[out.bounds.cu_seqlens[1:].long() - 1])  # last of each sequence
         predicting = self.decoder.project(out.hidden.index_select(0, where)) if label_logits else None
         return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits, predicting)

@@ -15,7 +15,7 @@ from timeviper.config import BLOCKS, DecoderConfig, ModelConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.flops import Execution, attention_batches, chunks
-from timeviper.model.gradients import Gradients, Maps, maps_of, transfers
+from timeviper.model.gradients import Gradients, Maps, maps_of
 from timeviper.model.layers import MLPS
 from timeviper.planning.vision_activations import projector_saved, tag_logits_saved, tower_saved
 
@@ -73,11 +73,10 @@ class _Language:
 
     def all(self) -> list[Saved]:
         shapes = segment_shapes(self.model, self.shape)
-        names = transfers([s.segment for s in shapes])
         saved = [self.splice(shapes[0])]
         for stream in shapes:
             if stream.segment.stage is not None:
-                saved.append(self.transfer(stream, stream.segment.name in names))
+                saved.append(self.transfer(stream))
             blocks = [self.block(i, stream) for i in stream.segment.blocks]
             if self.cfg.facts.rotary and self.flow and "attention" not in self.execution.checkpointed:
                 # Cosines and sines are made once for all blocks of the segment.
@@ -138,11 +137,11 @@ class _Language:
             kept += len(ranks) * rows * width * (self.a + 1)  # for each adapter a thinned copy, and its mask of bytes
         return kept
 
-    def transfer(self, stream: SegmentShape, has_weights: bool) -> Saved:
+    def transfer(self, stream: SegmentShape) -> Saved:
         """One stage of TransV: indices, and the cross-attention of the text rows n over the sources m."""
-        a, D, learns, flow = self.a, self.cfg.width, self.grads.transv and has_weights, self.flow
         stage = stream.segment.stage
         assert stage is not None
+        a, D, learns, flow = self.a, self.cfg.width, self.grads.transv, self.flow
         name, outside = f"transv {stream.segment.name}", 0
         if flow:
             outside += INDEX * stream.num_tokens  # where those that stay were
@@ -150,7 +149,7 @@ class _Language:
                 outside += INDEX * len(stream.text)  # who ranks
         maps = maps_of("T", self.model, self.grads)
         mixes = flow or learns or maps.rank_in > 0
-        if not has_weights or not (mixes or maps.adapted):
+        if not stage.has_weights or not (mixes or maps.adapted):
             return Saved(name, "transv", outside)
         self.flow = True
         source = stream.before if self.model.transv.keys == "all" else stream.dropped

@@ -17,9 +17,23 @@ from timeviper.config.model import (
     LoraConfig,
     ModelConfig,
     TowerConfig,
+    TransVConfig,
     TransVStage,
 )
-from timeviper.errors import did_you_mean
+from timeviper.errors import ConfigError, Problem, did_you_mean
+
+
+def check_decoder(cfg: DecoderConfig, transv: TransVConfig) -> None:
+    """Raises ConfigError with everything that cannot be built, for a decoder that comes from no recipe."""
+    model = ModelConfig(towers={}, decoder=cfg, transv=transv)
+    problems = []
+    for finding in model_problems(model):
+        value: object = model
+        for name in finding.key.split(".")[1:]:
+            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        problems.append(Problem(finding.key, value, finding.message))
+    if problems:
+        raise ConfigError("the decoder cannot be built", problems)
 
 
 def model_problems(model: ModelConfig) -> Iterator[Finding]:

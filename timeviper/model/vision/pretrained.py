@@ -149,4 +149,4 @@ def _resize_positions(table: Tensor, side: int, antialias: bool) -> Tensor:
         return table
     grid = rows[lead:].T.view(1, -1, old, old)  # [1, C, old, old]
     grid = nnf.interpolate(grid, (side, side), mode="bicubic", antialias=antialias).flatten(2)[0].T  # [side * side, C]
-    return torch.cat([rows[:lead], grid]).view(*table.shape[:-2], -1, table.shape[-1])
+    return torch.cat([rows[:lead], grid]).view(*table.shape[:-2], -1, table.shape[-1])  # [..., side * side (+1), C]

@@ -61,14 +61,15 @@ def _merge_round(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
     place = torch.arange(n, device=x.device).expand(F, n)
     first = place.scatter_reduce(1, target, source, "amin")  # the first member of each odd token
     group = first.scatter(1, source, first.gather(1, target))
+    # Places that nobody stands at any more are counted out: the rest get new ones without gaps.
     slot = torch.zeros(F, n, dtype=torch.long, device=x.device).scatter(1, group, 1).cumsum(1) - 1
     slot = slot.gather(1, group)  # [F, n] in [0, n - r)
 
     # A product with the 0/1 matrix of who goes where, not a scatter: sums in a fixed order on every device,
     # at 0.2% of the encoder's arithmetic.
     weight = nnf.one_hot(slot, n - r).to(x.dtype) * size.unsqueeze(2)  # [F, n, n - r]
-    merged = weight.sum(dim=1)
-    return weight.transpose(1, 2) @ x / merged.unsqueeze(2), merged
+    merged = weight.sum(dim=1)  # [F, n - r]: patches that each new token stands for
+    return weight.transpose(1, 2) @ x / merged.unsqueeze(2), merged  # [F, n - r, C]
 
 
 def _metric(x: Tensor) -> Tensor:
@@ -78,5 +79,5 @@ def _metric(x: Tensor) -> Tensor:
     """
     x = x.detach()
     if x.shape[2] % METRIC_HEADS == 0:
-        x = x.unflatten(2, (METRIC_HEADS, -1)).mean(dim=2)
+        x = x.unflatten(2, (METRIC_HEADS, -1)).mean(dim=2)  # [F, n, heads, C / heads] -> [F, n, C / heads]
     return nnf.normalize(x, dim=2)

@@ -116,7 +116,7 @@ def to_pixels(frames: Tensor, size: int, normalisation: tuple[tuple[float, ...],
     x = frames.float()
     if frames.shape[2:] != (size, size):
         x = nnf.interpolate(x, (size, size), mode="bicubic", antialias=True).round().clamp(0, 255)
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in normalisation)
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in normalisation)  # [3, 1, 1]: a colour each
     return (x / 255 - mean) / std
 
 

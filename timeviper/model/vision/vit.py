@@ -25,8 +25,9 @@ class ViTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # [F, N, 3, heads, size]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [F, heads, N, size] each
+        mixed = nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [F, N, C]
         x = x + self.proj(mixed)
         return x + self.mlp(self.norm2(x))
 
@@ -57,7 +58,7 @@ class ViT(Tower):
         self.reset_parameters()
 
     def features(self, pixels: Tensor) -> Tensor:
-        x = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions
+        x = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions  # [F, C, h, w] -> [F, N, C]
         for block in self.blocks:
             x = block(x)
         return x
