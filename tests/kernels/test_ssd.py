@@ -51,7 +51,7 @@ def largest_error(got: list[Tensor], wanted: list[Tensor]) -> float:
 def test_chunks_blocks_and_groups_change_nothing(lengths: list[int], chunk_size: int, groups: int, block: int) -> None:
     tensors, bounds = inputs(sum(lengths), len(lengths), H=6, G=groups), Bounds(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssd_chunked, "BLOCK_CPU", block)
+        patch.setattr(ssd_chunked, "TILE_CPU", block)
         got = run(tensors, bounds, chunk_size)
     assert largest_error(got, run(tensors, bounds, 32)) < 1e-9
 
