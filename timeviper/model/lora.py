@@ -153,7 +153,8 @@ def load_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: LoraCon
     if not math.isclose(stored.get("alpha", math.nan), cfg.alpha):
         wrong.insert(0, f"model.lora.alpha is {cfg.alpha:g}, the file was trained with {stored.get('alpha')}")
     if wrong:
-        more = [f"and {len(wrong) - 5} more"] * (len(wrong) > 5)
-        raise ValueError("\n  ".join([f"{path} does not hold the adapters of model.lora:", *wrong[:5], *more]))
+        if len(wrong) > 5:
+            wrong[5:] = [f"and {len(wrong) - 5} more"]
+        raise ValueError("\n  ".join([f"{path} does not hold the adapters of model.lora:", *wrong]))
     for name in shapes:
         yield name, file.get_tensor(name)

@@ -63,7 +63,8 @@ class Parts(nn.Module):
         for name, p in self.named_parameters():
             kind = f"{part_of(name)} (LoRA)" if is_adapter(name) else part_of(name)
             sums = count.setdefault(kind, [0, 0])
-            sums[0] += p.numel() * p.requires_grad
+            if p.requires_grad:
+                sums[0] += p.numel()
             sums[1] += p.numel()
         learns, total = (sum(c) for c in zip(*count.values()))
         listed = ", ".join(f"{kind} {n:,}" for kind, (n, _) in count.items() if n)

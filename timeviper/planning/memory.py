@@ -89,9 +89,10 @@ class _Step:
         )
         self.root = units[-1]
         self.trained = sum(unit.trained_elements for unit in units)
-        here = not recipe.parallel.offload_params
-        self.weights = float(here * sum(unit.shard_bytes(self.shards) for unit in units))
-        self.gradients = float(here * WIDE * sum(unit.shard_elements(self.shards) for unit in units))
+        self.weights = self.gradients = 0.0
+        if not recipe.parallel.offload_params:
+            self.weights = float(sum(unit.shard_bytes(self.shards) for unit in units))
+            self.gradients = float(WIDE * sum(unit.shard_elements(self.shards) for unit in units))
         blocks = [u for u in units[:-1] if not u.name.startswith("towers.")]
         self.largest_gathered = max((u.gathered_bytes for u in blocks), default=0)
         self.largest_trained = max((u.trained_elements for u in blocks), default=0)
@@ -141,9 +142,11 @@ class _Step:
         D, V, M = self.model.decoder.width, self.model.decoder.vocab_size, min(self.shape.labels, LOSS_CHUNK)
         items = self.running()
         items["activations"] = self.kept(len(self.saved))
-        # float32 logits and those of the computation's dtype, twice; the chunk's share of the head's gradient
-        forward = M * V * (WIDE + 2 * self.a) + self.a * V * D * self.grads.decoder
-        backward = V * D * (WIDE + self.a) * self.grads.decoder  # scaled by the loss's gradient, and cast
+        forward = M * V * (WIDE + 2 * self.a)  # float32 logits and those of the computation's dtype, twice
+        backward = 0
+        if self.grads.decoder:
+            forward += self.a * V * D  # the chunk's share of the head's gradient
+            backward += V * D * (WIDE + self.a)  # that gradient, scaled by the loss's and cast
         items["working memory"] = float(max(forward, backward))
         return Moment("loss", items)
 
@@ -158,9 +161,8 @@ class _Step:
         items["gathered unit"] = float(ahead * self.largest_gathered)
         items["gradients being reduced"] = float((self.a + WIDE) * self.largest_trained)
         if i < len(self.saved) - 1:  # autograd has made the head's by now; the root is reduced at the end
-            items["gradient of the head"] = float(
-                self.a * self.model.decoder.vocab_size * self.model.decoder.width * self.grads.decoder
-            )
+            head = self.a * self.model.decoder.vocab_size * self.model.decoder.width
+            items["gradient of the head"] = float(head) if self.grads.decoder else 0.0
         return Moment(f"backward pass of {at.name}", items)
 
     def reduction(self) -> Moment:

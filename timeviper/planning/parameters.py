@@ -34,7 +34,8 @@ def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
     counts: dict[str, ParameterCount] = {}
     for name, p in model.named_parameters():
         part = part_of(name)
-        counts[part] = counts.get(part, ParameterCount()) + ParameterCount(p.numel(), p.numel() * p.requires_grad)
+        count = ParameterCount(p.numel(), p.numel() if p.requires_grad else 0)
+        counts[part] = counts.get(part, ParameterCount()) + count
     return counts
 
 

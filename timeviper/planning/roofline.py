@@ -95,7 +95,11 @@ def _pack_time(recipe: Recipe, shape: PackShape, gpu: Gpu, assume: Assumptions) 
     seconds = {}
     for part, work in flops.items():
         peak = gpu.bf16_tflops if narrow and part != "scan" else gpu.fp32_tflops
-        passes = FORWARD * (1 + bool(work.recompute)) + BACKWARD * bool(work.backward)
+        passes = FORWARD
+        if work.recompute:
+            passes += FORWARD
+        if work.backward:
+            passes += BACKWARD
         seconds[part] = max(work.total / (peak * 1e12 * assume.efficiency), moved[part] * passes / bandwidth)
     return seconds
 
