@@ -79,11 +79,10 @@ def test_every_name_is_there_for_people_and_for_type_checkers() -> None:
     tree = ast.parse(Path(timeviper.__file__).read_text())
     seen = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
     imports = [node for node in seen.body if isinstance(node, ast.ImportFrom)]
-    typed = {alias.name: f"timeviper.{timeviper._WHERE[alias.name]}" for node in imports for alias in node.names}  # type: ignore[attr-defined]
-    assert sorted(typed) == timeviper.__all__ == sorted(timeviper._WHERE)  # type: ignore[attr-defined]
-    assert [typed[alias.name] for node in imports for alias in node.names] == [
-        node.module for node in imports for _ in node.names
-    ]
+    typed = {alias.name: node.module for node in imports for alias in node.names}
+    filled = {name: f"timeviper.{module}" for module, names in timeviper._NAMES.items() for name in names.split()}
+    assert sorted(typed) == timeviper.__all__
+    assert typed == filled
     for name in timeviper.__all__:
         assert name in dir(timeviper)
         assert getattr(timeviper, name).__name__ == name

@@ -10,7 +10,7 @@ from tree import ROOT
 
 # From the ground up. A module may import what stands in a lower layer, and its own folder; nothing beside it.
 LAYERS = {
-    "kernels pack tokenizer errors console files": "operations, what flows, and what everything may say",
+    "kernels pack tokenizer errors console files package": "operations, what flows, and what everything may say",
     "config": "settings: what they are, how they are read and checked, what holds at a step; no torch",
     "model": "single-device code of the model and its arithmetic",
     "datamodules parallel": "samples into packs; checkpointing, compile and sharding of a model",
@@ -22,7 +22,13 @@ LAYERS = {
     "cli": "what a person types, and what it prints",
 }
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
-NO_TORCH = ("config", "errors", "console")  # so that help, explain and a mistyped recipe answer at once
+NO_TORCH = (
+    "config",
+    "errors",
+    "console",
+    "package",
+    "__init__",
+)  # so that help, explain and a mistyped recipe answer at once
 
 
 def files() -> dict[str, Path]:

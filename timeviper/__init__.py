@@ -4,9 +4,9 @@ What a notebook or a script needs is here: `train` a stage, `load` and `ask` it,
 when it is first used, so that `import timeviper` takes no time.
 """
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from timeviper.package import VERSION, check_links, fill_when_used
 
 if TYPE_CHECKING:
     from timeviper.config import Recipe
@@ -17,50 +17,18 @@ if TYPE_CHECKING:
     from timeviper.inference.evaluate import evaluate
     from timeviper.trainer import train
 
-__version__ = "0.1.0"
+__version__ = VERSION
+__all__ = ["Answer", "Frames", "LoadedModel", "Recipe", "Report"]
+__all__ += ["ask", "evaluate", "load", "load_recipe", "read_video", "train"]
 
-__all__ = [
-    "Answer",
-    "Frames",
-    "LoadedModel",
-    "Recipe",
-    "Report",
-    "ask",
-    "evaluate",
-    "load",
-    "load_recipe",
-    "read_video",
-    "train",
-]
-
-for _name in ("callbacks", "datamodules", "kernels", "recipes"):
-    if (Path(__file__).parent / _name).is_file():  # which is what git makes of a link where it may not make one
-        raise ImportError(
-            f"timeviper/{_name} is a plain file that should be a link to the folder {_name}/: "
-            "clone again where symbolic links are allowed, with git -c core.symlinks=true clone"
-        )
-
-if not TYPE_CHECKING:  # to a type checker a module with __getattr__ has every name
-    _WHERE = {
-        "Answer": "inference.ask",
-        "Frames": "datamodules.frames.video",
-        "LoadedModel": "inference.ask",
-        "Recipe": "config",
-        "Report": "inference.eval_report",
-        "ask": "inference.ask",
-        "evaluate": "inference.evaluate",
-        "load": "inference.ask",
-        "load_recipe": "config.load",
-        "read_video": "datamodules.frames.video",
-        "train": "trainer",
-    }
-
-    def __getattr__(name: str) -> Any:
-        if name not in _WHERE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"timeviper.{_WHERE[name]}"), name)
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+check_links()
+_NAMES = {
+    "config": "Recipe",
+    "config.load": "load_recipe",
+    "datamodules.frames.video": "Frames read_video",
+    "inference.ask": "Answer LoadedModel ask load",
+    "inference.eval_report": "Report",
+    "inference.evaluate": "evaluate",
+    "trainer": "train",
+}
+fill_when_used(globals(), _NAMES)

@@ -10,9 +10,9 @@ import av
 import torch
 from rich.table import Table
 
-import timeviper
 from timeviper.console import console
 from timeviper.kernels import dispatch
+from timeviper.package import VERSION
 
 PACKAGES = (
     "lightning",
@@ -30,7 +30,7 @@ GIB = 2**30
 def machine() -> list[tuple[str, str]]:
     """Facts by name, as text."""
     facts = [
-        ("timeviper", timeviper.__version__),
+        ("timeviper", VERSION),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("cpu", f"{_usable_cores()} of {os.cpu_count()} cores usable"),

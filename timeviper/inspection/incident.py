@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import timeviper
 from timeviper.config import Recipe
 from timeviper.config.load import dump
 from timeviper.files import whole_folder
 from timeviper.inspection.probe import PackReport, Probe, gates, gradient_norms, not_finite
 from timeviper.pack import Pack
+from timeviper.package import VERSION
 from timeviper.parallel import ShardedModel
 from timeviper.training.step import accumulate
 from timeviper.weights.export import CONFIG
@@ -137,7 +137,7 @@ class Incident:
     checkpoint: str
     """The newest checkpoint on disk at that time; empty without one."""
     format: int = FORMAT
-    timeviper: str = timeviper.__version__
+    timeviper: str = VERSION
     torch: str = torch.__version__
     time: str = field(default_factory=lambda: datetime.now().isoformat(timespec="seconds"))
 
@@ -152,7 +152,7 @@ class Incident:
             if data["format"] > FORMAT:
                 raise ValueError(
                     f"{file} was written by timeviper {data['timeviper']} in format {data['format']}; this is "
-                    f"{timeviper.__version__}, which reads formats up to {FORMAT}: replay it with that version"
+                    f"{VERSION}, which reads formats up to {FORMAT}: replay it with that version"
                 )
             found = data["findings"]
             packs = [PackReport.from_dict(p) for p in found["packs"]]

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-import timeviper
 from timeviper.config import Recipe
 from timeviper.config.load import CONFIG, dump
 from timeviper.errors import ConfigError, Problem
 from timeviper.files import TEMPORARY, put, remove_folder, write_whole
+from timeviper.package import VERSION
 
 log = logging.getLogger("timeviper")
 
@@ -74,7 +74,7 @@ class CheckpointStore:
         partial, final = self.partial(step), self.path(step)
         about = {
             "format": FORMAT,
-            "timeviper": timeviper.__version__,
+            "timeviper": VERSION,
             "torch": torch.__version__,
             "recipe": self.recipe.name,
             "step": step,
@@ -101,7 +101,7 @@ def check_readable(checkpoint: Path, out: str) -> None:
             "out",
             out,
             f"{checkpoint.name} was written by timeviper {about.get('timeviper')} in format {about['format']}; this "
-            f"is timeviper {timeviper.__version__}, which reads formats up to {FORMAT}. Continue with that version or "
+            f"is timeviper {VERSION}, which reads formats up to {FORMAT}. Continue with that version or "
             "a later one, or start anew in a folder of its own (out=runs/...). Nothing was changed.",
         )
         raise ConfigError(str(checkpoint.parent), [problem])

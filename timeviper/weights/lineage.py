@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timeviper import __version__
 from timeviper.config import Recipe
 from timeviper.datamodules.mixture import Source, Unit
 from timeviper.datamodules.shards.index_file import SampleRecord
+from timeviper.package import VERSION
 
 LINEAGE = "lineage.json"
 # What every generation has; exports of earlier versions lack the digests and the version.
@@ -44,7 +44,7 @@ def describe(
         "seed": recipe.seed,
         "parts": sorted(parts),
         "trained": sorted(recipe.train.trainable),
-        "timeviper": __version__,
+        "timeviper": VERSION,
         "recipe": recipe_digest(recipe),
         "weights": weights,
         "data": None if data is None else dict(data),
