@@ -22,13 +22,8 @@ LAYERS = {
     "cli": "what a person types, and what it prints",
 }
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
-NO_TORCH = (
-    "config",
-    "errors",
-    "console",
-    "package",
-    "__init__",
-)  # so that help, explain and a mistyped recipe answer at once
+# So that help, explain and a mistyped recipe answer at once.
+NO_TORCH = ("config", "errors", "console", "package", "__init__")
 
 
 def files() -> dict[str, Path]:

@@ -22,13 +22,15 @@ __all__ = ["Answer", "Frames", "LoadedModel", "Recipe", "Report"]
 __all__ += ["ask", "evaluate", "load", "load_recipe", "read_video", "train"]
 
 check_links()
-_NAMES = {
-    "config": "Recipe",
-    "config.load": "load_recipe",
-    "datamodules.frames.video": "Frames read_video",
-    "inference.ask": "Answer LoadedModel ask load",
-    "inference.eval_report": "Report",
-    "inference.evaluate": "evaluate",
-    "trainer": "train",
-}
-fill_when_used(globals(), _NAMES)
+fill_when_used(
+    globals(),
+    {
+        "config": "Recipe",
+        "config.load": "load_recipe",
+        "datamodules.frames.video": "Frames read_video",
+        "inference.ask": "Answer LoadedModel ask load",
+        "inference.eval_report": "Report",
+        "inference.evaluate": "evaluate",
+        "trainer": "train",
+    },
+)

@@ -93,7 +93,8 @@ def test_optional_packages_are_imported_in_kernels_only_and_some_never() -> None
 def test_a_link_that_was_checked_out_as_a_file_is_named(name: str, tmp_path: Path) -> None:
     package = tmp_path / "timeviper"
     package.mkdir()
-    (package / "__init__.py").write_bytes((ROOT / "timeviper" / "__init__.py").read_bytes())
+    for file in ("__init__.py", "package.py"):
+        (package / file).write_bytes((ROOT / "timeviper" / file).read_bytes())
     (package / name).write_text(f"../{name}")
     done = subprocess.run([sys.executable, "-c", "import timeviper"], cwd=tmp_path, capture_output=True, text=True)
     assert f"ImportError: timeviper/{name} is a plain file that should be a link" in done.stderr.splitlines()[-1]
