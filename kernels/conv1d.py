@@ -111,11 +111,13 @@ class _Edges:
         pre = K - 1
         few = [min(n, pre) for n in bounds.lengths]
         states, E = bounds.num_sequences * pre, sum(few)
+        # Windows and tails count rows as `compute` has them: all states, all first tokens, all last tokens.
         first, last, windows, tails = [], [], [], []
         for s, count in enumerate(few):
             state = list(range(s * pre, (s + 1) * pre))
             known = state + list(range(states + len(first), states + len(first) + count))
             windows += [known[p : p + K] for p in range(count)]
+            # A sequence shorter than K-1 leaves some of its initial state in the final one.
             tails.append((state + list(range(states + E + len(last), states + E + len(last) + count)))[count:])
             first += range(bounds.offsets[s], bounds.offsets[s] + count)
             last += range(bounds.offsets[s + 1] - count, bounds.offsets[s + 1])

@@ -47,6 +47,7 @@ class ChunkLayout:
         order = sorted(range(len(counts)), key=lambda s: -counts[s])
         widths, running = [], len(counts)
         for place in range(counts[order[0]]):
+            # Ranked by falling number of chunks: those that have ended are the last ones.
             while counts[order[running - 1]] <= place:
                 running -= 1
             widths.append(running)
@@ -63,6 +64,7 @@ class ChunkLayout:
     def tiles(self, limit: int, rows: int) -> list[Tile]:
         """All chunks in order, at most `limit` a tile; a stream that is not aligned may end in a short chunk,
         which is then a tile of its own."""
+        # A wave with too many sequences is cut; then waves join as long as the tile does not overflow.
         pieces = [(low, min(low + limit, w)) for w in self.widths for low in range(0, w, limit)]
         grouped: list[list[tuple[int, int, int]]] = [[]]
         held = 0
@@ -78,7 +80,7 @@ class ChunkLayout:
             start, low, high = waves[-1]
             last = first + start + high - low
             span = slice(first * self.size, min(last * self.size, rows))
-            q = self.size if last - first > 1 else span.stop - span.start
+            q = self.size if last - first > 1 else span.stop - span.start  # a chunk alone may be the short tail
             tiles.append(Tile(first, last, span, q, tuple(waves)))
             first = last
         return tiles

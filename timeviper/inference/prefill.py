@@ -78,7 +78,7 @@ def prefill_chunks(
     tokens, those to be written included; where given, no key cache ever moves.
     Raises ValueError when the pieces hold another number of vision tokens, or are longer than the context.
     """
-    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]  # in each segment
     room = None if text_count is None else [[n + text_count] for n in left]
     weight = decoder.embeddings.weight
     state = decoder.empty_state(1, weight.device, weight.dtype, room)
@@ -97,6 +97,7 @@ def stream_through(
     """What is left of each chunk after the last block (before the final norm), as the chunks come."""
     stream = _counted(decoder, chunks, vision_count, state)
     left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    # Generators around generators: a chunk is read only when what it leaves is asked for.
     for i, segment in enumerate(decoder.segments):
         if i and left[i] < left[i - 1]:
             stream = _choose(decoder, segment, stream, left[i - 1], left[i])
@@ -143,7 +144,7 @@ def _counted(
         count = int((kind == Kind.VISION).sum())
         vision += count
         if vision > vision_count:
-            break
+            break  # too many already: the rest could be an hour of video
         index = torch.arange(len(x), device=x.device) + state.seen[0]
         state.seen = [state.seen[0] + len(x)]
         yield Stream(x, bounds, kind, [count], index)
@@ -157,7 +158,7 @@ def _counted(
 
 def _run(decoder: Decoder, segment: Segment, stream: Iterator[Stream], state: SegmentState) -> Iterator[Stream]:
     for chunk in stream:
-        if len(chunk.x):
+        if len(chunk.x):  # a stage may leave nothing of a chunk
             chunk.x = decoder.run(segment, chunk.x, chunk.bounds, state)
         yield chunk
 

@@ -154,7 +154,7 @@ class Decoder(nn.Module):
         Raises ValueError for a sequence longer than the context, or vision tokens after a filled state.
         """
         self.check_lengths(bounds, state)
-        if kind is not None and vision_counts is None:
+        if kind is not None and vision_counts is None:  # counting waits for the device: who knows them gives them
             vision = Bounds(bounds.lengths, kind.device).seq_idx[kind == Kind.VISION]
             vision_counts = torch.bincount(vision, minlength=bounds.num_sequences).tolist()
         if state is not None and any(state.seen) and any(vision_counts or ()):
@@ -162,10 +162,10 @@ class Decoder(nn.Module):
                 "vision tokens cannot follow tokens that are already in the state: TransV looks at a whole "
                 "prompt. Use timeviper.inference.prefill.prefill_chunks for a prompt in pieces."
             )
-        if kind is None:
+        if kind is None:  # no stage runs: decode, and text alone
             kind, original = torch.zeros(len(x), dtype=torch.uint8, device=x.device), None
         else:
-            original = list(vision_counts or ())
+            original = list(vision_counts or ())  # what `keep` of every stage is a fraction of
         index = torch.arange(len(x), device=x.device)
         stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index)
         kept: dict[str, list[int]] = {}

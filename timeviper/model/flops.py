@@ -116,6 +116,7 @@ class _Count:
             self.add("tower", linear(F * pixels, d_in, d_out, learns, learns and i > 0))  # pixels need no gradient
         C, n = tower.width, tower.patches + encoder.extra_tokens(tower)
         again = learns and self.recomputes("tower")
+        # Queries, keys, values and the way back; the MLP's first map; scores and weighted sums of all pairs.
         block = [linear(F * n, C, 4 * C, learns, learns), linear(F * n, C, tower.mlp_width, learns, learns)]
         block.append(self.products(4.0 * F * n * n * C, learns))
         last = linear(F * n, tower.mlp_width, C, learns, learns)
@@ -154,7 +155,7 @@ class _Count:
 
     def language(self) -> None:
         shapes = segment_shapes(self.model, self.shape)
-        flow = self.grads.embedded
+        flow = self.grads.embedded  # whether the stream carries a gradient: from the first thing on that learns
         for stream in shapes:
             if stream.segment.stage is not None:
                 flow = self.transfer(stream, flow)
@@ -193,6 +194,7 @@ class _Count:
             return self.products(4.0 * sum(lengths) * H * P * N, back)
         forward = backward = 0.0
         for n, q in chunks(lengths, tokens_per_chunk(cfg.chunk_size, P * N, max(lengths), self.execution.device)):
+            # A state against a chunk's keys or queries; C.B of each group; the weighted sum of each head.
             states, scores, mixed = 2.0 * n * q * H * P * N, 2.0 * n * q * q * G * N, 2.0 * n * q * q * H * P
             forward += 2 * states + scores + mixed
             backward += 4 * states + 3 * scores + 2 * mixed

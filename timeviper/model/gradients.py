@@ -27,7 +27,7 @@ class Gradients:
         sees = bool(model.towers)
         targets = tuple(model.lora.targets) if model.lora.rank else ()
         kinds = [target.partition(".")[0] for target in targets]
-        adapted = {kind if kind in PARTS else "decoder" for kind in kinds}
+        adapted = {kind if kind in PARTS else "decoder" for kind in kinds}  # attention, mamba, mlp are of the decoder
         whole = {part: part in trainable and part not in adapted for part in PARTS}
         return cls(
             tower=sees and whole["tower"],
@@ -77,7 +77,7 @@ def maps_of(letter: str, model: ModelConfig, grads: Gradients) -> Maps:
     cfg, rank = model.decoder, grads.adapter
     if letter == "M":
         inner = cfg.ssm_heads * cfg.ssm_head_dim
-        wide = 2 * inner + 2 * cfg.ssm_groups * cfg.ssm_state + cfg.ssm_heads
+        wide = 2 * inner + 2 * cfg.ssm_groups * cfg.ssm_state + cfg.ssm_heads  # gate and x; B and C; step
         return Maps(((wide, rank("mamba.in")),), (inner, rank("mamba.out")))
     if letter == "-":
         up = (cfg.mlp_width, rank("mlp.up"))

@@ -43,7 +43,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., n]` -> `[..., m]`"""
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # [..., r]
         return F.linear(x, self.weight, self.bias) + self.scale * F.linear(low, self.lora_B)
 
 
@@ -51,7 +51,7 @@ def adaptable(model: nn.Module) -> Iterator[tuple[str, str]]:
     """(module name, target) of every linear map that may get an adapter, targets as in `config.LORA_TARGETS`."""
     for name, module in model.named_modules():
         if isinstance(module, Projector):
-            yield from ((f"{name}.{i}", f"projector.{end}") for i, end in ((0, "in"), (2, "out")))
+            yield from ((f"{name}.{i}", f"projector.{end}") for i, end in ((0, "in"), (2, "out")))  # 1 is GELU
             continue
         if isinstance(module, Transfer):
             kind, inside = "transv", name
@@ -100,7 +100,7 @@ def initial_tensors(shapes: Mapping[str, tuple[int, ...]], cfg: LoraConfig, seed
         return
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
-        tensor = torch.zeros(shape)
+        tensor = torch.zeros(shape)  # lora_B: nothing is added yet
         if name.endswith("lora_A"):
             tensor.uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5, generator=generator)
         yield name, tensor

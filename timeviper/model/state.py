@@ -89,7 +89,7 @@ class SegmentState:
         """Make room for new tokens and count them as seen."""
         past, total = self.lengths, [a + b for a, b in zip(self.lengths, bounds.lengths)]
         self.lengths = total
-        if not any(past) and not any(self.room):
+        if not any(past) and not any(self.room):  # nobody asked for room: the cache will be these tokens' own keys
             self.room = total
             return Span(bounds, bounds)
         device, grown = bounds.device, None
@@ -97,11 +97,11 @@ class SegmentState:
             before = Bounds(past, device)
             old = _rows(before, self.room)
             self.room = [r if n <= r else max(int(n * GROWTH), n + SPARE) for n, r in zip(total, self.room)]
-            grown = (sum(self.room), old, _rows(before, self.room))
+            grown = (sum(self.room), old, _rows(before, self.room))  # every block of the segment moves its cache alike
         slots = _rows(bounds, self.room)
         if not any(past):
             return Span(bounds, bounds, slots=slots, grown=grown)
-        seen = torch.tensor(past).to(device, non_blocking=True)
+        seen = torch.tensor(past).to(device, non_blocking=True)  # [S]
         slots = slots + seen[bounds.seq_idx]
         if len(total) == 1 or total == self.room:  # no unused rows between the keys
             return Span(bounds, Bounds(total, device), None, seen, slots, grown)
@@ -115,6 +115,7 @@ class SegmentState:
         starts = Bounds(self.room).offsets
         lengths = [self.lengths[s] for s in sequences]
         kept = Bounds(lengths, device)
+        # Caches come out without unused room: the rows of the chosen sequences, laid end to end.
         rows = torch.tensor([starts[s] for s in sequences], device=device)[kept.seq_idx] + kept.position
         blocks: list[MambaState | AttentionState | None] = []
         for block in self.blocks:
