@@ -6,7 +6,8 @@ when it is first used, so that `import timeviper` takes no time.
 
 from typing import TYPE_CHECKING
 
-from timeviper.package import VERSION, check_links, fill_when_used
+from timeviper.package import VERSION as __version__
+from timeviper.package import check_links, fill_when_used
 
 if TYPE_CHECKING:
     from timeviper.config import Recipe
@@ -17,20 +18,8 @@ if TYPE_CHECKING:
     from timeviper.inference.evaluate import evaluate
     from timeviper.trainer import train
 
-__version__ = VERSION
-__all__ = ["Answer", "Frames", "LoadedModel", "Recipe", "Report"]
+__all__ = ["Answer", "Frames", "LoadedModel", "Recipe", "Report", "__version__"]
 __all__ += ["ask", "evaluate", "load", "load_recipe", "read_video", "train"]
 
 check_links()
-fill_when_used(
-    globals(),
-    {
-        "config": "Recipe",
-        "config.load": "load_recipe",
-        "datamodules.frames.video": "Frames read_video",
-        "inference.ask": "Answer LoadedModel ask load",
-        "inference.eval_report": "Report",
-        "inference.evaluate": "evaluate",
-        "trainer": "train",
-    },
-)
+fill_when_used(globals())

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 VERSION = "0.1.0"
 LINKS = ("callbacks", "datamodules", "kernels", "recipes")  # to folders of these names at the root
+
+# What `timeviper` hands on, by the module that defines it.
+NAMES = {
+    "config": "Recipe",
+    "config.load": "load_recipe",
+    "datamodules.frames.video": "Frames read_video",
+    "inference.ask": "Answer LoadedModel ask load",
+    "inference.eval_report": "Report",
+    "inference.evaluate": "evaluate",
+    "trainer": "train",
+}
 
 
 def check_links() -> None:
@@ -21,9 +31,9 @@ def check_links() -> None:
             )
 
 
-def fill_when_used(namespace: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give a module names that it imports when they are first used: `names` are those of each module of the package."""
-    where = {name: module for module, listed in names.items() for name in listed.split()}
+def fill_when_used(namespace: dict[str, Any]) -> None:
+    """Let a module have `NAMES`, each of which it imports when it is first used."""
+    where = {name: module for module, listed in NAMES.items() for name in listed.split()}
 
     def get(name: str) -> Any:
         if name not in where:
