@@ -104,6 +104,8 @@ def test_what_a_recipe_lacks_is_one_error(tmp_path: Path, monkeypatch: pytest.Mo
         train("tiny/stage0_tower")
     with pytest.raises(ConfigError, match=r"Did you mean optim\.lr\?"):
         train("tiny/stage0_tower", ["optim.lrr=1"])
+    with pytest.raises(ConfigError, match=r"1 problem\n(.*\n)*.*Did you mean optim\.lr\?"):
+        train("tiny/stage0_tower", "optim.lrr=1")  # one, not its letters
     with pytest.raises(ValueError, match="stage0_tower is loaded already: give the overrides to load_recipe"):
         train(load_recipe("tiny/stage0_tower"), ["optim.lr=1"])
     assert list(tmp_path.iterdir()) == []

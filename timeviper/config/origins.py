@@ -61,8 +61,8 @@ def file_layers(path: Path, problems: list[Problem]) -> list[Layer]:
 
 
 def dotlist_layers(overrides: Sequence[str], problems: list[Problem]) -> Iterator[Layer]:
-    """One layer an override: the last one wins, and each is checked by itself."""
-    for override in overrides:
+    """One layer an override: the last one wins, and each is checked by itself. A string is one override."""
+    for override in [overrides] if isinstance(overrides, str) else overrides:  # not its letters
         key, equals, _ = override.partition("=")
         if not equals or not key or key.startswith("-"):
             wish = override.lstrip("-") if equals and key else f"{override.lstrip('-').strip('=') or 'key'}=VALUE"
