@@ -150,9 +150,10 @@ class Recorder:
 
 
 def _timeless(text: str) -> str:
-    """Without durations, rates and memory that was measured, which differ from run to run."""
+    """Without progress, durations, rates and memory that was measured, which differ from run to run."""
     text = re.sub(r"\d[\d.,:]*(?= ?(s|min|h|ms|us|MB/s|GB/s|MiB|it/s|samples/s|frames/s)\b)", "#", text)
-    lines = (line for line in text.splitlines() if not re.search(r"frames/s|samples/s|left 0:", line))
+    progress = r"frames/s|samples/s|left 0:|^[\d,]+/[\d,]+ |^$"
+    lines = (line for line in text.splitlines() if not re.search(progress, line))
     return re.sub(r"/tmp/\S+", "/tmp/#", "\n".join(lines))
 
 
