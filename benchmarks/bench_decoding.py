@@ -217,7 +217,7 @@ def install_peers(folder: Path) -> None:
 def in_own_process(job: Job, peers: Path) -> Result:
     """One run. RuntimeError with the last line of what went wrong."""
     more = {"PYTHONPATH": str(peers), "LD_LIBRARY_PATH": str(peers / "ffmpeg"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", __name__, json.dumps(vars(job))]
+    command = [sys.executable, __file__, json.dumps(vars(job))]
     done = subprocess.run(command, env=os.environ | more, text=True, capture_output=True)
     if done.returncode:
         raise RuntimeError(f"{job.reader}: {(done.stderr.strip().splitlines() or ['ended'])[-1]}")

@@ -186,7 +186,7 @@ def _status(field: str) -> int:
 
 def probe(case: Case, threads: int) -> float:
     """peak_memory of a case in a fresh process; a short run first loads what any run needs."""
-    command = [sys.executable, "benchmarks/bench_kernels.py", "--threads", str(threads)]
+    command = [sys.executable, __file__, "--threads", str(threads)]
     done = subprocess.run([*command, "--probe", json.dumps(asdict(case))], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
