@@ -78,3 +78,9 @@ class Bounds:
 
     def __repr__(self) -> str:
         return f"Bounds({list(self.lengths)}, device={str(self.device)!r})"
+
+
+def of_first(state: Tensor, bounds: Bounds) -> Tensor:
+    """`[1, ...]`, what the first sequence brings along, as the states `[S, ...]` of all: the others begin with zeros."""
+    rest = bounds.num_sequences - 1
+    return torch.cat([state, state.new_zeros(rest, *state.shape[1:])]) if rest else state

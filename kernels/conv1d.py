@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper.kernels import dispatch
-from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.bounds import Bounds, of_first
 
 TILE = 1 << 17  # elements that are convolved at a time on a CPU: 512 KiB of float32, to stay in the cache
 
@@ -28,17 +28,21 @@ def causal_conv1d(
     bounds: Bounds,
     initial_state: Tensor | None = None,
     silu: bool = True,
+    carry: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`y[t] = act(bias + sum_k weight[:, k] * x[t - K + 1 + k])` within each sequence.
 
     Shapes: x `[L, C]`, weight `[C, K]`, bias `[C]`, initial_state `[S, C, K-1]` (the inputs before each
     sequence, oldest first; None: zeros). Returns y `[L, C]` and the final state `[S, C, K-1]`, both in x's dtype.
+    carry=True: the stream is a piece of a longer one, and both states are `[1, C, K-1]`, as in `ssd`.
     """
     (L, C), K = x.shape, weight.shape[1]
     assert bounds.num_tokens == L, (bounds, x.shape)
     assert weight.shape[0] == C, (weight.shape, x.shape)
     if initial_state is None:
         initial_state = x.new_zeros(bounds.num_sequences, C, K - 1)
+    elif carry:
+        initial_state = of_first(initial_state, bounds)
     expected = (bounds.num_sequences, C, K - 1)
     assert initial_state.shape == expected, f"conv state {tuple(initial_state.shape)} is not {expected}"
     unsupported = ""
@@ -46,7 +50,8 @@ def causal_conv1d(
         unsupported = f"causal_conv1d has no kernel for width {K} and {C} channels"
     form = {"reference": conv1d_reference, "torch": conv1d_torch, "vendor": conv1d_vendor}
     chosen = form[dispatch.choose("conv1d", x, unsupported)]
-    return chosen(x, weight, bias, bounds, initial_state.to(x.dtype), silu)
+    y, final = chosen(x, weight, bias, bounds, initial_state.to(x.dtype), silu)
+    return y, final[-1:] if carry else final
 
 
 def conv1d_reference(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper.kernels import dispatch
-from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.bounds import Bounds, of_first
 from timeviper.kernels.ssd_chunked import chunked_scan
 
 
@@ -28,6 +28,7 @@ def ssd(
     initial_state: Tensor | None = None,
     chunk_size: int = 128,
     need_state: bool = True,
+    carry: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scan every sequence of the pack from its own initial state.
 
@@ -37,8 +38,12 @@ def ssd(
     float64 inputs). A sequence of no tokens keeps its initial state. chunk_size, the most tokens of a chunk,
     changes speed and memory, not results. need_state=False says that the final state is not looked at: training
     on packs, where the vendor's kernels could only give it one sequence at a time; it may then be anything.
+    carry=True says that the stream is a piece of a longer one, cut anywhere: initial_state `[1, H, P, N]` is what the
+    first sequence brings along, the others begin here; the final state, `[1, H, P, N]`, is that of the last sequence.
     """
     (L, H, P), (G, N) = x.shape, B.shape[1:]
+    if carry and initial_state is not None:
+        initial_state = of_first(initial_state, bounds)
     assert bounds.num_tokens == L, (bounds, x.shape)
     assert H % G == 0, f"{H} heads cannot share {G} groups"
     assert initial_state is None or initial_state.shape == (bounds.num_sequences, H, P, N), (
@@ -46,9 +51,11 @@ def ssd(
     )
     form = dispatch.choose("ssd", x)
     if form == "vendor":
-        return ssd_vendor(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size, need_state)
+        y, final = ssd_vendor(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size, need_state)
+        return y, final[-1:] if carry else final
     chosen = ssd_reference if form == "reference" else ssd_torch
-    return chosen(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
+    y, final = chosen(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
+    return y, final[-1:] if carry else final
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
