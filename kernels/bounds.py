@@ -81,6 +81,6 @@ class Bounds:
 
 
 def of_first(state: Tensor, bounds: Bounds) -> Tensor:
-    """`[1, ...]`, what the first sequence brings along, as the states `[S, ...]` of all: the others begin with zeros."""
+    """`[1, ...]`, what the first sequence brings along, as states `[S, ...]` of all: the others begin with zeros."""
     rest = bounds.num_sequences - 1
     return torch.cat([state, state.new_zeros(rest, *state.shape[1:])]) if rest else state

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper, checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -42,29 +44,35 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> Shar
         raise ConfigError("sharding", [Problem("parallel.replicas", cfg.replicas, message)])
     if cfg.frozen_dtype != "float32":
         _shorten_frozen(model, getattr(torch, cfg.frozen_dtype))
-    for parent, name, kind in list(_blocks(model)):
-        block = parent.get_submodule(name)
-        if cfg.compile and kind not in ("tower", "transv"):
-            # In place, and inside of the checkpoint, because the scan breaks the graph; packs differ in length.
-            block.compile(dynamic=True)
-        if kind in cfg.checkpointed:
-            block = checkpoint_wrapper(block)
-        if cfg.offload_activations:
-            block = HostActivations(block)
-        parent.register_module(name, block)
+    wrap_blocks(model, cfg)
     if cfg.replicas > 1:
         shape = (cfg.replicas, mesh.size() // cfg.replicas)
         mesh = init_device_mesh(mesh.device_type, shape, mesh_dim_names=("replicate", "shard"))
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cfg.offload_params else OffloadPolicy()
+    reduced = None if cfg.param_dtype == "float32" else torch.float32  # None: as they are
     for unit in sharding_plan(model, cfg):
         policy = MixedPrecisionPolicy(
-            param_dtype=unit.dtype, reduce_dtype=torch.float32, cast_forward_inputs=unit.dtype is not None
+            param_dtype=unit.dtype, reduce_dtype=reduced, cast_forward_inputs=unit.dtype is not None
         )
         modules = unit.modules if len(unit.modules) > 1 else unit.modules[0]
         fully_shard(modules, mesh=mesh, mp_policy=policy, offload_policy=offload)  # pyright: ignore[reportCallIssue,reportArgumentType]
     sharded = cast(ShardedModel, model)
     sharded.reduce_every_pack = cfg.reduce_every_pack
     return sharded
+
+
+def wrap_blocks(model: nn.Module, cfg: ParallelConfig) -> None:
+    """Compile, checkpoint and offload, as far as `cfg` says, in place."""
+    for parent, name, kind in list(_blocks(model)):
+        block = parent.get_submodule(name)
+        if cfg.compile and kind not in ("tower", "transv"):
+            # In place, and inside of the checkpoint, because the scan breaks the graph; packs differ in length.
+            block.compile(dynamic=True)
+        if kind in cfg.checkpointed:
+            block = InPieces(block, cfg.tokens_per_piece)
+        if cfg.offload_activations:
+            block = HostActivations(block)
+        parent.register_module(name, block)
 
 
 def home(device: torch.device, cfg: ParallelConfig) -> torch.device:
@@ -123,10 +131,9 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             yield model.decoder.blocks, name, BLOCKS[cast(Block, block).letter].name
         for name in model.decoder.transv:
             yield model.decoder.transv, name, "transv"
-    for tower in cast(nn.ModuleDict, getattr(model, "towers", nn.ModuleDict())).values():
-        layers = next(m for m in tower.modules() if isinstance(m, nn.ModuleList))
-        for name, _ in layers.named_children():
-            yield layers, name, "tower"
+    towers = cast(nn.ModuleDict, getattr(model, "towers", nn.ModuleDict()))
+    for name in towers:
+        yield towers, name, "tower"
 
 
 def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:
@@ -137,6 +144,52 @@ def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 # ---- wrappers -------------------------------------------------------------------------------------------
+
+
+class InPieces(ActivationWrapper):
+    """Activation checkpointing: keeps a module's input, and lets it compute again `size` tokens at a time.
+
+    A module offers that as `in_pieces` (see `model/pieces.py`).
+    """
+
+    def __init__(self, module: nn.Module, size: int) -> None:
+        super().__init__(module)
+        self.size = size
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inner = cast(Any, self._checkpoint_wrapped_module)
+        tensors = (t for t in (*args, *inner.parameters()) if isinstance(t, Tensor))
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            return inner(*args, **kwargs)
+        return inner.in_pieces(self.size, self.weights, *args, **kwargs)
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        """Parameters of sharded modules inside exist in full meanwhile, and calls of them neither gather nor reduce.
+
+        Ranks have packs, and so pieces, of different numbers, but must communicate alike: the parameters of this module
+        itself are gathered around its passes; those of units within (what stays in float32) are gathered here, once a
+        pass, and their gradients are reduced at the end of the backward pass.
+        """
+        units = [cast(ShardedModel, m) for m in self._checkpoint_wrapped_module.modules() if isinstance(m, FSDPModule)]
+        for unit in units:
+            unit.unshard()
+        with _without_hooks(units):
+            yield
+        for unit in units:
+            unit.reshard()
+
+
+@contextmanager
+def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+    before = [(m, m._forward_pre_hooks, m._forward_hooks) for m in modules]
+    for m in modules:
+        m._forward_pre_hooks, m._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for m, pre, post in before:
+            m._forward_pre_hooks, m._forward_hooks = pre, post
 
 
 class HostActivations(ActivationWrapper):

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from timeviper.config import LoraConfig, ModelConfig, TowerConfig, TransVConfig, TransVStage
+from timeviper.config import LoraConfig, ModelConfig, ParallelConfig, TowerConfig, TransVConfig, TransVStage
 from timeviper.config.presets import tiny
 from timeviper.model import lora
 from timeviper.model.layers import RMSNorm
@@ -21,7 +20,7 @@ from timeviper.model.mamba2 import Scan
 from timeviper.model.transv import Transfer
 from timeviper.model.viper import TimeViper
 from timeviper.pack import IGNORE, Pack
-from timeviper.parallel import _blocks
+from timeviper.parallel import wrap_blocks
 
 ALL = ("projector", "decoder", "transv")
 SIGLIP = TowerConfig(
@@ -79,7 +78,7 @@ def make_pack(frames=(6, 4, 0), text=(20, 30, 15), tokens_per_frame: int = 4, im
     )
 
 
-def build(cfg: ModelConfig, trainable, checkpointed=frozenset(), bfloat16: bool = False) -> TimeViper:
+def build(cfg: ModelConfig, trainable, checkpointed=frozenset(), bfloat16: bool = False, piece: int = 0) -> TimeViper:
     """The model as training runs it on one rank: adapters, frozen parts, checkpointing, float32 where it stays."""
     model = TimeViper(cfg)
     lora.attach(model, cfg.lora)
@@ -94,9 +93,9 @@ def build(cfg: ModelConfig, trainable, checkpointed=frozenset(), bfloat16: bool 
             elif isinstance(module, Transfer):
                 module.alpha.data = module.alpha.data.float()
     model.freeze(trainable)
-    for parent, name, kind in list(_blocks(model)):
-        if kind in checkpointed:
-            parent.register_module(name, checkpoint_wrapper(parent.get_submodule(name)))
+    wrap_blocks(
+        model, ParallelConfig(activation_checkpointing=",".join(checkpointed) or "none", tokens_per_piece=piece)
+    )
     return model
 
 

@@ -205,6 +205,9 @@ class ParallelConfig:
     activation_checkpointing: str = "none"
     """What is computed again in the backward pass instead of kept: none, all, or block types (comma-separated) out of
     mamba, attention, mlp, transv, tower; true means all, false none."""
+    tokens_per_piece: int = at_least(0, 8192, "0 (whole) or more")
+    """A checkpointed block is computed again and differentiated this many tokens of a pack at a time, so that what it
+    needs does not grow with their number; an encoder as many patches. 0: all at once."""
     offload_activations: bool = False
     """Keep what blocks save for the backward pass in host memory; with checkpointing only the blocks' inputs."""
     offload_params: bool = False

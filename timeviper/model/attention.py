@@ -35,29 +35,37 @@ class Attention(nn.Module):
         self.q_proj = Linear(cfg.width, cfg.heads * cfg.head_dim, bias=bias)
         self.k_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
         self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
-        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, gain=out_gain)
+        self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, gain=out_gain, ends_block=True)
 
     def heads(self, t: Tensor) -> Tensor:
         """`[L, H * P]` -> `[L, H, P]`"""
         return t.unflatten(-1, (-1, self.head_dim))
 
     def forward(self, x: Tensor, span: Span, state: AttentionState | None = None) -> Tensor:
-        q, k, v = (self.heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # [L, heads, P]
-        if span.rope is not None:
-            q, k = rotate(q, span.rope), rotate(k, span.rope)
+        k, v = self.look_at(x, span.rope)
+        return self.look(x, k, v, span, state)
+
+    def look_at(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Keys and values `[L, Hkv, P]`."""
+        k, v = self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
+        return (k if rope is None else rotate(k, rope)), v
+
+    def look(self, x: Tensor, k: Tensor, v: Tensor, span: Span, state: AttentionState | None = None) -> Tensor:
+        """Queries of x `[L, D]` over keys and values, which lie as `span.keys` and the state say: `[L, D]`."""
+        q = self.query(x, span.rope)
         # [L, H, P] -> [L, H * P] -> [L, D]
         return self.o_proj(self.attend(q, k, v, span, state).flatten(1))  # pyright: ignore[reportCallIssue]
+
+    def query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`[L, H, P]`"""
+        q = self.heads(self.q_proj(x))
+        return q if rope is None else rotate(q, rope)
 
     @torch.compiler.disable  # its work depends on the lengths of the sequences: a graph for each pack
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: Span, state: AttentionState | None) -> Tensor:
         if state is not None:
             k, v = state.append(k, v, span)
         return attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
-
-    def rank_query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Queries `[S, H, P]` of the tokens `x [S, D]` that rank for their sequences."""
-        q = self.heads(self.q_proj(x))
-        return q if rope is None else rotate(q, rope)
 
     def rank_logits(self, x: Tensor, span: Span, query: Tensor) -> Tensor:
         """What each token's sequence thinks of it: attention logits `[L, H]`, float32 or wider."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,6 +18,7 @@ from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import Attention, Ranker, rotary
 from timeviper.model.layers import MLPS, Embedding, Linear, RMSNorm
 from timeviper.model.mamba2 import Mamba2
+from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, cut, run_in_pieces
 from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.state import AttentionState, DecoderState, MambaState, SegmentState, Span
 from timeviper.model.transv import Stream, Transfer, shorten
@@ -67,11 +68,52 @@ class Block(nn.Module):
         """
         if ranker is not None:
             assert isinstance(self.mixer, Attention)
-            query = self.mixer.rank_query(self.norm(ranker.x), ranker.rope)
+            query = self.mixer.query(self.norm(ranker.x), ranker.rope)
             return self.mixer.rank_logits(self.norm(x), span, query)
         if self.letter == "-":
             return x + self.mixer(self.norm(x))
         return x + self.mixer(self.norm(x), span, state)
+
+    def in_pieces(
+        self,
+        size: int,
+        weights: Weights,
+        x: Tensor,
+        span: Span,
+        state: MambaState | AttentionState | None = None,
+        ranker: Ranker | None = None,
+    ) -> Tensor:
+        """`forward` in training, which keeps x alone and is computed again `size` tokens at a time (0: whole)."""
+        if state is not None or ranker is not None:
+            return self(x, span, state, ranker)
+        pieces = cut(span.bounds, size)
+        if isinstance(mixer := self.mixer, Attention) and len(pieces) > 1:
+
+            def answer(rows: Tensor, piece: Piece, k: Tensor, v: Tensor) -> Tensor:
+                part = replace(span.part(piece), keys=piece.seen_bounds)
+                return rows + mixer.look(self.norm(rows), k, v, part)
+
+            def look_at(rows: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+                rope = None if span.rope is None else (span.rope[0][where], span.rope[1][where])
+                return mixer.look_at(self.norm(rows), rope)
+
+            how = Attending(look_at, answer, lambda piece: piece.seen)
+            return attend_in_pieces(self, how, x, None, pieces, size, weights)
+
+        def run(rows: Tensor, piece: Piece, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            if not before:
+                whole = replace(span, lean=isinstance(mixer, Mamba2) and torch.is_grad_enabled())
+                return self(rows, whole if len(pieces) == 1 else span.part(piece)), ()
+            carried = MambaState(*before)
+            return self(rows, span.part(piece), carried), (carried.conv, carried.ssm)
+
+        def start() -> tuple[Tensor, ...]:
+            if not isinstance(mixer, Mamba2) or len(pieces) == 1:
+                return ()
+            empty = mixer.empty_state(1, 0, x.device, x.dtype)
+            return empty.conv, empty.ssm
+
+        return run_in_pieces(self, run, start, x, pieces, weights)
 
     def empty_state(
         self, S: int, rows: int, device: torch.device, dtype: torch.dtype

@@ -6,11 +6,58 @@ the meta device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timeviper.kernels.norm import gated_rms_norm, rms_norm
+
+_for_gradients = False
+
+
+@contextmanager
+def for_gradients() -> Iterator[None]:
+    """Maps that end a block give rubbish meanwhile, but right gradients.
+
+    A block that is computed again for its backward pass needs everything but its own result: half of an MLP.
+    """
+    global _for_gradients
+    before, _for_gradients = _for_gradients, True
+    try:
+        yield
+    finally:
+        _for_gradients = before
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends_block: bool) -> Tensor:
+    """`[..., n]` -> `[..., m]`; see `for_gradients`."""
+    if ends_block and _for_gradients:
+        return _Unneeded.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    return F.linear(x, weight, bias)
+
+
+class _Unneeded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return x.new_empty(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), dy = ctx.saved_tensors, grads[0]
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = dy.flatten(0, -2)
+        return (
+            dy @ weight if wants_x else None,
+            rows.T @ x.flatten(0, -2) if wants_weight else None,
+            rows.sum(0) if wants_bias else None,
+        )
 
 
 class Linear(nn.Linear):
@@ -20,9 +67,15 @@ class Linear(nn.Linear):
     128 the usual 0.02 makes the first hundred steps several times slower; at 4480 this is 0.015.
     """
 
-    def __init__(self, width_in: int, width_out: int, bias: bool = False, gain: float = 1.0) -> None:
-        self.std = gain * width_in**-0.5
+    def __init__(
+        self, width_in: int, width_out: int, bias: bool = False, gain: float = 1.0, ends_block: bool = False
+    ) -> None:
+        """ends_block: nothing but the residual stream takes what comes out."""
+        self.std, self.ends_block = gain * width_in**-0.5, ends_block
         super().__init__(width_in, width_out, bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, self.ends_block)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -79,7 +132,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, mlp_width: int, out_gain: float) -> None:
         super().__init__()
         self.up_proj = Linear(width, mlp_width)
-        self.down_proj = Linear(mlp_width, width, gain=out_gain)
+        self.down_proj = Linear(mlp_width, width, gain=out_gain, ends_block=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.relu(self.up_proj(x)).square())
@@ -96,7 +149,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = Linear(width, mlp_width)
         self.up_proj = Linear(width, mlp_width)
-        self.down_proj = Linear(mlp_width, width, gain=out_gain)
+        self.down_proj = Linear(mlp_width, width, gain=out_gain, ends_block=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

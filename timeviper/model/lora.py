@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from timeviper.config import BLOCKS, LoraConfig
+from timeviper.model.layers import Linear, linear
 from timeviper.model.parts import is_adapter
 from timeviper.model.projector import Projector
 from timeviper.model.transv import Transfer
@@ -37,6 +38,7 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.scale, self.dropout = cfg.alpha / cfg.rank, cfg.dropout
+        self.ends_block = isinstance(base, Linear) and base.ends_block
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(cfg.rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.empty(base.out_features, cfg.rank, device=device))
@@ -44,7 +46,8 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., n]` -> `[..., m]`"""
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # [..., r]
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(low, self.lora_B)
+        adapted = self.scale * linear(low, self.lora_B, None, self.ends_block)
+        return linear(x, self.weight, self.bias, self.ends_block) + adapted
 
 
 def adaptable(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -59,8 +62,8 @@ def adaptable(model: nn.Module) -> Iterator[tuple[str, str]]:
             kind, inside = BLOCKS[letter].name, f"{name}.mixer"
         else:
             continue
-        for child, linear in model.get_submodule(inside).named_children():
-            if isinstance(linear, nn.Linear):
+        for child, map_ in model.get_submodule(inside).named_children():
+            if isinstance(map_, nn.Linear):
                 yield f"{inside}.{child}", f"{kind}.{child.removesuffix('_proj')}"
 
 
@@ -84,9 +87,9 @@ def attach(model: nn.Module, cfg: LoraConfig) -> None:
     for name, target in places:
         if is_target(target, cfg.targets):
             parent, _, child = name.rpartition(".")
-            linear = model.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            setattr(model.get_submodule(parent), child, LoraLinear(linear, cfg))
+            base = model.get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            setattr(model.get_submodule(parent), child, LoraLinear(base, cfg))
 
 
 def initial_tensors(shapes: Mapping[str, tuple[int, ...]], cfg: LoraConfig, seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig
-from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.conv1d import causal_conv1d
 from timeviper.kernels.ssd import ssd
 from timeviper.model.layers import GatedRMSNorm, Linear
+from timeviper.model.pieces import Piece, cut, run_in_pieces
 from timeviper.model.state import MambaState, Span
 
+LEAN = 4096  # tokens: what a lean span holds at a time of nano9b is then 1.4 GB
 STEP_RANGE = (0.001, 0.1)  # step sizes at the start, log-uniform
 STEP_FLOOR = 1e-4
 DECAY_RANGE = (1.0, 16.0)  # -A at the start, uniform
@@ -34,8 +35,8 @@ class Conv1d(nn.Module):
         nn.init.zeros_(self.bias)
 
     @torch.compiler.disable  # as the scan: its work depends on the lengths of the sequences
-    def forward(self, x: Tensor, bounds: Bounds, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        return causal_conv1d(x, self.weight, self.bias, bounds, state)
+    def forward(self, x: Tensor, span: Span, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return causal_conv1d(x, self.weight, self.bias, span.bounds, state, carry=span.carry)
 
 
 class Scan(nn.Module):
@@ -60,15 +61,20 @@ class Scan(nn.Module):
 
     @torch.compiler.disable
     def forward(
-        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, bounds: Bounds, state: Tensor | None
+        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, span: Span, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        return ssd(x, dt, A, B, C, self.D, self.dt_bias, bounds, state, self.chunk_size, state is not None)
+        needs = state is not None
+        return ssd(x, dt, A, B, C, self.D, self.dt_bias, span.bounds, state, self.chunk_size, needs, span.carry)
 
 
 class Mamba2(nn.Module):
     """`[L, D]` -> `[L, D]`: project to gate z, inputs x, B, C and step dt; convolve x, B, C; scan; norm
-    gated by z; project back."""
+    gated by z; project back.
+
+    In bfloat16 the projection of a token of nano9b takes 45 kB, and what lies between it and the projection back keeps
+    330 kB more for the backward pass. A lean span keeps the projection alone and computes the rest again, LEAN tokens
+    at a time."""
 
     def __init__(self, cfg: DecoderConfig, out_gain: float = 1.0) -> None:
         super().__init__()
@@ -80,11 +86,31 @@ class Mamba2(nn.Module):
         self.conv = Conv1d(self.channels, cfg.conv_kernel)
         self.ssm = Scan(cfg.ssm_heads, cfg.chunk_size)
         self.norm = GatedRMSNorm(self.inner, cfg.ssm_groups, cfg.norm_eps)
-        self.out_proj = Linear(self.inner, cfg.width, gain=out_gain)
+        self.out_proj = Linear(self.inner, cfg.width, gain=out_gain, ends_block=True)
 
     def forward(self, x: Tensor, span: Span, state: MambaState | None = None) -> Tensor:
-        z, xBC, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], dim=-1)  # [L, H * P], ..., [L, H]
-        xBC, conv = self.conv(xBC, span.bounds, state.conv if state else None)
+        projected = self.in_proj(x)  # [L, H * P + C + H]
+        if span.lean:
+            return self.out_proj(self._mix_lean(projected, span))
+        return self.out_proj(self._mix(projected, span, state))
+
+    def _mix_lean(self, projected: Tensor, span: Span) -> Tensor:
+        """`_mix` of whole sequences, in pieces."""
+
+        def run(rows: Tensor, piece: Piece, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            state = MambaState(*before)
+            return self._mix(rows, span.part(piece), state), (state.conv, state.ssm)
+
+        def start() -> tuple[Tensor, ...]:
+            state = self.empty_state(1, 0, projected.device, projected.dtype)
+            return state.conv, state.ssm
+
+        return run_in_pieces(self, run, start, projected, cut(span.bounds, LEAN))
+
+    def _mix(self, projected: Tensor, span: Span, state: MambaState | None) -> Tensor:
+        """From the projection `[L, H * P + C + H]` to what is projected back, `[L, H * P]`."""
+        z, xBC, dt = projected.split([self.inner, self.channels, self.heads], dim=-1)  # [L, H * P], ..., [L, H]
+        xBC, conv = self.conv(xBC, span, state.conv if state else None)
         BC = self.groups * self.state_size
         u, B, C = xBC.split([self.inner, BC, BC], dim=-1)  # [L, H * P], [L, G * N] twice
         y, ssm = self.ssm(
@@ -92,12 +118,12 @@ class Mamba2(nn.Module):
             dt,
             B.unflatten(-1, (self.groups, self.state_size)),  # [L, G, N], shared by the heads of a group
             C.unflatten(-1, (self.groups, self.state_size)),  # [L, G, N]
-            span.bounds,
+            span,
             state.ssm if state else None,
         )
         if state is not None:
-            state.conv, state.ssm = conv.detach(), ssm.detach()  # states carry no gradient from call to call
-        return self.out_proj(self.norm(y.flatten(1), z))  # [L, H * P]
+            state.conv, state.ssm = conv, ssm
+        return self.norm(y.flatten(1), z)  # [L, H * P]
 
     def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         conv = torch.zeros(S, self.channels, self.conv_kernel - 1, device=device, dtype=dtype)

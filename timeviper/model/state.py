@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
+from timeviper.model.pieces import Piece
 
 GROWTH = 1.25  # a full key cache grows by this factor, so a token costs the same however long the cache is
 SPARE = 64  # ... and by at least this many tokens
@@ -62,6 +63,10 @@ class Span:
     """The cache moves to a larger one first: its rows, rows of the old keys before, and after."""
     rope: tuple[Tensor, Tensor] | None = None
     """Rotary cosines and sines `[L, P/2]`, in families that have them."""
+    carry: bool = False
+    """The tokens are a piece of a longer stream, cut anywhere: states are of its first and its last sequence."""
+    lean: bool = False
+    """Keep little for the backward pass and compute more again (see `Mamba2`)."""
 
     @property
     def position(self) -> Tensor:
@@ -73,6 +78,11 @@ class Span:
     def fresh(cls, bounds: Bounds) -> Span:
         """Whole sequences, nothing remembered: training."""
         return cls(bounds, bounds)
+
+    def part(self, piece: Piece) -> Span:
+        """The same for a piece of the stream, in training."""
+        rope = None if self.rope is None else (self.rope[0][piece.rows], self.rope[1][piece.rows])
+        return Span(piece.bounds, piece.bounds, rope=rope, carry=True)
 
 
 @dataclass

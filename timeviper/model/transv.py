@@ -19,6 +19,7 @@ from timeviper.config import DecoderConfig, TransVConfig
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.layers import Linear, RMSNorm
+from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, cut
 from timeviper.pack import Kind
 
 
@@ -93,11 +94,22 @@ class Transfer(nn.Module):
     ) -> Tensor:
         """text `[n, D]` may look at the first `visible [n]` of its own sequence's source tokens (those in
         `memory` come before `source [m, D]`); a token that sees none receives exactly 0."""
-        source = self.norm(source)
-        k, v = (proj(source).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))  # [m, Hkv, P]
+        k, v = self.look_at(source)
         if memory is not None:
             k, v = memory.append(k, v)
             bounds_source = Bounds([memory.count], source.device)
+        return self.look(text, k, v, bounds_text, bounds_source, visible)
+
+    def look_at(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[m, Hkv, P]`."""
+        source = self.norm(source)
+        k, v = (proj(source).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        return k, v
+
+    def look(
+        self, text: Tensor, k: Tensor, v: Tensor, bounds_text: Bounds, bounds_source: Bounds, visible: Tensor
+    ) -> Tensor:
+        """What the text receives from keys and values, `[n, D]`."""
         q = self.q_proj(self.norm(text)).unflatten(-1, (-1, self.head_dim))  # [n, H, P]
         out = attention(q, k, v, bounds_text, bounds_source, visible=visible)
         receivers = any(n and m for n, m in zip(bounds_text.lengths, bounds_source.lengths))
@@ -106,6 +118,32 @@ class Transfer(nn.Module):
             # gradient, since sharded ranks reduce the same parameters together.
             out = out + 0 * (k.sum() + v.sum())
         return torch.tanh(self.alpha) * self.o_proj(out.flatten(1))  # [n, D]
+
+    def in_pieces(
+        self,
+        size: int,
+        weights: Weights,
+        text: Tensor,
+        source: Tensor,
+        bounds_text: Bounds,
+        bounds_source: Bounds,
+        visible: Tensor,
+        memory: DroppedTokens | None = None,
+    ) -> Tensor:
+        """`forward` in training, which keeps its inputs and is computed again `size` rows at a time (0: whole)."""
+        if memory is not None:
+            return self(text, source, bounds_text, bounds_source, visible, memory)
+
+        def reach(piece: Piece) -> slice:
+            numbers = piece.sequences
+            return slice(bounds_source.offsets[numbers.start], bounds_source.offsets[numbers.stop])
+
+        def answer(rows: Tensor, piece: Piece, k: Tensor, v: Tensor) -> Tensor:
+            sources = Bounds(bounds_source.lengths[piece.sequences], source.device)
+            return self.look(rows, k, v, piece.bounds, sources, visible[piece.rows])
+
+        how = Attending(lambda rows, _: self.look_at(rows), answer, reach)
+        return attend_in_pieces(self, how, text, source, cut(bounds_text, size), size, weights)
 
 
 def shorten(

@@ -12,6 +12,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from timeviper.config import TowerConfig
+from timeviper.kernels.bounds import Bounds
+from timeviper.model.pieces import Piece, Weights, cut, run_in_pieces
 from timeviper.model.vision.tome import merge
 
 # A frozen encoder sees exactly this many frames at a time. Not more, so that the activations of an hour of video
@@ -81,6 +83,17 @@ class Tower(nn.Module):
                 shape = (0, self.num_patches if tokens is None else tokens, self.width)
                 return torch.empty(shape, dtype=next(self.parameters()).dtype, device=frames.device)
             return torch.cat([self._whole_chunk(part, tokens) for part in frames.split(FRAMES_PER_CHUNK)])
+
+    def in_pieces(self, size: int, weights: Weights, frames: Tensor, tokens: int | None = None) -> Tensor:
+        """`forward` in training, which keeps the frames alone and is computed again for as many of them at a time as
+        have `size` patches (0: a chunk)."""
+        group = max(size // self.num_patches, 1) if size else FRAMES_PER_CHUNK
+
+        def run(part: Tensor, piece: Piece, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            return self._encode(part, tokens), ()
+
+        pieces = cut(Bounds([frames.shape[0]], frames.device), group)
+        return run_in_pieces(self, run, tuple, frames, pieces, weights)
 
     def _whole_chunk(self, frames: Tensor, tokens: int | None) -> Tensor:
         """At most a chunk of frames, filled up with blank ones."""
