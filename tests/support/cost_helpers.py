@@ -128,11 +128,11 @@ def counted(model: nn.Module, pack: Pack) -> tuple[int, int]:
 
 
 def saved_bytes(model: nn.Module, pack: Pack) -> int:
-    """Bytes that autograd keeps of a pack when its forward pass ends: unique storages, without parameters.
+    """Bytes that autograd keeps of a pack when its forward pass ends: unique storages, without parameters and frames.
 
     What is saved and let go again before the end (inputs of checkpointed blocks that need no gradient) is not kept.
     """
-    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers(), pack.frames]}
     kept: dict[int, int] = {}
 
     def note(t: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from timeviper.config import BLOCKS, ModelConfig, TowerConfig
+from timeviper.config import BLOCKS, ModelConfig, ParallelConfig, TowerConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, tokens_per_frame
 from timeviper.kernels.attention import group_by_length
+from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.gradients import Gradients, maps_of
+from timeviper.model.pieces import Piece, cut
 from timeviper.model.selection import SELECTIONS
 from timeviper.model.vision.build import tower_class
 from timeviper.model.vision.tome import METRIC_HEADS, rounds
@@ -59,6 +61,16 @@ class Execution:
     device: Literal["cpu", "cuda"] = "cuda"
     checkpointed: frozenset[str] = frozenset()
     """Block types that are computed again in the backward pass (see `config.BLOCK_TYPES`)."""
+    piece: int = 0
+    """Tokens that they are computed again and differentiated at a time; 0: all."""
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, device: Literal["cpu", "cuda"] = "cuda") -> Execution:
+        return cls(device, parallel.checkpointed, parallel.tokens_per_piece)
+
+    def pieces(self, kind: str, lengths: Sequence[int]) -> tuple[Piece, ...]:
+        """How blocks of this type see sequences of these lengths when they are computed again."""
+        return cut(Bounds(lengths), self.piece if kind in self.checkpointed else 0)
 
 
 def model_flops(
@@ -112,18 +124,19 @@ class _Count:
 
     def vision(self, tower: TowerConfig) -> None:
         F, learns, encoder = self.frames, self.grads.tower, tower_class(tower.family)
-        for i, (pixels, d_in, d_out) in enumerate(encoder.stem_maps(tower)):
-            self.add("tower", linear(F * pixels, d_in, d_out, learns, learns and i > 0))  # pixels need no gradient
-        C, n = tower.width, tower.patches + encoder.extra_tokens(tower)
         again = learns and self.recomputes("tower")
+        for i, (pixels, d_in, d_out) in enumerate(encoder.stem_maps(tower)):
+            work = linear(F * pixels, d_in, d_out, learns, learns and i > 0)  # pixels need no gradient
+            self.add("tower", once_more(work, again))
+        C, n = tower.width, tower.patches + encoder.extra_tokens(tower)
         # Queries, keys, values and the way back; the MLP's first map; scores and weighted sums of all pairs.
         block = [linear(F * n, C, 4 * C, learns, learns), linear(F * n, C, tower.mlp_width, learns, learns)]
         block.append(self.products(4.0 * F * n * n * C, learns))
         last = linear(F * n, tower.mlp_width, C, learns, learns)
         for _ in range(blocks_needed(tower)):
             self.add("tower", *(once_more(work, again) for work in block))
-            self.add("tower", once_more(last, again and encoder.layer_scale))  # which needs its output
-        self.merge(tower, tower.patches)
+            self.add("tower", once_more(last, again))
+        self.merge(tower, tower.patches, again)
         tokens, grads, width = self.shape.num_frames * tower.tokens, self.grads, self.decoder.width
         low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
         self.add("projector", linear(tokens, C, width, grads.projector, grads.tower, low))
@@ -133,14 +146,14 @@ class _Count:
     def recomputes(self, kind: str) -> bool:
         return self.execution is not None and kind in self.execution.checkpointed
 
-    def merge(self, tower: TowerConfig, n: int) -> None:
+    def merge(self, tower: TowerConfig, n: int, again: bool) -> None:
         """ToMe: similarities of even and odd tokens (no gradient), then sums by a 0/1 matrix, each round."""
         width = tower.width // METRIC_HEADS if tower.width % METRIC_HEADS == 0 else tower.width
         for removed in rounds(n, tower.tokens):
             even, odd = (n + 1) // 2, n // 2
-            self.add("tower", Flops(2.0 * self.frames * even * odd * width))
+            self.add("tower", once_more(Flops(2.0 * self.frames * even * odd * width), again))
             work = 2.0 * self.frames * (n - removed) * n * tower.width
-            self.add("tower", Flops(work, work if self.grads.tower else 0.0))
+            self.add("tower", once_more(Flops(work, work if self.grads.tower else 0.0), again))
             n -= removed
 
     def tags(self) -> None:
@@ -172,18 +185,22 @@ class _Count:
         enters = flow or learns  # the norm before the mixer learns, too
         mixes = enters or maps.rank_in > 0
         again = (mixes or maps.adapted) and self.recomputes(part)
-        for width, rank in maps.first:
-            self.add(part, once_more(linear(L, self.decoder.width, width, learns, enters, rank), again))
+        cut_up = self.execution is not None and len(self.execution.pieces(part, lengths)) > 1
+        for number, (width, rank) in enumerate(maps.first):
+            work = once_more(linear(L, self.decoder.width, width, learns, enters, rank), again)
+            # Keys and values of all pieces are made before the first query looks, and then once more with a graph.
+            twice = again and letter == "*" and number > 0 and cut_up
+            self.add(part, replace(work, recompute=2 * work.forward) if twice else work)
         if letter == "M":
-            self.add("scan", once_more(self.scan(lengths, mixes), again))
+            work = once_more(self.scan(lengths, mixes), again)
+            lean = again and mixes and not cut_up  # whole, the scan is not kept even then
+            self.add("scan", replace(work, recompute=2 * work.forward) if lean else work)
         elif letter == "*":
             self.add(part, once_more(self.attention(lengths, lengths, True, mixes), again))
-        # Recomputing stops when all that the backward pass needs is there: of the last map its input (and of its
-        # adapter the first product, which comes before the map itself).
+        # The last map's own result is not computed again, only what its adapter's second product reads.
         width, rank = maps.last
         last = linear(L, width, self.decoder.width, learns, mixes, rank)
-        up_to = last.forward - 2.0 * L * rank * self.decoder.width if rank else 0.0
-        self.add(part, replace(last, recompute=up_to if again else 0.0))
+        self.add(part, replace(last, recompute=2.0 * L * width * rank if again else 0.0))
         return mixes or maps.adapted
 
     def scan(self, lengths: Sequence[int], back: bool) -> Flops:
@@ -228,8 +245,11 @@ class _Count:
         enters = flow or (learns and self.model.transv.prenorm)
         mixes = flow or learns or maps.rank_in > 0
         again = (mixes or maps.adapted) and self.recomputes("transv")
-        for rows, (width, rank) in zip((n, m, m), maps.first):
-            self.add("transv", once_more(linear(rows, cfg.width, width, learns, enters, rank), again))
+        cut_up = self.execution is not None and len(self.execution.pieces("transv", [m])) > 1
+        for rows, (width, rank), of_keys in zip((n, m, m), maps.first, (False, True, True)):
+            work = once_more(linear(rows, cfg.width, width, learns, enters, rank), again)
+            twice = again and of_keys and cut_up
+            self.add("transv", replace(work, recompute=2 * work.forward) if twice else work)
         self.add("transv", once_more(self.attention(stream.text, source, False, mixes), again))
         width, rank = maps.last
         self.add("transv", once_more(linear(n, width, cfg.width, learns, mixes, rank), again))  # the gate needs it

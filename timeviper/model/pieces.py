@@ -130,8 +130,10 @@ class _Sums:
         return [torch.zeros_like(p) if total is None else total.to(p.dtype) for p, total in rows]
 
 
-def _leaf(t: Tensor, wanted: bool = True) -> Tensor:
-    return t.detach().requires_grad_(wanted and t.is_floating_point())
+def _start(t: Tensor, wanted: bool = True) -> Tensor:
+    """Where a graph begins. Not at a leaf: hooks that count modules' work refuse those in a backward pass."""
+    t = t.detach()
+    return t.requires_grad_().view_as(t) if wanted and t.is_floating_point() else t
 
 
 def _gradients(
@@ -181,7 +183,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         job: _RunJob = inputs[0]
-        x: Tensor = inputs[1]
+        x: Tensor = inputs[1].detach()
         parts, kept, state = [], [], ()
         for number, piece in enumerate(job.pieces):
             if not piece.continues:
@@ -208,9 +210,9 @@ class _Run(torch.autograd.Function):
             for number in reversed(range(len(job.pieces))):
                 piece = job.pieces[number]
                 with torch.enable_grad(), for_gradients(), job.again(number, x):
-                    part = _leaf(x[piece.rows], wants_x)
+                    part = _start(x[piece.rows], wants_x)
                     if piece.continues:
-                        before = tuple(map(_leaf, kept[len(kept) - ctx.width :]))
+                        before = tuple(map(_start, kept[len(kept) - ctx.width :]))
                         del kept[len(kept) - ctx.width :]
                     else:
                         before = job.start()
@@ -281,7 +283,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         job: _AttendJob = inputs[0]
-        x, source = inputs[1:3]
+        x, source = inputs[1].detach(), inputs[2].detach()
         k, v = job.all_keys(source, again=False)
         parts = []
         for number, piece in enumerate(job.pieces):
@@ -306,7 +308,7 @@ class _Attend(torch.autograd.Function):
             made: tuple[Tensor, Tensor] | None = None
             if len(slices) == 1:  # made once, with a graph
                 with torch.enable_grad(), job.again(("keys", 0), source):
-                    origin = _leaf(source, wants_source)
+                    origin = _start(source, wants_source)
                     made = job.how.keys(origin, slices[0])
                 k, v = (t.detach() for t in made)
             else:
@@ -316,7 +318,7 @@ class _Attend(torch.autograd.Function):
             for number, piece in reversed(list(enumerate(job.pieces))):
                 seen = job.how.reach(piece)
                 with torch.enable_grad(), for_gradients(), job.again(number, x):
-                    part, keys, values = _leaf(x[piece.rows], wants_x), _leaf(k[seen]), _leaf(v[seen])
+                    part, keys, values = _start(x[piece.rows], wants_x), _start(k[seen]), _start(v[seen])
                     y = job.how.answer(part, piece, keys, values)
                 found = _gradients((y,), (dy[piece.rows],), (part, keys, values, *parameters))
                 del y
@@ -328,7 +330,7 @@ class _Attend(torch.autograd.Function):
             for rows in slices:
                 if made is None:
                     with torch.enable_grad(), job.again(("keys", rows.start), source):
-                        origin = _leaf(source[rows], wants_source)
+                        origin = _start(source[rows], wants_source)
                         made = job.how.keys(origin, rows)
                 given = tuple(t[rows].to(made[0].dtype) for t in (dk, dv))
                 found, made = _gradients(made, given, (origin, *parameters)), None

@@ -11,15 +11,23 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from timeviper.config import BLOCKS, DecoderConfig, ModelConfig
+from timeviper.config import BLOCKS, ModelConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes
-from timeviper.kernels.ssd_chunked import tokens_per_chunk
-from timeviper.model.flops import Execution, attention_batches, chunks
+from timeviper.model.flops import Execution
 from timeviper.model.gradients import Gradients, Maps, maps_of
 from timeviper.model.layers import MLPS
+from timeviper.model.mamba2 import LEAN
+from timeviper.model.pieces import Piece, cut
+from timeviper.planning.mixer_activations import (
+    INDEX,
+    WIDE,
+    attention_saved,
+    core_saved,
+    norm_saved,
+    projected_bytes,
+    state_bytes,
+)
 from timeviper.planning.vision_activations import projector_saved, tag_logits_saved, tower_saved
-
-WIDE, INDEX = 4, 8  # bytes of a float32 and of an int64
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,8 @@ def saved_activations(
     grads = Gradients.of(model, trainable)
     saved = []
     for name, tower in model.towers.items():
-        again = "tower" in execution.checkpointed
         tokens = shape.num_frames * tower.tokens
-        saved.append(Saved(f"tower {name}", "tower", *tower_saved(tower, shape, grads.tower, again, dtype_bytes)))
+        saved.append(Saved(f"tower {name}", "tower", *tower_saved(tower, shape, grads.tower, execution, dtype_bytes)))
         kept = projector_saved(tower, tokens, model.decoder.width, grads, dtype_bytes)
         saved.append(Saved(f"projector {name}", "projector", kept))
     if objective == "tags":
@@ -103,29 +110,49 @@ class _Language:
         self.flow = mixes or maps.adapted
         if not self.flow:
             return Saved(name, part, 0)
-        inside = norm_saved(L, D, learns, flow, self.execution) + self.first_inputs(L, D, learns, maps)
-        last_input = learns or maps.last[1] > 0
-        gradients = 2.0 * self.a * L * D  # of the block's output and input
+        stream_gradients = 2.0 * self.a * L * D  # of the block's output and input
+        again = part in self.execution.checkpointed
+        pieces = self.execution.pieces(part, stream.lengths)
+        lean = letter == "M" and again and mixes and len(pieces) == 1
+        inside, gradients = max((self.inside(letter, p, mixes, flow, lean) for p in pieces), key=sum)
+        if not again:
+            return Saved(name, part, inside, 0.0, stream_gradients + gradients)
+        kept = float(self.a * L * D)
+        gradients += 2 * self.a * pieces[0].bounds.num_tokens * D  # results, unused, of the block and of its last map
         if letter == "M":
-            if mixes:
-                inside += mamba_saved(self.cfg, stream.lengths, learns, self.a, self.execution)
-            if last_input:
-                inside += self.a * L * maps.last[0]
-            gradients += 3 * WIDE * L * maps.last[0]  # in the gated norm
-        elif letter == "*":
-            inside += attention_saved(self.cfg, stream.lengths, stream.lengths, mixes, last_input, self.a)
-            gradients += 2 * self.a * L * (self.cfg.heads + self.cfg.kv_heads) * self.cfg.head_dim
-        else:
-            mlp, hidden = MLPS[self.cfg.facts.mlp], self.a * L * self.cfg.mlp_width
-            if mixes:
-                inside += mlp.hidden_kept * hidden
-            if last_input:
-                inside += hidden
-            gradients += mlp.hidden_gradients * hidden
-        inside += self.a * L * maps.last[1]  # the last map's adapter, between its two products
-        if part not in self.execution.checkpointed:
-            return Saved(name, part, inside, 0.0, gradients)
-        return Saved(name, part, self.a * L * D, inside, gradients)
+            kept += state_bytes(self.cfg, self.a) * sum(piece.continues for piece in pieces)
+        if (
+            letter == "*" and len(pieces) > 1
+        ):  # keys and values of the whole stream; their gradients of a piece and, in float32, of all
+            gradients += 2 * L * self.cfg.kv_heads * self.cfg.head_dim * (2 * self.a + WIDE)
+        return Saved(name, part, kept, inside, stream_gradients + gradients)
+
+    def inside(self, letter: str, piece: Piece, mixes: bool, flow: bool, lean: bool) -> tuple[float, float]:
+        """What a block keeps of a piece of its stream, or of all of it, and the gradients between its operations."""
+        learns, n, D, a = self.grads.decoder, piece.bounds.num_tokens, self.cfg.width, self.a
+        maps = maps_of(letter, self.model, self.grads)
+        inside = norm_saved(n, D, learns, flow, self.execution) + self.first_inputs(n, D, learns, maps)
+        inside += a * n * maps.last[1]  # the last map's adapter, between its two products
+        last_input = learns or maps.last[1] > 0
+        if letter == "M":
+            inside += a * n * maps.last[0] if last_input else 0
+            projected = projected_bytes(self.cfg, n, a)
+            inside += projected if mixes else 0
+            if lean:
+                small = cut(piece.bounds, LEAN)
+                inside += state_bytes(self.cfg, a) * sum(part.continues for part in small)
+                inside += core_saved(self.cfg, small[0].bounds.lengths, learns, a, self.execution)
+                return inside, projected + 3 * WIDE * small[0].bounds.num_tokens * maps.last[0]
+            inside += core_saved(self.cfg, piece.bounds.lengths, learns, a, self.execution) if mixes else 0
+            return inside, 3 * WIDE * n * maps.last[0]  # in the gated norm
+        if letter == "*":
+            queries, keys = piece.bounds.lengths, piece.seen_bounds.lengths
+            masked = queries != keys and self.execution.device == "cpu"
+            inside += attention_saved(self.cfg, queries, keys, mixes, last_input, a, masked)
+            return inside, 2 * a * n * (self.cfg.heads + self.cfg.kv_heads) * self.cfg.head_dim
+        mlp, hidden = MLPS[self.cfg.facts.mlp], a * n * self.cfg.mlp_width
+        inside += (mlp.hidden_kept if mixes else 0) * hidden + (hidden if last_input else 0)
+        return inside, mlp.hidden_gradients * hidden
 
     def first_inputs(self, rows: int, width: int, learns: bool, maps: Maps) -> float:
         """What the maps that share an input keep of it, and their adapters between their two products."""
@@ -159,22 +186,37 @@ class _Language:
         outside += (
             INDEX * n + a * n * D
         )  # where the result goes, and the result, which the sum keeps for its shape alone
-        (_, q), (_, k), (_, v) = maps.first
-        inside = a * (n * q + m * (k + v))  # adapters, between their two products
-        if learns or q:
-            inside += a * n * D
-        if learns or k or v:
-            inside += a * m * D
+        again = "transv" in self.execution.checkpointed
+        looking = self.execution.pieces("transv", stream.text)
+        looked_at = self.execution.pieces("transv", [m])[0].bounds.num_tokens
+        answers = max(self.looking(piece, source, flow, mixes) for piece in looking)
+        keys = self.looked_at(looked_at, flow)
+        if not again:
+            return Saved(name, "transv", outside + answers + keys)
+        gradients = 2 * m * self.cfg.kv_heads * self.cfg.head_dim * (2 * a + WIDE)  # keys and values, and theirs
+        inside = answers + keys if looked_at == m else max(answers, keys)
+        return Saved(name, "transv", outside + a * (n + m) * D + INDEX * n, inside, gradients)
+
+    def looking(self, piece: Piece, source: Sequence[int], flow: bool, mixes: bool) -> float:
+        """What a transfer keeps of a piece of the text, whose sequences have these many sources."""
+        a, D, learns, n = self.a, self.cfg.width, self.grads.transv, piece.bounds.num_tokens
+        maps = maps_of("T", self.model, self.grads)
+        q, last = maps.first[0][1], maps.last[1]
+        inside = a * n * (q + last)  # adapters, between their two products
+        inside += a * n * D if learns or q else 0
+        inside += a * n * D if learns else 0  # what the gate scales
         if self.model.transv.prenorm:
-            inside += norm_saved(n, D, learns, flow, self.execution) + norm_saved(m, D, learns, flow, self.execution)
-        last_input = learns or maps.last[1] > 0
-        inside += attention_saved(self.cfg, stream.text, source, mixes, last_input, a, masked=True)
-        inside += a * n * maps.last[1]  # o's adapter
-        if learns:
-            inside += a * n * D  # what the gate scales
-        if "transv" not in self.execution.checkpointed:
-            return Saved(name, "transv", outside + inside)
-        return Saved(name, "transv", outside + a * (n + m) * D + INDEX * n, inside)
+            inside += norm_saved(n, D, learns, flow, self.execution)
+        masked = self.execution.device == "cpu"
+        sources = source[piece.sequences]
+        return inside + attention_saved(self.cfg, piece.bounds.lengths, sources, mixes, learns or last > 0, a, masked)
+
+    def looked_at(self, m: int, flow: bool) -> float:
+        """What a transfer keeps of so many sources, up to their keys and values."""
+        a, D, learns = self.a, self.cfg.width, self.grads.transv
+        (_, k), (_, v) = maps_of("T", self.model, self.grads).first[1:]
+        inside = a * m * (k + v) + (a * m * D if learns or k or v else 0)
+        return inside + (norm_saved(m, D, learns, flow, self.execution) if self.model.transv.prenorm else 0)
 
     def loss(self, L: int) -> Saved:
         """The final norm, and the loss's gradients, which are made in the forward pass."""
@@ -186,69 +228,3 @@ class _Language:
         if learns:
             kept += WIDE * self.cfg.vocab_size * D  # the gradient of the head
         return Saved("loss", "logits", kept)
-
-
-def norm_saved(L: int, width: int, learns: bool, flow: bool, execution: Execution) -> float:
-    """RMSNorm of `[L, width]`, float32 inside. On a CPU it is no single operation."""
-    kept, wide, scales = 0.0, WIDE * L * width, WIDE * L
-    if execution.device == "cuda":
-        return float(wide + scales) if learns or flow else 0.0  # input, and a factor a row
-    if flow:
-        kept += wide + scales
-    if learns:
-        kept += wide  # the output before the gain
-    return kept
-
-
-def mamba_saved(cfg: DecoderConfig, lengths: Sequence[int], learns: bool, a: int, execution: Execution) -> float:
-    """The Mamba-2 mixer between its two maps, where it carries a gradient: convolution, scan and gated norm."""
-    L, S, H, N = sum(lengths), len(lengths), cfg.ssm_heads, cfg.ssm_state
-    inner = H * cfg.ssm_head_dim
-    channels = inner + 2 * cfg.ssm_groups * N
-    projected = a * L * (inner + channels + H)  # gate, convolution input and step: one tensor
-    convolution = a * S * channels * (cfg.conv_kernel - 1) + a * L * channels  # states before it; its output
-    size = tokens_per_chunk(cfg.chunk_size, cfg.ssm_head_dim * N, max(lengths), execution.device)
-    count = sum(n for n, _ in chunks(lengths, size))
-    scan = 3 * WIDE * L * H + WIDE * L * inner + WIDE * count * inner * N  # steps and decays; output; states
-    gated = WIDE * L * (2 * inner + cfg.ssm_groups)  # silu(gate), the product, its root mean squares
-    if a != WIDE:
-        gated += WIDE * L * 2 * inner  # output and gate in float32
-    if learns:
-        gated += WIDE * L * inner  # what its gain is multiplied with
-    return float(projected + convolution + scan + gated)
-
-
-def attention_saved(
-    cfg: DecoderConfig,
-    queries: Sequence[int],
-    keys: Sequence[int],
-    mixes: bool,
-    last_input: bool,
-    a: int,
-    masked: bool = False,
-) -> float:
-    """Fused attention (where queries, keys or values carry a gradient: `mixes`) and, if the last map keeps it, the
-    input of that. `masked`: with a count of visible keys for every query."""
-    n, m = sum(queries), sum(keys)
-    q = a * cfg.heads * cfg.head_dim  # bytes of one token's queries, or of its output
-    kv = 2 * a * cfg.kv_heads * cfg.head_dim  # ... of its key and value
-    if not mixes:
-        return float(n * q) if last_input else 0.0
-    batches = [b for b in attention_batches(queries, keys) if b[2]]
-    together = [b for b in batches if b[0] > 1]
-    kept = 0.0
-    for members, longest_q, longest_k in batches:
-        rows = members * longest_q
-        kept += rows * (q + WIDE * cfg.heads)  # output; logarithms of the softmax's sums
-        if masked:
-            kept += rows * (a * longest_k + 1)  # the mask as numbers, and whether a row sees anything
-        if members > 1:  # padded copies and their rows in the stream
-            kept += rows * q + members * longest_k * kv + INDEX * members * (longest_q + longest_k)
-    if len(together) < len(batches):  # a sequence alone is a view of the whole stream
-        kept += n * q + m * kv
-    ordered = len(batches) == 1 and len(set(queries)) == 1  # the kernel's own output is that of the whole stream
-    if last_input and (masked or not ordered):
-        kept += n * q
-    if together and not ordered:
-        kept += INDEX * n  # the order in which the outputs are put together
-    return kept

@@ -18,7 +18,8 @@ from timeviper.config import Recipe, TowerConfig
 from timeviper.config.shape import PackShape
 from timeviper.model.flops import Execution
 from timeviper.model.gradients import Gradients
-from timeviper.planning.activations import WIDE, saved_activations
+from timeviper.planning.activations import saved_activations
+from timeviper.planning.mixer_activations import WIDE
 from timeviper.planning.parameters import ShardedUnit
 from timeviper.planning.vision_activations import encoding_bytes
 
@@ -83,7 +84,7 @@ class _Step:
         self.whole = packs > 1 and not recipe.parallel.reduce_every_pack  # gradients of earlier packs
         self.a = 2 if recipe.parallel.param_dtype == "bfloat16" else WIDE
         self.grads = Gradients.of(recipe.model, recipe.train.trainable)
-        execution = Execution(device, recipe.parallel.checkpointed)
+        execution = Execution.of(recipe.parallel, device)
         self.saved = saved_activations(
             recipe.model, shape, recipe.train.trainable, execution, self.a, recipe.train.objective
         )
@@ -159,6 +160,8 @@ class _Step:
         items["working memory"] = at.gradients
         ahead = 2 if self.shards > 1 else 1  # the unit at work, and the one that is fetched while it works
         items["gathered unit"] = float(ahead * self.largest_gathered)
+        if at.recomputed and self.recipe.parallel.tokens_per_piece:
+            items["gradients summed over pieces"] = float((self.a + WIDE) * self.largest_trained)
         items["gradients being reduced"] = float((self.a + WIDE) * self.largest_trained)
         if i < len(self.saved) - 1:  # autograd has made the head's by now; the root is reduced at the end
             head = self.a * self.model.decoder.vocab_size * self.model.decoder.width

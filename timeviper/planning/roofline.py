@@ -10,8 +10,9 @@ from timeviper.config import Recipe
 from timeviper.config.shape import PackShape
 from timeviper.model.flops import Execution, executed_flops
 from timeviper.model.gradients import Gradients
-from timeviper.planning.activations import WIDE, saved_activations
+from timeviper.planning.activations import saved_activations
 from timeviper.planning.hardware import Assumptions, Gpu
+from timeviper.planning.mixer_activations import WIDE
 from timeviper.planning.parameters import ShardedUnit
 
 OPTIMIZER_TRAFFIC = 7 * WIDE  # bytes an element: AdamW reads weight, gradient and two moments and writes three of them
@@ -74,7 +75,7 @@ def step_time(
 
 def _block_bytes(recipe: Recipe, shape: PackShape) -> float:
     """What blocks keep for their backward passes, which goes to the host if activations are offloaded."""
-    execution = Execution("cuda", recipe.parallel.checkpointed)
+    execution = Execution.of(recipe.parallel)
     size = 2 if recipe.parallel.param_dtype == "bfloat16" else WIDE
     kept = saved_activations(recipe.model, shape, recipe.train.trainable, execution, size, recipe.train.objective)
     return sum(saved.kept for saved in kept if saved.name.startswith(("block", "transv", "tower")))
@@ -84,7 +85,7 @@ def _pack_time(recipe: Recipe, shape: PackShape, gpu: Gpu, assume: Assumptions) 
     """Seconds of each part for one pack, forward and backward."""
     model, objective = recipe.model, recipe.train.objective
     narrow = recipe.parallel.param_dtype == "bfloat16"
-    execution = Execution("cuda", recipe.parallel.checkpointed)
+    execution = Execution.of(recipe.parallel)
     flops = executed_flops(model, shape, recipe.train.trainable, execution, objective)
     # What every module would keep if all of it learned: a measure of what it reads and writes.
     everything = saved_activations(model, shape, TRAINABLE, Execution("cuda"), 2 if narrow else WIDE, objective)

@@ -139,7 +139,7 @@ def _plan_phase(stage: Stage, phase: PhasePacks, gpus: int, gpu: Gpu) -> PhasePl
     recipe, units, assume = replace(stage.recipe, model=phase.model), stage.units, stage.assume
     model, train, packs = recipe.model, recipe.train, phase.packs
     per_gpu = recipe.data.packs_per_step // gpus
-    execution = Execution("cuda", recipe.parallel.checkpointed)
+    execution = Execution.of(recipe.parallel)
     learning = trainable_at(phase.start, train)  # what stands still is computed, and is not wanted
     wanted = _mean([model_flops(model, s, learning, train.objective) for s in packs])
     done = _mean([executed_flops(model, s, train.trainable, execution, train.objective) for s in packs])

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from timeviper.config import ModelConfig, TowerConfig
 from timeviper.config.shape import PackShape
+from timeviper.model.flops import Execution
 from timeviper.model.gradients import Gradients
 from timeviper.model.vision.build import tower_class
 from timeviper.model.vision.tome import rounds
-from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed
+from timeviper.model.vision.tower import FRAMES_PER_CHUNK, blocks_needed, frames_at_a_time
 
 WIDE, INDEX = 4, 8  # bytes of a float32 and of an int64
 
 
-def tower_saved(tower: TowerConfig, shape: PackShape, learns: bool, again: bool, a: int) -> tuple[float, float]:
+def tower_saved(
+    tower: TowerConfig, shape: PackShape, learns: bool, execution: Execution, a: int
+) -> tuple[float, float]:
     """An encoder that learns, with the merging of its tokens; a frozen one keeps nothing.
 
-    Returns what is kept from the forward pass on, and what one block's backward pass adds if blocks are computed
-    `again` in it.
+    Returns what is kept from the forward pass on (the frames themselves are not counted), and what the backward pass
+    of a group of frames adds if they are encoded again in it.
     """
     F = shape.num_frames - shape.stored
     if not learns or not F:
@@ -30,8 +33,10 @@ def tower_saved(tower: TowerConfig, shape: PackShape, learns: bool, again: bool,
     scaled = 2 if encoder.layer_scale else 0  # layer scale keeps what it scales
     # Inputs of both norms, both norms' outputs, queries, keys, values, attention's output; GELU's input and output.
     block = a * n * ((8 + scaled) * C + 2 * tower.mlp_width) + 4 * WIDE * n + WIDE * n * tower.heads
-    kept += merge_saved(patches, tower.tokens) + blocks_needed(tower) * (a * n * C if again else block)
-    return float(F * kept), float(F * block if again else 0)
+    kept += merge_saved(patches, tower.tokens) + blocks_needed(tower) * block
+    if "tower" in execution.checkpointed:
+        return 0.0, float(kept * min(F, frames_at_a_time(execution.piece, patches)))
+    return float(F * kept), 0.0
 
 
 def merge_saved(n: int, tokens: int) -> float:

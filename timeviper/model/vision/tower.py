@@ -87,12 +87,11 @@ class Tower(nn.Module):
     def in_pieces(self, size: int, weights: Weights, frames: Tensor, tokens: int | None = None) -> Tensor:
         """`forward` in training, which keeps the frames alone and is computed again for as many of them at a time as
         have `size` patches (0: a chunk)."""
-        group = max(size // self.num_patches, 1) if size else FRAMES_PER_CHUNK
 
         def run(part: Tensor, piece: Piece, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
             return self._encode(part, tokens), ()
 
-        pieces = cut(Bounds([frames.shape[0]], frames.device), group)
+        pieces = cut(Bounds([frames.shape[0]], frames.device), frames_at_a_time(size, self.num_patches))
         return run_in_pieces(self, run, tuple, frames, pieces, weights)
 
     def _whole_chunk(self, frames: Tensor, tokens: int | None) -> Tensor:
@@ -116,6 +115,11 @@ class Tower(nn.Module):
                 nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
             else:
                 nn.init.normal_(p, std=math.prod(p.shape[1:]) ** -0.5)
+
+
+def frames_at_a_time(size: int, patches: int) -> int:
+    """Frames that an encoder differentiates together, for a piece of `size` tokens (0: whole)."""
+    return max(size // patches, 1) if size else FRAMES_PER_CHUNK
 
 
 def to_pixels(frames: Tensor, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
