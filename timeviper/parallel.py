@@ -24,6 +24,7 @@ from timeviper.model.mamba2 import Scan
 from timeviper.model.transv import Transfer
 from timeviper.model.viper import TimeViper
 
+_SHARDING = "torch.distributed.fsdp"  # where its hooks are defined
 SMALL = 1024  # bytes: what is not worth a transfer to the host
 
 
@@ -174,17 +175,24 @@ class InPieces(ActivationWrapper):
         units = [cast(ShardedModel, m) for m in self._checkpoint_wrapped_module.modules() if isinstance(m, FSDPModule)]
         for unit in units:
             unit.unshard()
-        with _without_hooks(units):
-            yield
-        for unit in units:
-            unit.reshard()
+        try:
+            with _without_sharding_hooks(units):
+                yield
+        finally:
+            for unit in units:
+                unit.reshard()
 
 
 @contextmanager
-def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+def _without_sharding_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Other people's hooks stay: those that look for a value that is not a number, for one."""
+
+    def others(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
+        return OrderedDict((i, hook) for i, hook in hooks.items() if not hook.__module__.startswith(_SHARDING))
+
     before = [(m, m._forward_pre_hooks, m._forward_hooks) for m in modules]
-    for m in modules:
-        m._forward_pre_hooks, m._forward_hooks = OrderedDict(), OrderedDict()
+    for m, pre, post in before:
+        m._forward_pre_hooks, m._forward_hooks = others(pre), others(post)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,15 @@ from model_helpers import HYBRID
 from ranks import small_recipe, step_packs
 
 from timeviper.callbacks.guard import Guard
+from timeviper.config import ParallelConfig
 from timeviper.config.load import load_recipe
 from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.left_out import plan_step, read_left_out, steps_without, write_left_out
 from timeviper.inspection.incident import Incident
-from timeviper.inspection.probe import Probe, layer_of
+from timeviper.inspection.probe import PackReport, Probe, layer_of
 from timeviper.inspection.replay import replay
-from timeviper.pack import StepBatch
+from timeviper.pack import Pack, StepBatch
+from timeviper.parallel import wrap_blocks
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model
 
@@ -233,6 +236,50 @@ def test_the_probe_tells_the_backward_pass_from_the_forward_pass() -> None:
         "decoder.norm_f",
     }
     assert len(report.steps) == HYBRID.layout.count("M")
+
+
+def probed(pack: Pack, marked: int | None = None, **parallel: Any) -> PackReport:
+    """Of both passes. Where the first norm meets the embedding of the id `marked`, it gives what is no number."""
+    model: Any = build_model(small_recipe())
+    marker = model.decoder.embeddings.weight[marked or 0]
+    wrap_blocks(model, ParallelConfig(**parallel))
+
+    def spoil(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        return out.masked_fill((args[0] == marker).all(-1, keepdim=True), math.nan)
+
+    if marked is not None:
+        model.decoder.blocks[0].norm.register_forward_hook(spoil)
+    with Probe(model, 0) as probe:
+        model(pack).loss_sum.backward()
+    return probe.reports[0]
+
+
+def test_the_probe_sees_a_pack_in_pieces_as_it_sees_the_whole() -> None:
+    pack = Pack.join(step_packs(0))
+    whole = probed(pack)
+    pieces = probed(pack, activation_checkpointing="all", tokens_per_piece=5)
+    for kind in ("activations", "gradients"):
+        a, b = getattr(whole, kind), getattr(pieces, kind)
+        inner = {name for name in a if name.startswith("decoder.blocks.")}
+        assert len(inner) > 30
+        if kind == "gradients":  # in pieces, that norm runs once for keys and once for queries
+            inner -= {f"decoder.blocks.{i}.norm" for i, letter in enumerate(HYBRID.layout) if letter == "*"}
+        for name in inner:
+            assert b[name].rms == pytest.approx(a[name].rms, rel=1e-4, abs=1e-7), (kind, name)
+    for name, (low, high) in whole.steps.items():
+        assert pieces.steps[name] == pytest.approx([low, high], rel=1e-5)
+
+
+def test_the_probe_names_the_sample_of_a_piece() -> None:
+    pack = Pack.join(step_packs(0))
+    last = pack.lengths[-1]
+    ids = pack.ids.clamp(max=HYBRID.vocab_size - 2)
+    ids[-last] = HYBRID.vocab_size - 1  # the first token of the last sample
+    pack = replace(pack, ids=ids)
+    for parallel in ({}, {"activation_checkpointing": "all", "tokens_per_piece": 5}):
+        first = probed(pack, HYBRID.vocab_size - 1, **parallel).first
+        assert first is not None
+        assert (first.layer, first.keys) == ("decoder.blocks.0.norm", pack.keys[-1:])
 
 
 def test_steps_are_left_out_and_renumbered(recipe: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from model_helpers import SCHEDULES
 from ranks import open_gates, run_ranks, sharded, small_recipe, step_packs
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from viper_helpers import config, make_model, samples
 
 from timeviper.config import LoraConfig, ParallelConfig, TransVConfig
@@ -134,19 +135,19 @@ def test_what_dropout_drops_is_dropped_again() -> None:
     for side in (1e-5, -1e-5):
         with torch.no_grad():
             for name, g in gradients.items():
-                learns[name] += side * g / norm
+                learns[name].add_(g, alpha=side / float(norm))
         torch.manual_seed(1)
         losses.append(float(model(pack).loss_sum.detach()))
         with torch.no_grad():
             for name, g in gradients.items():
-                learns[name] -= side * g / norm
+                learns[name].add_(g, alpha=-side / float(norm))
     assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(float(norm), rel=1e-5)
 
 
 def test_in_bfloat16_sums_over_pieces_are_wide() -> None:
     """64 pieces give the gradients of one to the rounding of a bfloat16, not of 64 sums of them."""
     torch.manual_seed(0)
-    block = make_model().bfloat16().decoder.blocks[1]
+    block: Any = make_model().bfloat16().decoder.blocks[1]
     x = torch.randn(640, 24).bfloat16()
     grads = []
     for size in (0, 10):
@@ -218,7 +219,7 @@ def gradients_in_float64(sizes: list[int]) -> list[tuple[float, dict[str, Tensor
         total, _ = accumulate(model, packs[rank::world], torch.tensor(1.0), world, torch.device("cpu"))
         dist.all_reduce(total)
         named = ((plain_name(n), p.grad) for n, p in model.named_parameters() if p.grad is not None)
-        found.append((float(total), {n: g.full_tensor().clone() for n, g in named}))
+        found.append((float(total), {n: cast(DTensor, g).full_tensor().clone() for n, g in named}))
     return found
 
 

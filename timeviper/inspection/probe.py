@@ -15,11 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.tensor import DTensor
 
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Block
 from timeviper.model.mamba2 import Scan
+from timeviper.model.state import Keys, Span
 from timeviper.model.transv import Transfer
 from timeviper.pack import Pack
 from timeviper.parallel import plain_name
@@ -32,15 +34,24 @@ class Size:
     rms: float
     largest: float
     not_finite: int
+    count: int = 0
+    """Finite values."""
 
     @staticmethod
     def of(tensor: Tensor) -> Size:
         values = tensor.detach().to(torch.float32)
         finite = values.isfinite()
         kept = torch.where(finite, values, 0)
-        count = max(int(finite.sum()), 1)
+        count = int(finite.sum())
         largest = float(kept.abs().max()) if values.numel() else 0.0
-        return Size(math.sqrt(float(kept.square().sum()) / count), largest, int((~finite).sum()))
+        return Size(math.sqrt(float(kept.square().sum()) / max(count, 1)), largest, int((~finite).sum()), count)
+
+    def __add__(self, other: Size) -> Size:
+        """Of two parts of a tensor."""
+        count = self.count + other.count
+        mean_square = (self.count * self.rms**2 + other.count * other.rms**2) / max(count, 1)
+        not_finite = self.not_finite + other.not_finite
+        return Size(math.sqrt(mean_square), max(self.largest, other.largest), not_finite, count)
 
 
 @dataclass
@@ -91,7 +102,7 @@ class Probe:
     def __init__(self, model: nn.Module, rank: int) -> None:
         self.model, self.rank = model, rank
         self.reports: list[PackReport] = []
-        self._rows: dict[int, Bounds] = {}
+        self._rows: dict[int, tuple[Bounds, int]] = {}  # the sequences of so many rows, and the number of the first
         self._forward = False
         self._hooks: list[Any] = []
 
@@ -102,11 +113,11 @@ class Probe:
             self.model.register_forward_hook(self._pack_ends),
         ]
         for name, module in self.model.named_modules():
-            if module is self.model:
+            if module is self.model or isinstance(module, ActivationWrapper):
                 continue
             name = plain_name(f"{name}.").removesuffix(".")
             if isinstance(module, Block):
-                self._hooks.append(module.register_forward_pre_hook(self._block_begins))
+                self._hooks.append(module.register_forward_pre_hook(self._block_begins(name)))
             if isinstance(module, Scan):
                 self._hooks.append(module.register_forward_pre_hook(self._scan_begins(name)))
             self._hooks.append(module.register_forward_hook(self._module_ends(name)))
@@ -124,34 +135,47 @@ class Probe:
         pack: Pack = args[0]
         self.reports.append(PackReport(self.rank, len(self.reports), pack.keys, pack.lengths, pack.num_labels))
         bounds = (Bounds(pack.frame_counts, pack.ids.device), Bounds(pack.lengths, pack.ids.device))
-        self._rows = {b.num_tokens: b for b in bounds if b.num_tokens}
+        self._rows = {b.num_tokens: (b, 0) for b in bounds if b.num_tokens}
         self._forward = True
 
-    def _block_begins(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """After a transfer the stream is shorter: its rows belong to samples by other boundaries."""
-        bounds = args[1].bounds
-        self._rows[bounds.num_tokens] = bounds
+    def _block_begins(self, name: str):
+        """After a transfer the stream is shorter, and a piece of it shorter still: rows belong to samples by other
+        boundaries."""
+
+        def hook(module: Block, args: tuple[Any, ...]) -> None:
+            span: Span = args[1]
+            piece = span.piece
+            self._rows[span.bounds.num_tokens] = span.bounds, piece.sequences.start if piece else 0
+            answers = len(args) > 2 and isinstance(args[2], Keys) and args[2].k is not None  # its keys came before
+            begins = (piece is None or piece.rows.start == 0) and not answers
+            if self._forward and begins:  # what ranked tokens before does not count
+                activations = self.reports[-1].activations
+                for known in [n for n in activations if n == name or n.startswith(f"{name}.")]:
+                    del activations[known]
+
+        return hook
 
     def _scan_begins(self, name: str):
         def hook(module: Scan, args: tuple[Any, ...]) -> None:
             if self._forward:
                 dt = F.softplus(args[1].detach().float() + module.dt_bias.detach().float())
                 if dt.numel():
-                    self.reports[-1].steps[name] = [float(dt.min()), float(dt.max())]
+                    low, high = self.reports[-1].steps.get(name, (math.inf, -math.inf))
+                    self.reports[-1].steps[name] = [min(low, float(dt.min())), max(high, float(dt.max()))]
 
         return hook
 
     def _module_ends(self, name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not self._forward:  # a checkpointed block runs again in the backward pass
-                return
             out = output[0] if isinstance(output, tuple) else output
             if not isinstance(out, Tensor) or not out.is_floating_point():
                 return
             report = self.reports[-1]
-            report.activations[name] = size = Size.of(out)
-            if size.not_finite and report.first is None:
-                report.first = First("forward", name, self._keys(out))
+            if self._forward:  # a checkpointed block, which runs again in the backward pass, has its gradients there
+                size = Size.of(out)
+                report.activations[name] = report.activations.get(name, Size(0.0, 0.0, 0)) + size
+                if size.not_finite and report.first is None:
+                    report.first = First("forward", name, self._keys(out))
             if out.requires_grad:
                 out.register_hook(self._gradient(name, report))
 
@@ -166,7 +190,8 @@ class Probe:
 
     def _gradient(self, name: str, report: PackReport):
         def hook(gradient: Tensor) -> None:
-            report.gradients[name] = size = Size.of(gradient)
+            size = Size.of(gradient)
+            report.gradients[name] = report.gradients.get(name, Size(0.0, 0.0, 0)) + size
             if size.not_finite and report.first is None:
                 report.first = First("backward", name, self._keys(gradient))
 
@@ -174,11 +199,11 @@ class Probe:
 
     def _keys(self, tensor: Tensor) -> list[str]:
         """The samples of the rows that hold a value which is not finite."""
-        bounds = self._rows.get(tensor.shape[0]) if tensor.ndim else None
-        if bounds is None:
+        if not tensor.ndim or tensor.shape[0] not in self._rows:
             return []
+        bounds, first = self._rows[tensor.shape[0]]
         bad = (~tensor.detach().isfinite()).flatten(1).any(dim=1) if tensor.ndim > 1 else ~tensor.detach().isfinite()
-        keys = self.reports[-1].keys
+        keys = self.reports[-1].keys[first:]
         return [keys[i] for i in bounds.seq_idx[bad].unique().tolist() if i < len(keys)]
 
 

@@ -11,7 +11,7 @@ from timeviper.config import DecoderConfig
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.layers import Linear
-from timeviper.model.state import AttentionState, Span
+from timeviper.model.state import AttentionState, Keys, Span
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Attention(nn.Module):
         """`[L, H * P]` -> `[L, H, P]`"""
         return t.unflatten(-1, (-1, self.head_dim))
 
-    def forward(self, x: Tensor, span: Span, state: AttentionState | None = None) -> Tensor:
-        k, v = self.look_at(x, span.rope)
-        return self.look(x, k, v, span, state)
+    def forward(self, x: Tensor, span: Span, state: AttentionState | Keys | None = None) -> Tensor:
+        if isinstance(state, Keys) and state.k is not None and state.v is not None:
+            k, v = state.k, state.v
+        else:
+            k, v = self.look_at(x, span.rope)
+        q = self.query(x, span.rope)
+        past = state if isinstance(state, AttentionState) else None
+        # [L, H, P] -> [L, H * P] -> [L, D]
+        return self.o_proj(self.attend(q, k, v, span, past).flatten(1))  # pyright: ignore[reportCallIssue]
 
     def look_at(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Keys and values `[L, Hkv, P]`."""
         k, v = self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
         return (k if rope is None else rotate(k, rope)), v
-
-    def look(self, x: Tensor, k: Tensor, v: Tensor, span: Span, state: AttentionState | None = None) -> Tensor:
-        """Queries of x `[L, D]` over keys and values, which lie as `span.keys` and the state say: `[L, D]`."""
-        q = self.query(x, span.rope)
-        # [L, H, P] -> [L, H * P] -> [L, D]
-        return self.o_proj(self.attend(q, k, v, span, state).flatten(1))  # pyright: ignore[reportCallIssue]
 
     def query(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """`[L, H, P]`"""

@@ -20,7 +20,7 @@ from timeviper.model.layers import MLPS, Embedding, Linear, RMSNorm
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, cut, run_in_pieces
 from timeviper.model.selection import SELECTIONS, View
-from timeviper.model.state import AttentionState, DecoderState, MambaState, SegmentState, Span
+from timeviper.model.state import AttentionState, DecoderState, Keys, MambaState, SegmentState, Span
 from timeviper.model.transv import Stream, Transfer, shorten
 from timeviper.pack import Kind
 
@@ -58,10 +58,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         span: Span,
-        state: MambaState | AttentionState | None = None,
+        state: MambaState | AttentionState | Keys | None = None,
         ranker: Ranker | None = None,
     ) -> Tensor:
-        """`[L, D]` -> `[L, D]`; with a `ranker` instead its attention logits of the tokens, `[L, H]`.
+        """`[L, D]` -> `[L, D]`; with a `ranker` instead its attention logits of the tokens, `[L, H]`; with empty `Keys`
+        nothing, `[0, D]`, but they are filled.
 
         The ranking is a forward of the block, too: it uses the block's own norm, queries and keys, and
         sharded weights exist in full only inside the forward of the module that owns them.
@@ -72,6 +73,10 @@ class Block(nn.Module):
             return self.mixer.rank_logits(self.norm(x), span, query)
         if self.letter == "-":
             return x + self.mixer(self.norm(x))
+        if isinstance(state, Keys) and state.k is None:
+            assert isinstance(self.mixer, Attention)
+            state.k, state.v = self.mixer.look_at(self.norm(x), span.rope)
+            return x[:0]
         return x + self.mixer(self.norm(x), span, state)
 
     def in_pieces(
@@ -87,30 +92,32 @@ class Block(nn.Module):
         if state is not None or ranker is not None:
             return self(x, span, state, ranker)
         pieces = cut(span.bounds, size)
-        if isinstance(mixer := self.mixer, Attention) and len(pieces) > 1:
+        if isinstance(self.mixer, Attention) and len(pieces) > 1:
 
             def answer(rows: Tensor, piece: Piece, k: Tensor, v: Tensor) -> Tensor:
-                part = replace(span.part(piece), keys=piece.seen_bounds)
-                return rows + mixer.look(self.norm(rows), k, v, part)
+                return self(rows, span.part(piece), Keys(k, v))
 
-            def look_at(rows: Tensor, where: slice) -> tuple[Tensor, Tensor]:
-                rope = None if span.rope is None else (span.rope[0][where], span.rope[1][where])
-                return mixer.look_at(self.norm(rows), rope)
+            def look_at(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+                keys = Keys()
+                self(rows, span.part(pieces[number]), keys)
+                assert keys.k is not None
+                assert keys.v is not None
+                return keys.k, keys.v
 
             how = Attending(look_at, answer, lambda piece: piece.seen)
             return attend_in_pieces(self, how, x, None, pieces, size, weights)
 
         def run(rows: Tensor, piece: Piece, before: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
             if not before:
-                whole = replace(span, lean=isinstance(mixer, Mamba2) and torch.is_grad_enabled())
+                whole = replace(span, lean=isinstance(self.mixer, Mamba2) and torch.is_grad_enabled())
                 return self(rows, whole if len(pieces) == 1 else span.part(piece)), ()
             carried = MambaState(*before)
             return self(rows, span.part(piece), carried), (carried.conv, carried.ssm)
 
         def start() -> tuple[Tensor, ...]:
-            if not isinstance(mixer, Mamba2) or len(pieces) == 1:
+            if not isinstance(self.mixer, Mamba2) or len(pieces) == 1:
                 return ()
-            empty = mixer.empty_state(1, 0, x.device, x.dtype)
+            empty = self.mixer.empty_state(1, 0, x.device, x.dtype)
             return empty.conv, empty.ssm
 
         return run_in_pieces(self, run, start, x, pieces, weights)

@@ -36,7 +36,7 @@ class Conv1d(nn.Module):
 
     @torch.compiler.disable  # as the scan: its work depends on the lengths of the sequences
     def forward(self, x: Tensor, span: Span, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        return causal_conv1d(x, self.weight, self.bias, span.bounds, state, carry=span.carry)
+        return causal_conv1d(x, self.weight, self.bias, span.bounds, state, carry=span.piece is not None)
 
 
 class Scan(nn.Module):
@@ -64,8 +64,8 @@ class Scan(nn.Module):
         self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, span: Span, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        needs = state is not None
-        return ssd(x, dt, A, B, C, self.D, self.dt_bias, span.bounds, state, self.chunk_size, needs, span.carry)
+        asked, carry = state is not None, span.piece is not None
+        return ssd(x, dt, A, B, C, self.D, self.dt_bias, span.bounds, state, self.chunk_size, asked, carry)
 
 
 class Mamba2(nn.Module):

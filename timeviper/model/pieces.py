@@ -233,8 +233,8 @@ class _Run(torch.autograd.Function):
 class Attending:
     """A block that attends, as two functions of rows: what is looked at, and who looks."""
 
-    keys: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-    """Rows of the source, and where they stand, to keys and values `[m, Hkv, P]`."""
+    keys: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    """Rows of the source, and the number of their piece, to keys and values `[m, Hkv, P]`."""
     answer: Callable[[Tensor, Piece, Tensor, Tensor], Tensor]
     """Rows that look, as a piece, and the keys and values that `reach` gives it, to the results `[n, D]`."""
     reach: Callable[[Piece], slice]
@@ -271,11 +271,11 @@ class _AttendJob(_Job):
 
     def all_keys(self, source: Tensor, again: bool) -> tuple[Tensor, Tensor]:
         parts = []
-        for rows in self.slices(source):
+        for number, rows in enumerate(self.slices(source)):
             if not again:
-                self.note_dice(("keys", rows.start), source)
-            with self.again(("keys", rows.start), source) if again else nullcontext():
-                parts.append(self.how.keys(source[rows], rows))
+                self.note_dice(("keys", number), source)
+            with self.again(("keys", number), source) if again else nullcontext():
+                parts.append(self.how.keys(source[rows], number))
         return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts)))  # pyright: ignore[reportReturnType]
 
 
@@ -309,7 +309,7 @@ class _Attend(torch.autograd.Function):
             if len(slices) == 1:  # made once, with a graph
                 with torch.enable_grad(), job.again(("keys", 0), source):
                     origin = _start(source, wants_source)
-                    made = job.how.keys(origin, slices[0])
+                    made = job.how.keys(origin, 0)
                 k, v = (t.detach() for t in made)
             else:
                 k, v = job.all_keys(source, again=True)
@@ -327,11 +327,11 @@ class _Attend(torch.autograd.Function):
                         total[rows] += grad
                 sums.add(found[3:])
             del k, v
-            for rows in slices:
+            for number, rows in enumerate(slices):
                 if made is None:
-                    with torch.enable_grad(), job.again(("keys", rows.start), source):
+                    with torch.enable_grad(), job.again(("keys", number), source):
                         origin = _start(source[rows], wants_source)
-                        made = job.how.keys(origin, rows)
+                        made = job.how.keys(origin, number)
                 given = tuple(t[rows].to(made[0].dtype) for t in (dk, dv))
                 found, made = _gradients(made, given, (origin, *parameters)), None
                 if d_source is not None and found[0] is not None:

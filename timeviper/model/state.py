@@ -47,6 +47,14 @@ class AttentionState:
 
 
 @dataclass
+class Keys:
+    """Keys and values `[m, Hkv, P]` that a piece of a stream may look at; none yet: the block is to give its own."""
+
+    k: Tensor | None = None
+    v: Tensor | None = None
+
+
+@dataclass
 class Span:
     """The new tokens of one call, as the blocks of a segment need to know them."""
 
@@ -63,7 +71,7 @@ class Span:
     """The cache moves to a larger one first: its rows, rows of the old keys before, and after."""
     rope: tuple[Tensor, Tensor] | None = None
     """Rotary cosines and sines `[L, P/2]`, in families that have them."""
-    carry: bool = False
+    piece: Piece | None = None
     """The tokens are a piece of a longer stream, cut anywhere: states are of its first and its last sequence."""
     lean: bool = False
     """Keep little for the backward pass and compute more again (see `Mamba2`)."""
@@ -82,7 +90,7 @@ class Span:
     def part(self, piece: Piece) -> Span:
         """The same for a piece of the stream, in training."""
         rope = None if self.rope is None else (self.rope[0][piece.rows], self.rope[1][piece.rows])
-        return Span(piece.bounds, piece.bounds, rope=rope, carry=True)
+        return Span(piece.bounds, piece.seen_bounds, rope=rope, piece=piece)
 
 
 @dataclass
