@@ -7,12 +7,19 @@ Within a chunk of Q tokens (s: running sum of the log decay, dx[t] = dt[t] x[t],
 
 C.B is computed once a group of heads; B and C are never expanded to all heads. Blocks of chunks are small
 enough for the cache, and the `[Q, Q]` intermediates of one tile exist at a time, in both passes; the forward
-pass keeps its inputs, its output and the state before every chunk. Time and memory are linear in the length.
+pass keeps its inputs and the state before every chunk. Time and memory are linear in the length. s is summed in
+float64, and a difference of two carries what their rounding left: behind a sum of -1e4 a decay between neighbours
+would be wrong by 1e-3.
 
-The backward pass needs no gradient of the decay matrix. y and h' are linear in each factor exp(s[t]), so the
-gradient of s is that of the outputs which it scales up minus that of the inputs which it scales down:
+The gradient of a token's log decay a[v] is the sum of all products that its own factor exp(a[v]) stands in:
 
-    ds[t] = dy[t] . (y[t] - D x[t])  -  dx[t] . d(dx)[t],   and  <dh', h'> more at the chunk's last token.
+    da[v] = sum_{u < v <= t} exp(s[t] - s[u]) (C[t] . B[u]) (dy[t] . dx[u])  +  sum_{t >= v} exp(s[t]) dy[t] . h C[t]
+          + sum_{u < v} exp(s[Q] - s[u]) dx[u] . dh' B[u]  +  exp(s[Q]) <dh', h>
+
+Each product is made with its decay, and sums only add up: where a decay vanishes, so does its gradient. (The shorter
+way, what the outputs give less what the inputs take, is a difference of sums as large as y . dy: in float32 it leaves
+1e-3 where 1e-19 is true, of which Adam makes whole steps.) The first sum, over rectangles of the masked products, is
+a running sum along u, then a sum over t, as in the stable backward kernel of mamba_ssm.
 """
 
 from __future__ import annotations
@@ -81,20 +88,20 @@ class _ChunkedScan(torch.autograd.Function):
         y = layout.restore(y.flatten(1, 2))  # [rows, G, R, P] -> [L, H, P]
         final = carry if layout.ranked is None else torch.empty_like(carry).index_copy_(0, layout.ranked, carry)
         ctx.layout = layout
-        ctx.save_for_backward(x, step, log_decay, B, C, D, y, before)
+        ctx.save_for_backward(x, step, log_decay, B, C, D, before)
         return y, final
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         layout: ChunkLayout = ctx.layout
-        x, step, log_decay, B, C, D, y, before = ctx.saved_tensors
+        x, step, log_decay, B, C, D, before = ctx.saved_tensors
         dy, d_final = grads
         scan = _Scan(layout, x, step, log_decay, B, C, D, before)
         carry = d_final.clone() if layout.ranked is None else d_final[layout.ranked]
         out = _Gradients(scan)
-        y, dy = (layout.align(t).unflatten(1, (scan.G, scan.R)) for t in (y, dy))  # [rows, G, R, P]
+        dy = layout.align(dy).unflatten(1, (scan.G, scan.R))  # [rows, G, R, P]
         for tile in reversed(scan.tiles):
-            scan.backward_tile(tile, y, dy, before[tile.first : tile.last], carry, out)
+            scan.backward_tile(tile, dy, before[tile.first : tile.last], carry, out)
         if layout.ranked is not None:
             carry = torch.empty_like(carry).index_copy_(0, layout.ranked, carry)
         d_step, d_decay, d_D = out.small(scan)
@@ -110,17 +117,18 @@ class _Gradients:
     def __init__(self, scan: _Scan) -> None:
         self.x, self.B, self.C = (t.new_empty(t.shape) for t in (scan.x, scan.B, scan.C))
         chunks, H, Q = scan.total.shape
-        # Sums over P for each token and head, [chunks, H, Q]: x . d(dx), that by the state alone, dy . x, dy . y
-        self.sums = scan.total.new_zeros(4, chunks, H, Q)
+        # For each token and head, [chunks, H, Q]: x . d(dx), that by the state after alone, dy . x; then of da[v] the
+        # products of the state before, at t, and the sum over the rectangle u <= v < t.
+        self.sums = scan.total.new_zeros(5, chunks, H, Q)
         self.states = scan.total.new_zeros(chunks, H)  # <dh', h>
 
     def small(self, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of step and log decay `[chunks, H, Q]` and of D `[H]`."""
-        d_step, by_state, dy_x, dy_y = self.sums
-        d_s = dy_y - scan.D[:, None] * dy_x - scan.step * d_step
-        # <dh', h'> at a chunk's last token: what came in with the state before, and what the chunk's tokens added
-        d_s[..., -1] += self.states * scan.whole[..., 0, 0] + (scan.step * by_state).sum(-1)
-        return d_step, d_s.flip(-1).cumsum(-1).flip(-1), dy_x.sum((0, 2))  # s is a running sum
+        d_step, by_state, dy_x, from_start, between = self.sums
+        d_decay = from_start.flip(-1).cumsum(-1).flip(-1)  # over t >= v
+        d_decay += (self.states * scan.whole[..., 0, 0])[..., None]
+        d_decay[..., 1:] += (between + (scan.step * by_state).cumsum(-1))[..., :-1]  # over u < v
+        return d_step, d_decay, dy_x.sum((0, 2))
 
 
 class _Scan:
@@ -145,15 +153,18 @@ class _Scan:
         self.x = layout.align(x).unflatten(1, (self.G, self.R))  # [rows, G, R, P]
         self.B, self.C = layout.align(B), layout.align(C)  # [rows, G, N]
         self.step = self.by_chunk(layout.align(step))  # [chunks, H, Q]
-        self.total = self.by_chunk(layout.align(log_decay)).cumsum(-1)  # s
-        last = self.total[..., -1:]
-        self.whole = last.exp()[..., None]  # [chunks, H, 1, 1]
+        total = self.by_chunk(layout.align(log_decay)).cumsum(-1, dtype=torch.float64)
+        self.total = total.to(self.wide)  # s, and what its rounding left
+        self.rest = None if self.wide == torch.float64 else (total - self.total).to(self.wide)
+        last = total[..., -1:]
+        self.whole = last.exp().to(self.wide)[..., None]  # [chunks, H, 1, 1]
         self.D, self.skip = D, D.view(self.G, self.R, 1)
-        to_end = (last - self.total).exp()  # decay from a token to the end of its chunk
+        to_end = (last - total).exp().to(self.wide)  # decay from a token to the end of its chunk
         weights = (self.step, self.step * to_end, to_end, self.total.exp())
         self.w_step, self.w_step_to_end, self.w_to_end, self.w_from_start = map(self.by_token, weights)
         budget = TILE_CPU if x.device.type == "cpu" else TILE
-        limit = max(1, budget // (self.H * max(layout.size**2, layout.size * self.P, self.P * self.N)))
+        most = max(layout.size * max(layout.size, self.P, self.N), self.P * self.N)
+        limit = max(1, budget // (self.H * most))
         self.tiles = layout.tiles(limit, self.x.shape[0])
 
     def by_chunk(self, t: Tensor) -> Tensor:
@@ -200,10 +211,18 @@ class _Scan:
         """`[n, H, P, N]` to `[n * G, R * P, N]`."""
         return t.view(-1, self.R * self.P, self.N)
 
+    def start_head(self, tile: Tile) -> Tensor:
+        """exp(s[t]) as `[n * H, q, 1]`."""
+        return self.total[tile.first : tile.last, :, : tile.q].exp().view(-1, tile.q, 1)
+
     def decay(self, tile: Tile) -> Tensor:
         """exp(s[t] - s[u]) as `[n, G, R, q, q]`; above the diagonal 1, for a masked factor to remove."""
         s = self.total[tile.first : tile.last, :, : tile.q]
-        decay = (s[..., None] - s[..., None, :]).clamp_(max=0).exp_()
+        decay = s[..., None] - s[..., None, :]
+        if self.rest is not None:
+            rest = self.rest[tile.first : tile.last, :, : tile.q]
+            decay.add_(rest[..., None]).sub_(rest[..., None, :])
+        decay = decay.clamp_(max=0).exp_()
         return decay.view(tile.n, self.G, self.R, tile.q, tile.q)
 
     def masked_CB(self, B: Tensor, C: Tensor, tile: Tile) -> Tensor:
@@ -231,11 +250,11 @@ class _Scan:
             groups = slice(start * self.G, stop * self.G)
             self.states(now).baddbmm_(left[groups].mT, right[groups])
 
-    def backward_tile(self, tile: Tile, y: Tensor, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients) -> None:
+    def backward_tile(self, tile: Tile, dy: Tensor, before: Tensor, carry: Tensor, out: _Gradients) -> None:
         """Write the tile's gradients into `out`; `carry`, the gradient of the states, goes back over it."""
         q, chunks = tile.q, slice(tile.first, tile.last)
         B, C, x = self.keys(self.B, tile), self.keys(self.C, tile), self.tokens(self.x, tile)
-        y, dy, step = self.tokens(y, tile), self.tokens(dy, tile), self.scalars(self.w_step, tile)
+        dy, step = self.tokens(dy, tile), self.scalars(self.w_step, tile)
         after = torch.empty_like(before)  # gradients of the states after the chunks
         starting = self.by_group(dy, self.scalars(self.w_from_start, tile))
         self.pass_on(tile, reversed(tile.waves), carry, starting, C, after)
@@ -244,7 +263,11 @@ class _Scan:
         d_mixed = torch.bmm(dy_head, self.by_head(x * step).mT).view(decay.shape)  # [n, G, R, q, q]
         d_CB = d_mixed.mul_(decay).sum(2).tril_().view(-1, q, q)  # summed over the heads of a group: [n * G, q, q]
         ending = self.by_group(x, self.scalars(self.w_step_to_end, tile))
-        dC = torch.bmm(d_CB, B).baddbmm_(starting, self.states(before))
+        # d(C.B) is used up: its products with C.B, summed over the rectangles u <= v < t.
+        between = d_mixed.mul_(CB).cumsum_(-1).tril_(-1).sum(-2)  # [n, G, R, q]
+        from_start = (dy_head * self.start_head(tile)).bmm(before.flatten(0, 1)).view(tile.n, self.G, self.R, q, self.N)
+        dC = torch.bmm(d_CB, B).add_(from_start.sum(2).view(-1, q, self.N))
+        from_start = from_start.mul_(C.view(tile.n, self.G, 1, q, self.N)).sum(-1)  # [n, G, R, q]
         dB = torch.bmm(d_CB.mT, C).baddbmm_(ending, self.states(after))
         for grad, value in ((out.B, dB), (out.C, dC)):
             rows = grad[tile.rows].view(tile.n, q, self.G, self.N)
@@ -255,8 +278,9 @@ class _Scan:
         inner = torch.bmm(decay.mul_(CB).view(-1, q, q).mT, dy_head)  # [n * H, q, P]
         d_dx = self.from_head(inner, tile).add_(outer)
         # Views that are written into; `outer`, `after` and `d_dx` are used up from here on.
-        sums = out.sums[:, chunks, :, :q].transpose(2, 3).view(4, tile.n, q, self.G, self.R)
-        for total, product in zip(sums, (x * d_dx, outer.mul_(x), x * dy, y * dy)):
-            torch.sum(product, -1, out=total)
+        sums = out.sums[:, chunks, :, :q]
+        for total, product in zip(sums.transpose(2, 3), (x * d_dx, outer.mul_(x), x * dy)):
+            torch.sum(product, -1, out=total.view(tile.n, q, self.G, self.R))
+        sums[3], sums[4] = from_start.flatten(1, 2), between.flatten(1, 2)
         torch.sum(after.mul_(before).flatten(2), -1, out=out.states[chunks])
         torch.addcmul(d_dx.mul_(step), dy, self.skip, out=out.x[tile.rows].view(x.shape))

@@ -177,7 +177,7 @@ def kept(run, *inputs: Tensor) -> int:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_block_keeps_its_input_and_the_states_between_pieces(number: int) -> None:
-    block = model_of("off").decoder.blocks[number]
+    block: Any = model_of("off").decoder.blocks[number]
     x = torch.randn(640, 24, dtype=torch.float64)
     state = (6 * 4 + 2 * 3 * 5) * 3 + 6 * 4 * 5  # of the convolution and of the scan
     expected = 8 * 9 * state if number == 0 else 0

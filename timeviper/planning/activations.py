@@ -1,9 +1,9 @@
 """Bytes that autograd keeps of one pack from the forward to the backward pass, module by module.
 
 The law follows the torch forms operation by operation: a linear map keeps its input if its weight learns, a norm its
-float32 input, the scan its inputs, its float32 output and the state before every chunk. Tensors that share memory
-count once; parameters do not count. Linear in the length of the stream but for the masks of TransV's cross-attention
-(text times dropped tokens). Letters: L tokens, S sequences, D width, `a` bytes of an activation.
+float32 input, the scan its inputs and the state before every chunk. Tensors that share memory count once; parameters
+do not count. Linear in the length of the stream but for the masks of TransV's cross-attention (text times dropped
+tokens). Letters: L tokens, S sequences, D width, `a` bytes of an activation.
 """
 
 from __future__ import annotations

@@ -49,10 +49,11 @@ def core_saved(cfg: DecoderConfig, lengths: Sequence[int], learns: bool, a: int,
     convolution = a * S * channels * (cfg.conv_kernel - 1) + a * L * channels  # states before it; its output
     size = tokens_per_chunk(cfg.chunk_size, cfg.ssm_head_dim * N, max(lengths), execution.device)
     count = sum(n for n, _ in chunks(lengths, size))
-    scan = 3 * WIDE * L * H + WIDE * L * inner + WIDE * count * inner * N  # steps and decays; output; states
-    gated = WIDE * L * (2 * inner + cfg.ssm_groups)  # silu(gate), the product, its root mean squares
+    scan = 3 * WIDE * L * H + WIDE * count * inner * N  # steps and decays; states
+    # The scan's output and silu(gate), in float32; their product, and its root mean squares.
+    gated = WIDE * L * (3 * inner + cfg.ssm_groups)
     if a != WIDE:
-        gated += WIDE * L * 2 * inner  # output and gate in float32
+        gated += WIDE * L * inner  # the gate in float32
     if learns:
         gated += WIDE * L * inner  # what its gain is multiplied with
     return float(convolution + scan + gated)
