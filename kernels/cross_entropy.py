@@ -43,6 +43,15 @@ def linear_cross_entropy_torch(
     return loss, correct
 
 
+def _scaled(t: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """`t * scale` in t's dtype, multiplied in the scale's: rounded to bfloat16 it would be up to 0.4 % off, everywhere
+    alike. A scale with a dimension is not rounded; rows by rows, because a CPU makes a wide copy of what it takes."""
+    out = torch.empty_like(t)
+    for whole, part in zip(t.split(rows), out.split(rows)):
+        torch.mul(whole, scale.view(1), out=part)
+    return out
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass, while a chunk's logits exist; the backward pass scales them."""
 
@@ -72,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_weight += d_logits.T @ h  # summed over chunks in float32
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.mark_non_differentiable(correct)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.chunk = weight.dtype, chunk
         return loss, correct
 
     @staticmethod
@@ -80,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         scale = grads[0]
         if d_hidden is not None:
-            d_hidden = d_hidden * scale.to(d_hidden.dtype)
+            d_hidden = _scaled(d_hidden, scale, ctx.chunk)
         if d_weight is not None:
             d_weight = (d_weight * scale).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None, None, None

@@ -278,6 +278,23 @@ def test_linear_cross_entropy_without_labels() -> None:
     assert correct.shape == (0,)
 
 
+def test_the_scale_of_a_loss_is_not_rounded_to_the_dtype_of_the_hidden_states() -> None:
+    """In bfloat16 one over so many labels is up to 0.4 % off, the same for every element of the gradient."""
+    hidden, weight = (normal(i, n, 64, dtype=torch.bfloat16) for i, n in enumerate((300, 50)))
+    labels = torch.arange(300) % 50
+
+    def gradient(scale: float) -> Tensor:
+        leaf = hidden.clone().requires_grad_()
+        loss, _ = linear_cross_entropy(leaf, weight, labels, chunk=128)
+        return torch.autograd.grad(loss * torch.tensor(scale), leaf)[0].double()
+
+    whole = gradient(1.0)
+    for scale in (1 / 12345, 1 / 1003, 1 / 771):
+        exact, got = whole * scale, gradient(scale)
+        assert ((got - exact).abs() <= 2**-8 * exact.abs()).all()  # half a unit in the last place of eight digits
+        assert (got == exact.bfloat16()).float().mean() > 0.999  # float32 may fall on the other side of a middle
+
+
 def test_validation_computes_no_gradients() -> None:
     """Nor does a frozen head: only the products that somebody asked for."""
     hidden, weight, labels = normal(0, 11, 6), normal(1, 20, 6).requires_grad_(), torch.arange(11)
