@@ -16,6 +16,7 @@ from torch import Tensor
 
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 
 SHORT = 512  # sequences up to here are padded and computed together, longer ones alone and in place
 MASK_BUDGET = 1 << 24  # elements of a mask: longer queries are cut into rows
@@ -162,16 +163,16 @@ class _Plan:
         batches = [(_padded_rows(members, bounds_q), _padded_rows(members, bounds_k)) for members in together]
         if (*starts, end) == bounds_q.offsets:
             return cls(batches, alone, None)
-        places = torch.tensor(starts, device=bounds_q.device)[bounds_q.seq_idx] + bounds_q.position
+        places = on_device(starts, bounds_q.device)[bounds_q.seq_idx] + bounds_q.position
         return cls(batches, alone, places)
 
 
 def _padded_rows(members: list[int], bounds: Bounds) -> Tensor:
     """`[members, longest]` rows of the stream; a pad repeats its own sequence's last row."""
-    counts = torch.tensor([bounds.lengths[s] for s in members], device=bounds.device)[:, None]  # [members, 1]
-    starts = torch.tensor([bounds.offsets[s] for s in members], device=bounds.device)[:, None]
+    ends = on_device([[bounds.offsets[s], bounds.lengths[s] - 1] for s in members], bounds.device)
+    starts, last = ends.split(1, dim=1)  # [members, 1] each
     place = torch.arange(max(bounds.lengths[s] for s in members), device=bounds.device)
-    return starts + torch.minimum(place, counts - 1)
+    return starts + torch.minimum(place, last)
 
 
 def _take(t: Tensor, rows: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timeviper.kernels.host import on_device
+
 
 class Bounds:
     """The boundaries of S sequences packed into one stream of L tokens.
@@ -41,12 +43,12 @@ class Bounds:
     @cached_property
     def cu_seqlens(self) -> Tensor:
         """`[S+1]` int32 on the device."""
-        return torch.tensor(self.offsets, dtype=torch.int32).to(self.device, non_blocking=True)
+        return on_device(self.offsets, self.device, torch.int32)
 
     @cached_property
     def seq_idx(self) -> Tensor:
         """`[L]` int64 on the device: the sequence that each token belongs to."""
-        counts = torch.tensor(self.lengths, dtype=torch.int64).to(self.device, non_blocking=True)
+        counts = on_device(self.lengths, self.device)
         ids = torch.arange(self.num_sequences, device=self.device)
         return torch.repeat_interleave(ids, counts, output_size=self.num_tokens)
 

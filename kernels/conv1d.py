@@ -17,6 +17,7 @@ from torch import Tensor
 
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds, of_first
+from timeviper.kernels.host import on_device
 
 TILE = 1 << 17  # elements that are convolved at a time on a CPU: 512 KiB of float32, to stay in the cache
 
@@ -117,22 +118,20 @@ class _Edges:
         few = [min(n, pre) for n in bounds.lengths]
         states, E = bounds.num_sequences * pre, sum(few)
         # Windows and tails count rows as `compute` has them: all states, all first tokens, all last tokens.
-        first, last, windows, tails = [], [], [], []
+        first, last, windows, tails = ([] for _ in range(4))
         for s, count in enumerate(few):
             state = list(range(s * pre, (s + 1) * pre))
             known = state + list(range(states + len(first), states + len(first) + count))
-            windows += [known[p : p + K] for p in range(count)]
+            windows += [row for p in range(count) for row in known[p : p + K]]
             # A sequence shorter than K-1 leaves some of its initial state in the final one.
-            tails.append((state + list(range(states + E + len(last), states + E + len(last) + count)))[count:])
+            tails += (state + list(range(states + E + len(last), states + E + len(last) + count)))[count:]
             first += range(bounds.offsets[s], bounds.offsets[s] + count)
             last += range(bounds.offsets[s + 1] - count, bounds.offsets[s + 1])
 
-        def index(rows: list[Any]) -> Tensor:
-            return torch.tensor(rows, dtype=torch.int64, device=bounds.device)
-
-        inner = torch.ones(bounds.num_tokens, 1, dtype=torch.bool, device=bounds.device)
-        inner[index(first)] = False
-        return cls(index(first), inner, index(first + last), index(windows).view(E, K), index(tails))
+        rows = on_device([*first, *last, *windows, *tails], bounds.device)  # one copy for all
+        near, inside, ends = rows.split([2 * E, E * K, states])
+        inner = torch.ones(bounds.num_tokens, 1, dtype=torch.bool, device=bounds.device).index_fill_(0, near[:E], False)
+        return cls(near[:E], inner, near, inside.view(E, K), ends.view(bounds.num_sequences, pre))
 
     def compute(
         self, near: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool

@@ -70,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             counted = (label != IGNORE)[:, None]  # [chunk, 1]
             at = label.clamp_min(0)[:, None]  # any word where there is none to count: masked below
             lse = logits.logsumexp(-1, keepdim=True)
-            loss += torch.where(counted, lse - logits.gather(1, at), 0).sum()
+            loss += (lse - logits.gather(1, at)).masked_fill(~counted, 0).sum()
             if d_hidden is None and d_weight is None:
                 continue
             p = logits.sub_(lse).exp_().scatter_add_(1, at, -torch.ones_like(lse))  # softmax - onehot

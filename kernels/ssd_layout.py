@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,12 @@ class ChunkLayout:
             widths.append(running)
         if len(counts) == 1:
             return cls(size, sum(counts), tuple(widths), None, None)
-        device = bounds.device
-        rank = torch.tensor(order, device=device).argsort()
-        starts = torch.tensor([0, *widths], device=device).cumsum(0)
+        S, ranks = len(order), sorted(order, key=order.__getitem__)  # the inverse of `order`
+        joined = on_device([*ranks, *order, *accumulate(widths, initial=0)], bounds.device)  # one copy for all
+        rank, ranked, starts = joined.split([S, S, len(widths) + 1])
         place, within = bounds.position // size, bounds.position % size
         slots = (starts[place] + rank[bounds.seq_idx]) * size + within
-        ranked = None if order == sorted(order) else torch.tensor(order, device=device)
-        return cls(size, sum(counts), tuple(widths), slots, ranked)
+        return cls(size, sum(counts), tuple(widths), slots, None if order == sorted(order) else ranked)
 
     def tiles(self, limit: int, rows: int) -> list[Tile]:
         """All chunks in order, at most `limit` a tile; a stream that is not aligned may end in a short chunk,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig, ModelConfig
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 from timeviper.model.attention import Ranker, segment_softmax_mean
 from timeviper.model.gradients import Gradients, maps_of
 from timeviper.model.state import Span
@@ -52,7 +53,7 @@ class View:
         """The tokens' residuals `[n, D]`, piece by piece, with their places."""
         start = 0
         for piece in self.pieces:
-            past = torch.tensor([start], device=piece.x.device) if start else None
+            past = on_device([start], piece.x.device) if start else None
             yield piece.x.detach(), self.with_rope(Span(piece.bounds, piece.bounds, past=past))
             start += len(piece.x)
 
@@ -163,8 +164,8 @@ SELECTIONS: dict[str, Selection] = {"uniform": Uniform(), "attention": ByAttenti
 def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:
     """`[V]` bool: the `linspace(0, n - 1, k)`-th (rounded down) of each sequence's n vision tokens stay."""
     chosen, vision = Bounds(kept, device), Bounds(current, device)
-    ends = torch.tensor([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], dtype=torch.int64)
-    last, steps = ends.to(device, non_blocking=True).unbind(1)  # [S] each
+    ends = on_device([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], device)
+    last, steps = ends.unbind(1)  # [S] each
     seq = chosen.seq_idx
     rank = chosen.position * last[seq] // steps[seq]  # whole numbers: floats would round 163,840 tokens wrongly
     return _mask(vision, vision.cu_seqlens[seq] + rank)
@@ -188,7 +189,7 @@ def last_prompt_token(kind: Tensor, bounds: Bounds) -> Tensor:
     """`[S]`: the position of each sequence's last token that is no answer (with several turns, of the last
     turn's prompt): what comes after the question is not known when it is asked."""
     place = torch.arange(len(kind), device=kind.device)
-    place = torch.where(kind == Kind.ANSWER, -1, place)  # so that no answer token is the largest place
+    place = place.masked_fill(kind == Kind.ANSWER, -1)  # so that no answer token is the largest place
     none = place.new_full((bounds.num_sequences,), -1)
     return none.scatter_reduce(0, bounds.seq_idx, place, "amax").clamp(min=0)
 

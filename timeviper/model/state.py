@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 from timeviper.model.pieces import Piece
 
 GROWTH = 1.25  # a full key cache grows by this factor, so a token costs the same however long the cache is
@@ -119,7 +120,7 @@ class SegmentState:
         slots = _rows(bounds, self.room)
         if not any(past):
             return Span(bounds, bounds, slots=slots, grown=grown)
-        seen = torch.tensor(past).to(device, non_blocking=True)  # [S]
+        seen = on_device(past, device)  # [S]
         slots = slots + seen[bounds.seq_idx]
         if len(total) == 1 or total == self.room:  # no unused rows between the keys
             return Span(bounds, Bounds(total, device), None, seen, slots, grown)
@@ -129,12 +130,12 @@ class SegmentState:
 
     def select(self, sequences: Sequence[int], device: torch.device) -> SegmentState:
         """Keep the named sequences."""
-        chosen = torch.tensor(sequences, device=device)
+        chosen = on_device(sequences, device)
         starts = Bounds(self.room).offsets
         lengths = [self.lengths[s] for s in sequences]
         kept = Bounds(lengths, device)
         # Caches come out without unused room: the rows of the chosen sequences, laid end to end.
-        rows = torch.tensor([starts[s] for s in sequences], device=device)[kept.seq_idx] + kept.position
+        rows = on_device([starts[s] for s in sequences], device)[kept.seq_idx] + kept.position
         blocks: list[MambaState | AttentionState | None] = []
         for block in self.blocks:
             if isinstance(block, MambaState):
@@ -155,7 +156,7 @@ def _put(cache: Tensor, new: Tensor, slots: Tensor, span: Span) -> Tensor:
 
 def _rows(bounds: Bounds, room: Sequence[int]) -> Tensor:
     """`[L]`: cache rows of tokens that stand first in the room of their sequence."""
-    starts = torch.tensor(Bounds(room).offsets[:-1]).to(bounds.device, non_blocking=True)
+    starts = on_device(Bounds(room).offsets[:-1], bounds.device)
     return starts[bounds.seq_idx] + bounds.position
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from timeviper.config import ModelConfig
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 from timeviper.model.layers import Embedding
 from timeviper.model.parts import Parts
 from timeviper.model.projector import Projector
@@ -60,7 +61,7 @@ class TagModel(Parts):
         most probable words.
         """
         logits = self.frame_logits(pack.frames)
-        counts = torch.tensor(pack.frame_counts, device=logits.device)
+        counts = on_device(pack.frame_counts, logits.device)
         # A product: sums by index come in any order on a GPU.
         frame_of = nnf.one_hot(Bounds(pack.frame_counts, logits.device).seq_idx, len(pack.lengths)).float()  # [F, S]
         pooled = frame_of.T @ logits / counts.clamp(min=1).unsqueeze(1)  # [S, V]: mean over the frames
@@ -68,7 +69,7 @@ class TagModel(Parts):
         where = torch.nonzero_static(pack.labels != IGNORE, size=pack.num_labels).squeeze(1)
         labels = pack.labels[where]
         sequence = Bounds(pack.lengths, logits.device).seq_idx[where]
-        words = torch.bincount(sequence, minlength=len(pack.lengths))
+        words = sequence.new_zeros(len(pack.lengths)).index_add(0, sequence, torch.ones_like(sequence))
         # The classes are the words of the pack's captions. With all words, those that captions never use, digits among
         # them, are pushed the same way until their embeddings are alike, and the later stages spend their time on
         # telling them apart. The price: as in every contrast within a batch, the loss depends on the cut into packs.

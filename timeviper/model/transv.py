@@ -199,6 +199,6 @@ def _receive(
     receives = kind == Kind.INSTRUCTION
     if options.queries == "instruction+answer":
         receives = receives | (kind == Kind.ANSWER)
-    visible = torch.where(receives, before + (memory.count if memory else 0), 0)  # [n]
+    visible = (before + (memory.count if memory else 0)).masked_fill(~receives, 0)  # [n]
     delta = transfer(stream.x[text], stream.x[source], bounds_text, bounds_source, visible, memory)
     return delta, text

@@ -84,7 +84,7 @@ class ViperModule(pl.LightningModule):
         set_transv(self.model, transv_at(place, self.recipe.model.transv, self.recipe.train.phases))
         world = self.trainer.world_size
         # Labels, summed loss and right labels of the global step; the first is needed before the backward.
-        num_labels = torch.tensor(float(sum(p.num_labels for p in batch.packs)), device=self.device)
+        num_labels = torch.full((), float(sum(p.num_labels for p in batch.packs)), device=self.device)
         if world > 1:
             dist.all_reduce(num_labels)
         num_labels = num_labels.clamp(min=1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from timeviper.config import TowerConfig
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 from timeviper.model.pieces import Piece, Weights, cut, run_in_pieces
 from timeviper.model.vision.tome import merge
 
@@ -133,7 +134,7 @@ def to_pixels(frames: Tensor, size: int, normalisation: tuple[tuple[float, ...],
     x = frames.float()
     if frames.shape[2:] != (size, size):
         x = nnf.interpolate(x, (size, size), mode="bicubic", antialias=True).round().clamp(0, 255)
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in normalisation)  # [3, 1, 1]: a colour each
+    mean, std = on_device(normalisation, x.device, x.dtype).view(2, 3, 1, 1)  # [3, 1, 1]: a colour each
     return (x / 255 - mean) / std
 
 
