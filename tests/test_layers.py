@@ -12,7 +12,7 @@ from tree import ROOT
 LAYERS = {
     "kernels pack tokenizer errors console files package": "operations, what flows, and what everything may say",
     "config": "settings: what they are, how they are read and checked, what holds at a step; no torch",
-    "model": "single-device code of the model and its arithmetic",
+    "model offload": "single-device code of the model and its arithmetic; saved tensors on the host",
     "datamodules parallel": "samples into packs; checkpointing, compile and sharding of a model",
     "weights": "exports, first values, lineage, other people's checkpoints",
     "training features": "the step and its checkpoints; frozen towers run once",

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -23,9 +22,9 @@ from timeviper.model.layers import RMSNorm
 from timeviper.model.mamba2 import Scan
 from timeviper.model.transv import Transfer
 from timeviper.model.viper import TimeViper
+from timeviper.offload import HostActivations, Schedule
 
 _SHARDING = "torch.distributed.fsdp"  # where its hooks are defined
-SMALL = 1024  # bytes: what is not worth a transfer to the host
 
 
 class ShardedModel(FSDPModule, nn.Module):
@@ -64,6 +63,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> Shar
 
 def wrap_blocks(model: nn.Module, cfg: ParallelConfig) -> None:
     """Compile, checkpoint and offload, as far as `cfg` says, in place."""
+    host = Schedule()
     for parent, name, kind in list(_blocks(model)):
         block = parent.get_submodule(name)
         if cfg.compile and kind not in ("tower", "transv"):
@@ -72,7 +72,7 @@ def wrap_blocks(model: nn.Module, cfg: ParallelConfig) -> None:
         if kind in cfg.checkpointed:
             block = InPieces(block, cfg.tokens_per_piece)
         if cfg.offload_activations:
-            block = HostActivations(block)
+            block = HostActivations(block, host)
         parent.register_module(name, block)
 
 
@@ -198,31 +198,6 @@ def _without_sharding_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for m, pre, post in before:
             m._forward_pre_hooks, m._forward_hooks = pre, post
-
-
-class HostActivations(ActivationWrapper):
-    """Keeps what a module saves for its backward pass in host memory: of a checkpointed one, its input.
-
-    Copies are made on the computing stream; they do not overlap with computation. Weights are left where they
-    are: a gathered weight is freed after the forward pass and gathered again.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        def is_weight(t: Tensor) -> bool:
-            gathered = (p for p in self.parameters() if not isinstance(p, DTensor))
-            return t.untyped_storage().data_ptr() in {p.untyped_storage().data_ptr() for p in gathered}
-
-        def pack(t: Tensor) -> tuple[torch.device, Tensor] | Tensor:
-            if t.nbytes < SMALL or is_weight(t):
-                return t
-            host = torch.empty_like(t, device="cpu", pin_memory=t.is_cuda)
-            return t.device, host.copy_(t, non_blocking=True)
-
-        def unpack(packed: tuple[torch.device, Tensor] | Tensor) -> Tensor:
-            return packed if isinstance(packed, Tensor) else packed[1].to(packed[0], non_blocking=True)
-
-        with saved_tensors_hooks(pack, unpack):
-            return self._checkpoint_wrapped_module(*args, **kwargs)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

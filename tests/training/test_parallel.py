@@ -26,7 +26,7 @@ from timeviper.config.load import load_recipe
 from timeviper.errors import ConfigError
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper
-from timeviper.parallel import HostActivations, parallelize, sharding_plan, unwrapped
+from timeviper.parallel import parallelize, sharding_plan, unwrapped
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model, load_export, meta_model, write_export
 
@@ -81,26 +81,6 @@ def test_two_ranks_have_the_gradients_and_the_first_weights_of_one(one_rank: lis
 def test_four_ranks_in_two_replicas_have_the_gradients_of_one(one_rank: list[Trained]) -> None:
     (found,) = run_ranks(4, train_all, [small_recipe(replicas=2)])[3]
     assert_same(one_rank[0], found)
-
-
-def test_offloading_keeps_what_blocks_save_on_the_host_but_not_their_weights() -> None:
-    layer = HostActivations(nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)))
-    x = torch.randn(32, 64, requires_grad=True)
-    weights = {p.data_ptr() for p in layer.parameters()}
-    kept: list[int] = []
-    host = torch.empty_like
-
-    def counted(t: Tensor, **options: Any) -> Tensor:
-        made = host(t, **options)
-        if options.get("device") == "cpu":
-            kept.append(t.data_ptr())
-        return made
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty_like", counted)
-        layer(x).sum().backward()
-    assert len(kept) == 3  # the inputs of both maps and of the activation
-    assert not weights & set(kept)
 
 
 # ---- what is sharded how --------------------------------------------------------------------------------
