@@ -27,6 +27,7 @@ from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
+from timeviper.planning.host import check_host_memory
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.inputs import ready_recipe
 from timeviper.training.launch import check_ranks, ranks
@@ -105,6 +106,7 @@ def run_stage(recipe: Recipe, *, command: str = "the same command") -> bool:
         return True
     local, nodes = ranks()
     check_ranks(recipe, local * nodes)
+    check_host_memory(recipe, local, nodes, "cuda" if torch.cuda.is_available() else "cpu")
     check_previous_stage(recipe)
     store = CheckpointStore(run / "checkpoints", recipe.train.keep_checkpoints, recipe)
     checkpoint = store.latest()

@@ -209,7 +209,8 @@ class ParallelConfig:
     """A checkpointed block is computed again and differentiated this many tokens of a pack at a time, so that what it
     needs does not grow with their number; an encoder as many patches. 0: all at once."""
     offload_activations: bool = False
-    """Keep what blocks save for the backward pass in host memory; with checkpointing only the blocks' inputs."""
+    """Keep what blocks save for the backward pass in host memory; with checkpointing only the blocks' inputs. Copies
+    overlap with computation. A run that needs more than the host has free is refused before it starts."""
     offload_params: bool = False
     """Keep parameters, gradients and optimizer state in host memory, where AdamW then runs."""
     compile: bool = False

@@ -18,7 +18,8 @@ from timeviper.config import Recipe, TowerConfig
 from timeviper.config.shape import PackShape
 from timeviper.model.flops import Execution
 from timeviper.model.gradients import Gradients
-from timeviper.planning.activations import saved_activations
+from timeviper.offload import IN_FLIGHT
+from timeviper.planning.activations import OFFLOADED, saved_activations
 from timeviper.planning.mixer_activations import WIDE
 from timeviper.planning.parameters import ShardedUnit
 from timeviper.planning.vision_activations import encoding_bytes
@@ -124,10 +125,14 @@ class _Step:
     def running(self, reduced: bool = False) -> dict[str, float]:
         return self.always(reduced) | {"frames": self.frames, "gathered root": float(self.root.gathered_bytes)}
 
-    def kept(self, count: int) -> float:
-        """What the first `count` modules keep on the GPU; blocks, transfers, encoders may keep theirs on the host."""
-        away = ("block", "transv", "tower") if self.recipe.parallel.offload_activations else ()
-        return sum(saved.kept for saved in self.saved[:count] if not saved.name.startswith(away))
+    def kept(self, count: int, in_flight: int = IN_FLIGHT) -> float:
+        """What the first `count` modules keep on the GPU. Blocks, transfers, encoders may keep theirs on the host, but
+        for the last ones, which are `in_flight` there or back."""
+        if not self.recipe.parallel.offload_activations:
+            return sum(saved.kept for saved in self.saved[:count])
+        away = [saved for saved in self.saved[:count] if saved.name.startswith(OFFLOADED)]
+        here = [saved for saved in self.saved[:count] if not saved.name.startswith(OFFLOADED)]
+        return sum(saved.kept for saved in (*here, *away[-in_flight:]))
 
     def encoding(self, name: str) -> Moment:
         tower = self.model.towers[name]
@@ -155,7 +160,7 @@ class _Step:
         """The backward pass of the i-th module: what was kept up to it, and what it makes for itself."""
         at = self.saved[i]
         items = self.running(reduced=not self.whole)
-        items["activations"] = self.kept(i) + at.kept
+        items["activations"] = self.kept(i, in_flight=1) + at.kept  # what was offloaded comes one ahead
         items["recomputed activations"] = at.recomputed
         items["working memory"] = at.gradients
         ahead = 2 if self.shards > 1 else 1  # the unit at work, and the one that is fetched while it works

@@ -10,7 +10,7 @@ from timeviper.config import Recipe
 from timeviper.config.shape import PackShape
 from timeviper.model.flops import Execution, executed_flops
 from timeviper.model.gradients import Gradients
-from timeviper.planning.activations import saved_activations
+from timeviper.planning.activations import OFFLOADED, saved_activations
 from timeviper.planning.hardware import Assumptions, Gpu
 from timeviper.planning.mixer_activations import WIDE
 from timeviper.planning.parameters import ShardedUnit
@@ -27,7 +27,9 @@ class StepTime:
     """Of each part of the model: the longer of arithmetic and memory traffic, over all packs of the step."""
     optimizer: float
     offload: float
-    """Activations to the host and back, and offloaded weights, gradients and the optimizer there; not hidden."""
+    """Offloaded weights and gradients, and the optimizer on the host; not hidden."""
+    copies: float
+    """Activations to the host and back; hidden behind the rest as far as that is longer."""
     communication: float
     """Gathering weights and reducing gradients; hidden behind the rest as far as that is longer."""
 
@@ -37,7 +39,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        return max(self.compute, self.communication)
+        return max(self.compute, self.communication, self.copies)
 
 
 def step_time(
@@ -58,17 +60,18 @@ def step_time(
     elements = sum(unit.shard_elements(shards) for unit in units)
     here = not recipe.parallel.offload_params
     speed = gpu.bandwidth_gb_s * 1e9 * assume.bandwidth_efficiency if here else assume.host_memory_gb_s * 1e9
-    offloaded = 0.0
+    offloaded = copied = 0.0
     if not here:  # shards go to the GPU for each gathering, gradients come back
         weights = sum(unit.shard_bytes(shards) for unit in units)
         reductions = packs_per_gpu if recipe.parallel.reduce_every_pack else 1
         offloaded += 2 * packs_per_gpu * weights + WIDE * elements * reductions
     if recipe.parallel.offload_activations:
-        offloaded += 2 * packs_per_gpu * sum(_block_bytes(recipe, shape) for shape in packs) / len(packs)
+        copied += 2 * packs_per_gpu * sum(_block_bytes(recipe, shape) for shape in packs) / len(packs)
     return StepTime(
         parts,
         optimizer=OPTIMIZER_TRAFFIC * elements / speed,
         offload=offloaded / (assume.host_gb_s * 1e9),
+        copies=copied / (assume.host_gb_s * 1e9),
         communication=_communication(recipe, units, gpus, packs_per_gpu, gpu, assume),
     )
 
@@ -78,7 +81,7 @@ def _block_bytes(recipe: Recipe, shape: PackShape) -> float:
     execution = Execution.of(recipe.parallel)
     size = 2 if recipe.parallel.param_dtype == "bfloat16" else WIDE
     kept = saved_activations(recipe.model, shape, recipe.train.trainable, execution, size, recipe.train.objective)
-    return sum(saved.kept for saved in kept if saved.name.startswith(("block", "transv", "tower")))
+    return sum(saved.kept for saved in kept if saved.name.startswith(OFFLOADED))
 
 
 def _pack_time(recipe: Recipe, shape: PackShape, gpu: Gpu, assume: Assumptions) -> dict[str, float]:
