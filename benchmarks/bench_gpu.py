@@ -6,8 +6,7 @@
 
 Every part runs in a process of its own within a time of its own. What it has measured is kept in a file beside the
 page (`.jsonl`), so a part that crashes or is stopped leaves its rows and one that says what happened; the same command
-goes on with what is missing, `--again` starts anew. Nothing but torch is needed; vendor kernels are measured where
-they are installed.
+goes on with what is missing, `--again` starts anew. Vendor kernels are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -36,9 +35,16 @@ BROKEN = 3  # exit code of a process whose device is of no use any more
 LEAST = 5.0  # seconds: with less left no part begins
 
 
-def load_parts(modules: str) -> list[Part]:
-    parts = [part for name in modules.split(",") for part in import_module(name).PARTS]
-    return sorted(parts, key=lambda part: ORDER.index(part.letter))
+def load_parts(modules: str) -> tuple[list[Part], list[str]]:
+    """The parts by worth, and why those of a module are not there: a machine that is lent may lack a package."""
+    parts, lacking = [], []
+    for name in modules.split(","):
+        try:
+            parts += import_module(name).PARTS
+        except ImportError as error:
+            lacking.append(f"all of {name}.py: {error}")
+            print(f"not run: {lacking[-1]}", flush=True)
+    return sorted(parts, key=lambda part: ORDER.index(part.letter)), lacking
 
 
 # ---- the process of a part ------------------------------------------------------------------------------
@@ -98,16 +104,17 @@ def supervise(part: Part, setting: Setting, records: Records, limit: float, comm
         while todo:
             left = limit - (time.monotonic() - begun)
             over = f"the {limit:.0f} s for it were over"
-            why = child([*command, "--child", part.letter, "--cases", json.dumps(todo)], left) if left > 0 else over
+            why = child([*command, "--child", part.letter, "--cases", json.dumps(todo)], left) if left > 0 else "time"
+            late = why == "time"
+            why = over if late else why or "the process ended without a word"
             state = records.found(part.letter)
             tried = [r["case"] for r in records.lines()[at:] if r.get("state") == "started"]
             for key in tried:
                 if state[key].state == "started":
-                    records.add(part=part.letter, case=key, state="failed", why=why or "the process ended")
+                    records.add(part=part.letter, case=key, state="failed", why=why)
             rest = [key for key in todo if key not in tried]
-            stuck = why == "time" or left <= 0 or len(rest) == len(todo)
-            if rest and stuck:
-                records.add(part=part.letter, state="stopped", why=over if why in ("time", over) else why or "it ended")
+            if rest and (late or len(rest) == len(todo)):
+                records.add(part=part.letter, state="stopped", why=why)
                 return
             todo = rest
     except KeyboardInterrupt:
@@ -154,7 +161,7 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
-def head(args: argparse.Namespace, setting: Setting, command: str) -> list[str]:
+def head(setting: Setting, command: str) -> list[str]:
     """Machine, versions and what the figures may be taken for."""
     import torch
 
@@ -224,7 +231,7 @@ def place(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    parts, setting = load_parts(args.modules), Setting(args.device, args.divide)
+    (parts, lacking), setting = load_parts(args.modules), Setting(args.device, args.divide)
     if args.child:
         part = next(p for p in parts if p.letter == args.child)
         return work(part, setting, args.cases, Records(args.out), os.getppid())
@@ -250,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on", flush=True)
         return 130
     finally:
-        out.write_text(page(parts, setting, records, head(args, setting, shown)) + "\n")
+        out.write_text(page(parts, setting, records, head(setting, shown), lacking) + "\n")
         print(f"written: {out}", flush=True)
     return 0
 

@@ -157,9 +157,11 @@ def section(part: Part, setting: Setting, records: Records) -> tuple[list[str], 
     return lines, absent
 
 
-def page(parts: Sequence[Part], setting: Setting, records: Records, head: Sequence[str]) -> str:
-    """The whole page: head, what was not run, a section a part."""
+def page(
+    parts: Sequence[Part], setting: Setting, records: Records, head: Sequence[str], lacking: Sequence[str] = ()
+) -> str:
+    """The whole page: head, what was not run (`lacking`: for want of a package), a section a part."""
     sections = [section(part, setting, records) for part in parts]
-    absent = [f"- {line}" for _, lines in sections for line in lines]
+    absent = [f"- {line}" for line in (*lacking, *(line for _, lines in sections for line in lines))]
     lines = [*head, "", "## Not run", "", *(absent or ["Nothing: every case has its figures."]), ""]
     return "\n".join([*lines, *(line for lines, _ in sections for line in lines)])
