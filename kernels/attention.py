@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +47,9 @@ def attention(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     unsupported = ""
     if visible is not None:
-        unsupported = "flash_attn has no count of visible keys for each query"
+        unsupported = "flash attention has no count of visible keys for each query"
     elif q.shape[-1] > 256 or q.shape[-1] % 8:
-        unsupported = f"flash_attn has no kernel for heads of {q.shape[-1]}"
+        unsupported = f"flash attention has no kernel for heads of {q.shape[-1]}"
     form = {"reference": attention_reference, "torch": attention_torch, "vendor": attention_vendor}
     chosen = form[dispatch.choose("attention", q, unsupported)]
     return chosen(q, k, v, bounds_q, bounds_k, causal, visible, factor)
@@ -212,11 +214,15 @@ def attention_vendor(
     visible: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """flash_attn: its causal mask is aligned at the end too, and rows without keys are 0."""
+    """Flash attention, flash_attn's or torch's: its causal mask is aligned at the end too, rows without keys are 0."""
     assert visible is None
     if q.shape[0] == 0 or k.shape[0] == 0:
         return q * 0
-    fused = dispatch.vendor_function("attention")
-    longest_q, longest_k = bounds_q.max_length, bounds_k.max_length
-    cu_q, cu_k = bounds_q.cu_seqlens, bounds_k.cu_seqlens
-    return fused(q, k, v, cu_q, cu_k, longest_q, longest_k, softmax_scale=scale, causal=causal)
+    kernel = dispatch.kernel("attention", q)
+    cu, longest = (bounds_q.cu_seqlens, bounds_k.cu_seqlens), (bounds_q.max_length, bounds_k.max_length)
+    if kernel.name == "flash_attn_varlen_func":
+        return kernel.function(q, k, v, *cu, *longest, softmax_scale=scale, causal=causal)
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0 if causal else -1)}
+    if "enable_gqa" in signature(kernel.function).parameters:  # before torch 2.12 its kernels did so unasked
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    return kernel.function(q, k, v, *cu, *longest, **options)

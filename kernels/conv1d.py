@@ -7,7 +7,7 @@ what the sequence has so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timeviper.kernels import dispatch
+from timeviper.kernels import dispatch, limits
 from timeviper.kernels.bounds import Bounds, of_first
 from timeviper.kernels.host import on_device
 
@@ -83,15 +83,43 @@ def conv1d_torch(
 def conv1d_vendor(
     x: Tensor, weight: Tensor, bias: Tensor | None, bounds: Bounds, state: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """causal_conv1d keeps sequences apart, but not with initial states: edges as in the torch form."""
+    """causal_conv1d, in pieces where the stream is too long for its offsets."""
+    kernel = dispatch.kernel("conv1d", x)
+    rows = limits.slim(x, kernel.index_limit)
+    if rows.stride(0) % 8 or rows.stride(1) != 1 or rows.data_ptr() % 16:
+        rows = rows.contiguous()  # its kernels load 16 bytes of channels at a time
+    most = min(limits.rows_within(kernel.index_limit, rows), kernel.index_limit // x.shape[1])
+    if not most:
+        reason = f"one row spans more than the {kernel.index_limit:,} elements that {kernel.name} can address"
+        dispatch.decline("conv1d", x, reason, "too long")
+        return conv1d_torch(x, weight, bias, bounds, state, silu)
+
+    def run(tensors: Sequence[Tensor], bounds: Bounds, state: Tensor) -> tuple[Tensor, Tensor]:
+        return _vendor_call(kernel, tensors[0], weight, bias, bounds, state, silu)
+
+    if x.shape[0] <= most:
+        y, final = run([rows], bounds, state)
+    else:
+        y, final = limits.with_states(run, [rows], limits.cut(bounds, most), state)
+    return limits.check_gradient(y, kernel.index_limit), final
+
+
+def _vendor_call(
+    kernel: dispatch.Kernel,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bounds: Bounds,
+    state: Tensor,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """It keeps sequences apart, but not with initial states: edges as in the torch form."""
     edges = _Edges.of(bounds, weight.shape[1])
     first, final = edges.compute(x[edges.near], weight, bias, state, silu)
     if first.shape[0] == x.shape[0]:
         return first, final
-    rows = x if x.stride(0) % 8 == 0 and x.stride(1) == 1 else x.contiguous()  # its kernels load 8 channels at a time
     activation, seq_idx = "silu" if silu else None, bounds.seq_idx.int()[None]
-    fused = dispatch.vendor_function("conv1d")
-    y = fused(rows.T[None], weight, bias, seq_idx=seq_idx, activation=activation)[0].T  # [1, C, L] -> [L, C]
+    y = kernel.function(x.T[None], weight, bias, seq_idx=seq_idx, activation=activation)[0].T  # [1, C, L] -> [L, C]
     return y.index_copy(0, edges.first, first), final
 
 

@@ -1,52 +1,30 @@
 """Which implementation of an operation runs: the only place that decides.
 
 Every operation has up to three forms with one signature: `reference` (the definition, step by step), `torch`
-(fast, differentiable, any device) and `vendor` (somebody's GPU kernel, an optional package). `auto` takes the
-vendor's where it runs on the tensors at hand and the torch form elsewhere.
+(fast, differentiable, any device) and `vendor` (somebody's GPU kernel, an optional package). `auto` takes the first
+vendor's that runs on the tensors at hand and the torch form elsewhere.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from timeviper.kernels.vendors import INT32, VENDORS, Vendor, load
+
 log = logging.getLogger("timeviper")
 
 FORMS = ("reference", "torch", "vendor")
 
-
-@dataclass(frozen=True)
-class Vendor:
-    """Where a vendor kernel comes from and what it computes with (all of them need a CUDA device)."""
-
-    module: str
-    function: str
-    install: str
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
-
-
-_MAMBA = 'pip install --no-build-isolation "mamba-ssm>=2.3"'
-_CONV = 'pip install --no-build-isolation "causal-conv1d>=1.6"'
-_FLASH = 'pip install --no-build-isolation "flash-attn>=2.8"'
-
-VENDORS: dict[str, Vendor | None] = {
-    "ssd": Vendor("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", _MAMBA),
-    "conv1d": Vendor("causal_conv1d", "causal_conv1d_fn", _CONV),
-    "attention": Vendor("flash_attn", "flash_attn_varlen_func", _FLASH, dtypes=(torch.float16, torch.bfloat16)),
-    "norm": Vendor("mamba_ssm.ops.triton.layernorm_gated", "rmsnorm_fn", _MAMBA),
-    "cross_entropy": None,
-}
-
 _chosen: dict[str, str] = dict.fromkeys(VENDORS, "auto")
-_told: set[str] = set()  # operations whose fallback has been logged
+_told: set[str] = set()  # fallbacks that have been logged
+_stand_ins: dict[str, Kernel] = {}  # by the name of the vendor's function
 
 
 def configure(**forms: str) -> None:
@@ -75,6 +53,33 @@ def reset_log() -> None:
     _told.clear()
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A vendor's function that runs on the tensors at hand."""
+
+    name: str
+    """Of the function, which tells how it is called."""
+    function: Callable[..., Any]
+    index_limit: int
+    """Elements that each of its tensors may span (see `kernels.limits`)."""
+
+
+@contextmanager
+def stand_in(functions: Mapping[str, Callable[..., Any]], index_limit: int = INT32) -> Iterator[None]:
+    """For the time of a `with` block, let functions stand in for vendors', by the names of theirs, on any device and
+    in float64 too: `stand_in({"causal_conv1d_fn": mine})`. index_limit: what 2^31 is to the real ones."""
+    before = dict(_stand_ins)
+    known = {v.function: v.index_limit // INT32 for vendors in VENDORS.values() for v in vendors}
+    if unknown := functions.keys() - known:
+        raise ValueError(f"no vendor has a function {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    _stand_ins.update({name: Kernel(name, f, index_limit * known[name]) for name, f in functions.items()})
+    try:
+        yield
+    finally:
+        _stand_ins.clear()
+        _stand_ins.update(before)
+
+
 def choose(op: str, tensor: Tensor, unsupported: str = "") -> str:
     """The form that computes `op` on `tensor`; `unsupported` tells what of this call the vendor lacks.
 
@@ -85,48 +90,67 @@ def choose(op: str, tensor: Tensor, unsupported: str = "") -> str:
     if form in ("reference", "torch"):
         return form
     reason = obstacle(op, tensor.device, tensor.dtype) or unsupported
-    if not reason:
-        return "vendor"
-    if form == "vendor":
-        vendor = VENDORS[op]
-        install = f" Install it with: {vendor.install}" if vendor else ""
+    return decline(op, tensor, reason) if reason else "vendor"
+
+
+def decline(op: str, tensor: Tensor, reason: str, about: str = "") -> str:
+    """The torch form instead of the vendor's, told once for every operation and `about`.
+
+    Raises RuntimeError as `choose` does.
+    """
+    if _chosen[op] == "vendor":
+        installs = [v.install for v in VENDORS[op] if not load(v).function]
+        install = f" Install it with: {installs[0]}" if installs else ""
         raise RuntimeError(f"kernel.{op}=vendor cannot run here: {reason}.{install} Or set kernel.{op}=auto.")
-    if op not in _told:
-        _told.add(op)
+    if op + about not in _told:
+        _told.add(op + about)
         level = logging.WARNING if tensor.device.type == "cuda" and VENDORS[op] else logging.INFO
         log.log(level, "kernel.%s: the torch form runs, because %s", op, reason)
     return "torch"
 
 
 def obstacle(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Why the vendor's kernel cannot run there; empty where it can."""
-    vendor = VENDORS[op]
-    if vendor is None:
-        return "no vendor kernel is known for it"
-    if device.type != "cuda":
-        return f"{vendor.module.split('.')[0]} needs a CUDA device, this is {device.type}"
-    if dtype not in vendor.dtypes:
+    """Why no vendor's kernel can run there; empty where one can."""
+    reasons: dict[str, str] = {}
+    for vendor in VENDORS[op]:
+        why = _obstacle(vendor, device, dtype)
+        if not why:
+            return ""
+        reasons.setdefault(why, f"{vendor.name} {why}")  # what hinders all alike is said of the first
+    return "; ".join(reasons.values()) or "no vendor kernel is known for it"
+
+
+def _obstacle(vendor: Vendor, device: torch.device, dtype: torch.dtype) -> str:
+    there = vendor.function in _stand_ins
+    if device.type != "cuda" and not there:
+        return f"needs a CUDA device, this is {device.type}"
+    if dtype not in vendor.dtypes and not (there and dtype == torch.float64):
         names = ", ".join(str(d).removeprefix("torch.") for d in vendor.dtypes)
-        return f"{vendor.function} computes in {names}, not in {str(dtype).removeprefix('torch.')}"
-    return _load(vendor)[1]
+        return f"computes in {names}, not in {str(dtype).removeprefix('torch.')}"
+    if there:
+        return ""
+    if not load(vendor).function:
+        return f"is missing: {load(vendor).problem}"
+    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else vendor.capability
+    if capability < vendor.capability:
+        needed, has = (".".join(map(str, c)) for c in (vendor.capability, capability))
+        return f"needs compute capability {needed}, this GPU has {has}"
+    return ""
 
 
-def vendor_function(op: str) -> Callable[..., Any]:
+def kernel(op: str, tensor: Tensor) -> Kernel:
     """The vendor's own function; only called after `choose` has answered `vendor`."""
-    vendor = VENDORS[op]
+    vendor = _first(op, tensor.device, tensor.dtype)
     assert vendor is not None, op
-    function, reason = _load(vendor)
-    assert function is not None, reason
-    return function
+    if vendor.function in _stand_ins:
+        return _stand_ins[vendor.function]
+    function = load(vendor).function
+    assert function is not None, op
+    return Kernel(vendor.function, function, vendor.index_limit)
 
 
-@cache
-def _load(vendor: Vendor) -> tuple[Callable[..., Any] | None, str]:
-    """The function, or why it cannot be imported: an extension built for another torch fails in many ways."""
-    try:
-        return getattr(importlib.import_module(vendor.module), vendor.function), ""
-    except Exception as error:  # ImportError, OSError (missing symbols), RuntimeError (no driver) ...
-        return None, f"import of {vendor.module} failed ({type(error).__name__}: {error})"
+def _first(op: str, device: torch.device, dtype: torch.dtype) -> Vendor | None:
+    return next((v for v in VENDORS[op] if not _obstacle(v, device, dtype)), None)
 
 
 @dataclass(frozen=True)
@@ -135,31 +159,37 @@ class OpReport:
 
     op: str
     used: str
-    """reference, torch or vendor."""
+    """reference, torch or vendor, the vendor's with its name."""
     why: str
     """Why this form and not the vendor's."""
-    candidates: tuple[str, ...]
-    """Every form that exists, the vendor's with its function."""
-    install: str = ""
-    """The line that installs what is missing; empty where nothing is."""
+    vendors: tuple[tuple[Vendor, str], ...]
+    """Every vendor in order of preference, and what is to be said of it here."""
 
 
 def report(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> list[OpReport]:
     """For every operation: which form would run on `device` in `dtype`, and why the others would not."""
     device = torch.device(device)
     rows = []
-    for op, vendor in VENDORS.items():
-        asked, reason = _chosen[op], obstacle(op, device, dtype)
-        candidates = ["reference", "torch"]
-        if vendor:
-            candidates.append(f"vendor ({vendor.module}.{vendor.function})")
-        missing = vendor is not None and _load(vendor)[0] is None
+    for op, vendors in VENDORS.items():
+        asked, reason, first = _chosen[op], obstacle(op, device, dtype), _first(op, device, dtype)
+        states = tuple((v, _state(v, v is first, device, dtype)) for v in vendors)
         if asked in ("reference", "torch"):
             used, why = asked, f"set by kernel.{op}"
-        elif asked == "vendor" or not reason:
-            used, why = "vendor", f"cannot run: {reason}" if reason else "installed and able to run"
+        elif first:
+            used, why = f"vendor: {first.name}", "installed and able to run"
+        elif asked == "vendor":
+            used, why = "vendor", f"cannot run: {reason}"
         else:
             used, why = "torch", reason
-        install = vendor.install if vendor and missing else ""
-        rows.append(OpReport(op, used, why, tuple(candidates), install))
+        rows.append(OpReport(op, used, why, states))
     return rows
+
+
+def _state(vendor: Vendor, first: bool, device: torch.device, dtype: torch.dtype) -> str:
+    found = load(vendor)
+    if not found.function:
+        without = f" (without nvcc: {vendor.uncompiled})" if vendor.uncompiled else ""
+        return f"missing: {found.problem}. Install it with: {vendor.install}{without}"
+    why = _obstacle(vendor, device, dtype)
+    note = f" {found.problem}" if found.problem else ""
+    return f"{vendor.name} {why}{note}" if why else ("runs" if first else "able to run, not needed") + note

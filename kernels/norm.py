@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timeviper.kernels import dispatch
+from timeviper.kernels import dispatch, limits
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -43,8 +45,29 @@ def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_vendor(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    fused = dispatch.vendor_function("norm")
-    return fused(x.reshape(-1, x.shape[-1]), weight, None, eps=eps).view_as(x)
+    return _by_rows(x, None, weight, 1, eps)
+
+
+def _by_rows(x: Tensor, gate: Tensor | None, weight: Tensor, groups: int, eps: float) -> Tensor:
+    """mamba_ssm's rmsnorm_fn of `[..., D]`, as many rows at a time as its offsets reach."""
+    kernel, D = dispatch.kernel("norm", x), x.shape[-1]
+    limit = kernel.index_limit
+    rows = [limits.slim(t.reshape(-1, D), limit) for t in (x, gate) if t is not None]
+    most = min(limits.rows_within(limit, *rows), limit // D)
+    if not x.numel() or not most:
+        if not most:
+            reason = f"one row spans more than the {limit:,} elements that {kernel.name} can address"
+            dispatch.decline("norm", x, reason, "too long")
+        return rms_norm_torch(x, weight, eps) if gate is None else gated_torch(x, gate, weight, groups, eps)
+    options: dict[str, Any] = {"eps": eps, "group_size": D // groups, "norm_before_gate": False}
+
+    def run(x: Tensor, z: Tensor | None = None) -> Tensor:
+        return kernel.function(x, weight, None, z=z, **options)
+
+    pieces = zip(*(t.split(most) for t in rows)) if len(rows[0]) > most else [rows]
+    parts = [run(*piece) for piece in pieces]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return limits.check_gradient(y.view(x.shape), limit)
 
 
 def gated_reference(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
@@ -63,6 +86,4 @@ def gated_torch(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float
 
 
 def gated_vendor(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
-    fused = dispatch.vendor_function("norm")
-    size = y.shape[-1] // groups
-    return fused(y, weight, None, z=gate, eps=eps, group_size=size, norm_before_gate=False)
+    return _by_rows(y, gate, weight, groups, eps)

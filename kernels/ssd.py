@@ -5,13 +5,14 @@ h[t] = exp(A dt[t]) h[t-1] + dt[t] x[t] B[t]^T,   y[t] = h[t] C[t] + D x[t],   f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timeviper.kernels import dispatch
+from timeviper.kernels import dispatch, limits
 from timeviper.kernels.bounds import Bounds, of_first
 from timeviper.kernels.ssd_chunked import chunked_scan
 
@@ -42,18 +43,18 @@ def ssd(
     first sequence brings along, the others begin here; the final state, `[1, H, P, N]`, is that of the last sequence.
     """
     (L, H, P), (G, N) = x.shape, B.shape[1:]
-    if carry and initial_state is not None:
-        initial_state = of_first(initial_state, bounds)
     assert bounds.num_tokens == L, (bounds, x.shape)
     assert H % G == 0, f"{H} heads cannot share {G} groups"
-    assert initial_state is None or initial_state.shape == (bounds.num_sequences, H, P, N), (
-        f"ssm state {tuple(initial_state.shape)} is not {(bounds.num_sequences, H, P, N)}"
+    expected = (1 if carry else bounds.num_sequences, H, P, N)
+    assert initial_state is None or initial_state.shape == expected, (
+        f"ssm state {tuple(initial_state.shape)} is not {expected}"
     )
     form = dispatch.choose("ssd", x)
     if form == "vendor":
-        y, final = ssd_vendor(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size, need_state)
-        return y, final[-1:] if carry else final
+        return ssd_vendor(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size, need_state, carry)
     chosen = ssd_reference if form == "reference" else ssd_torch
+    if carry and initial_state is not None:
+        initial_state = of_first(initial_state, bounds)
     y, final = chosen(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
     return y, final[-1:] if carry else final
 
@@ -148,34 +149,86 @@ def ssd_vendor(
     initial_state: Tensor | None,
     chunk_size: int,
     need_state: bool,
+    carry: bool,
 ) -> tuple[Tensor, Tensor]:
-    """mamba_ssm's Triton kernels.
+    """mamba_ssm's Triton kernels, in pieces of whole chunks where the stream is too long for their offsets.
 
-    One call with `seq_idx` serves a pack that starts from nothing, and gives its final states, but only without
-    gradients. An initial state, or a final one with gradients, it has for a single sequence: one call each.
+    Its x, B and C are of one dtype, which is also that of the states between chunks; A, D and dt_bias float32.
     Decode is the torch form's plain update.
     """
-    if bounds.max_length <= 1:
-        return ssd_torch(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
-    fused = dispatch.vendor_function("ssd")
-    options: dict[str, Any] = {"D": D.float(), "dt_bias": dt_bias.float(), "dt_softplus": True}
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, dt, A, B, C, D, dt_bias))
-    if initial_state is None and (not need_state or not training) and 0 not in bounds.lengths:
-        options["seq_idx"] = bounds.seq_idx.int()[None]
-        if not need_state:
-            y = fused(x[None], dt[None], A.float(), B[None], C[None], chunk_size, **options)
-            return y[0], _zero_state(x, B, bounds)[:0]
-        options |= {"cu_seqlens": bounds.cu_seqlens, "return_varlen_states": True}
-        y, final = fused(x[None], dt[None], A.float(), B[None], C[None], chunk_size, **options)
-        return y[0], final.float()
-    state = _zero_state(x, B, bounds) if initial_state is None else initial_state.float()
-    outputs, finals = [], []
-    for s in range(bounds.num_sequences):
-        rows, before = slice(bounds.offsets[s], bounds.offsets[s + 1]), state[s : s + 1]
-        if bounds.lengths[s]:
-            options |= {"initial_states": before, "return_final_states": True}
-            x_s, dt_s, B_s, C_s = (t[None, rows] for t in (x, dt, B, C))
-            y, before = fused(x_s, dt_s, A.float(), B_s, C_s, chunk_size, **options)
-            outputs.append(y[0])
-        finals.append(before.float())
-    return torch.cat(outputs), torch.cat(finals)
+    scan = _VendorScan(dispatch.kernel("ssd", x), A, D, dt_bias, chunk_size)
+    tensors = scan.slim(x, dt, B, C)
+    rows = scan.most_rows(*tensors)
+    if bounds.max_length > 1 and not rows:
+        reason = f"one chunk of {scan.chunk} tokens spans more than the {scan.kernel.index_limit:,} elements"
+        dispatch.decline("ssd", x, f"{reason} that {scan.kernel.name} can address", "too long")
+    if bounds.max_length <= 1 or not rows:
+        if carry and initial_state is not None:
+            initial_state = of_first(initial_state, bounds)
+        y, final = ssd_torch(x, dt, A, B, C, D, dt_bias, bounds, initial_state, chunk_size)
+        return y, final[-1:] if carry else final
+    carry = carry or (initial_state is None and not need_state)  # the state is only wanted to carry on
+    pieces = limits.cut(bounds, rows, scan.chunk) if bounds.num_tokens > rows else []
+    if carry and pieces:
+        y, final = limits.carried(scan.carry, tensors, pieces, initial_state)
+    elif carry:
+        y, final = scan.carry(tensors, bounds, initial_state)
+    elif pieces:
+        state = _zero_state(x, B, bounds) if initial_state is None else initial_state
+        y, final = limits.with_states(scan.with_states, tensors, pieces, state)
+    else:
+        y, final = scan.with_states(tensors, bounds, initial_state)
+    return limits.check_gradient(y, scan.kernel.index_limit), final
+
+
+class _VendorScan:
+    """mamba_chunk_scan_combined with the parameters of one call."""
+
+    def __init__(self, kernel: dispatch.Kernel, A: Tensor, D: Tensor, dt_bias: Tensor, chunk_size: int) -> None:
+        self.kernel = kernel
+        self.chunk = 1 << (chunk_size.bit_length() - 1)  # the kernels want a power of two
+        self.A = A.to(_wide(A.dtype))
+        self.options = {"D": D.to(_wide(D.dtype)), "dt_bias": dt_bias.to(_wide(dt_bias.dtype)), "dt_softplus": True}
+
+    def slim(self, *tensors: Tensor) -> list[Tensor]:
+        return [limits.slim(t, self.kernel.index_limit) for t in tensors]
+
+    def most_rows(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> int:
+        """The most tokens of a call of which all fits: all of them, or a multiple of the chunk (0: not even one)."""
+        (L, H, P), (G, N) = x.shape, B.shape[1:]
+        limit, chunk = self.kernel.index_limit, self.chunk
+        rows = min(limits.rows_within(limit, x, dt, B, C), limit // max(H * P, 2 * G * N))  # y, dx; dB, dC
+        # What is made for each chunk: its state; C B^T of each group; row sums of the backward by blocks of 32.
+        made = max(H * P * N, G * chunk**2, H * chunk * -(-chunk // 32))
+        rows = min(rows, limit // made * chunk)
+        return L if rows >= L else rows // chunk * chunk
+
+    def call(self, tensors: Sequence[Tensor], **more: Any) -> Any:
+        x, dt, B, C = (t[None] for t in tensors)
+        return self.kernel.function(x, dt, self.A, B, C, self.chunk, **self.options, **more)
+
+    def carry(self, tensors: Sequence[Tensor], bounds: Bounds, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One call: its kernels take the sequence before the first token to be number 0, and so continue it with
+        `state [1, H, P, N]` where it has a token; what they end with is the state of the last token's."""
+        seq_idx = bounds.seq_idx.int()[None]
+        y, final = self.call(tensors, seq_idx=seq_idx, initial_states=state, return_final_states=True)
+        return y[0], final if bounds.lengths[-1] else torch.zeros_like(final)
+
+    def with_states(self, tensors: Sequence[Tensor], bounds: Bounds, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """States of every sequence: from nothing and without gradients one call gives them, else one call each."""
+        x, _, B, _ = tensors
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, self.A, *self.options.values()))
+        fits = bounds.num_sequences * x[0].numel() * B.shape[-1] <= self.kernel.index_limit
+        if state is None and fits and not training and 0 not in bounds.lengths and bounds.num_sequences > 1:
+            more = {"seq_idx": bounds.seq_idx.int()[None], "cu_seqlens": bounds.cu_seqlens}
+            y, final = self.call(tensors, **more, return_varlen_states=True)
+            return y[0], final.to(self.A.dtype)
+        state = _zero_state(x, B, bounds) if state is None else state.to(self.A.dtype)
+        outputs, finals = [], []
+        for s, rows in enumerate(zip(*(t.split(bounds.lengths) for t in tensors))):
+            after = state[s : s + 1]
+            if bounds.lengths[s]:
+                y, after = self.call(rows, initial_states=after, return_final_states=True)
+                outputs.append(y[0])
+            finals.append(after)
+        return torch.cat(outputs), torch.cat(finals)

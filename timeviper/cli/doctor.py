@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import av
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from timeviper.console import console
@@ -68,16 +69,16 @@ def doctor() -> None:
     out.print(facts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    table = Table("operation", "uses", "why", "forms", title=f"kernels on {device}, {dtype}", title_justify="left")
-    for column in table.columns:
-        column.overflow = "fold"
-    missing = []
+    uses = Table("operation", "uses", "why", title=f"kernels on {device}, {dtype}", title_justify="left")
+    vendors = Table("operation", "package", "here", "brings", title="vendors' kernels", title_justify="left")
     for row in dispatch.report(device, dtype):
-        table.add_row(row.op, row.used, row.why, ", ".join(row.candidates))
-        missing += [row.install] if row.install else []
-    out.print(table)
-    if missing and device == "cuda":
-        out.print("To install what is missing:", *dict.fromkeys(missing), sep="\n  ", markup=False)
+        uses.add_row(row.op, row.used, escape(row.why))
+        for vendor, state in row.vendors:
+            vendors.add_row(row.op, f"{vendor.name}: {vendor.function}", escape(state), vendor.brings)
+    for table in (uses, vendors):
+        for column in table.columns:
+            column.overflow = "fold"
+        out.print(table)
 
 
 def _usable_cores() -> int:
