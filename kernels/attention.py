@@ -19,6 +19,7 @@ from torch import Tensor
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.host import on_device
+from timeviper.kernels.prefix_attention import Runs, attend_prefixes
 
 SHORT = 512  # sequences up to here are padded and computed together, longer ones alone and in place
 MASK_BUDGET = 1 << 24  # elements of a mask: longer queries are cut into rows
@@ -33,12 +34,14 @@ def attention(
     causal: bool = False,
     visible: Tensor | None = None,
     scale: float | None = None,
+    runs: Runs | None = None,
 ) -> Tensor:
     """Softmax attention of each query over keys of its own sequence; `[Lq, H, P]` in q's dtype.
 
     Shapes: q `[Lq, H, P]`, k and v `[Lk, Hkv, P]` (query head h reads key head `h // (H / Hkv)`).
     causal: query i of n sees the first `m - n + i + 1` of m keys. visible `[Lq]`: it sees at most that many
     leading keys. A query that sees no key gets exactly 0 and passes no gradient. scale: default `P ** -0.5`.
+    runs: what the host knows of `visible`, which lets flash kernels do it (see `prefix_attention`).
     """
     assert bounds_q.num_sequences == bounds_k.num_sequences, (bounds_q, bounds_k)
     assert q.shape[0] == bounds_q.num_tokens, (q.shape, bounds_q)
@@ -46,12 +49,17 @@ def attention(
     assert q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads"
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     unsupported = ""
-    if visible is not None:
-        unsupported = "flash attention has no count of visible keys for each query"
+    if visible is not None and runs is None and bounds_q.max_length == 1:  # decode
+        runs = [[(n, m)] for n, m in zip(bounds_q.lengths, bounds_k.lengths)]
+    if visible is not None and (causal or runs is None):
+        unsupported = "flash attention needs to know beforehand which queries see equally many keys"
     elif q.shape[-1] > 256 or q.shape[-1] % 8:
         unsupported = f"flash attention has no kernel for heads of {q.shape[-1]}"
     form = {"reference": attention_reference, "torch": attention_torch, "vendor": attention_vendor}
     chosen = form[dispatch.choose("attention", q, unsupported)]
+    if visible is not None and chosen is attention_vendor:
+        assert runs is not None
+        return attend_prefixes(q, k, v, visible, bounds_q, bounds_k, runs, factor)
     return chosen(q, k, v, bounds_q, bounds_k, causal, visible, factor)
 
 

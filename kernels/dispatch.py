@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timeviper.kernels.vendors import INT32, VENDORS, Vendor, load
+from timeviper.kernels.vendors import INT32, PARTS, VENDORS, Vendor, load
 
 log = logging.getLogger("timeviper")
 
@@ -70,6 +70,7 @@ def stand_in(functions: Mapping[str, Callable[..., Any]], index_limit: int = INT
     in float64 too: `stand_in({"causal_conv1d_fn": mine})`. index_limit: what 2^31 is to the real ones."""
     before = dict(_stand_ins)
     known = {v.function: v.index_limit // INT32 for vendors in VENDORS.values() for v in vendors}
+    known |= dict.fromkeys(PARTS, 1 << 32)
     if unknown := functions.keys() - known:
         raise ValueError(f"no vendor has a function {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     _stand_ins.update({name: Kernel(name, f, index_limit * known[name]) for name, f in functions.items()})
@@ -78,6 +79,11 @@ def stand_in(functions: Mapping[str, Callable[..., Any]], index_limit: int = INT
     finally:
         _stand_ins.clear()
         _stand_ins.update(before)
+
+
+def replaced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `vendors.PARTS`, or what stands in for it."""
+    return _stand_ins[name].function if name in _stand_ins else function
 
 
 def choose(op: str, tensor: Tensor, unsupported: str = "") -> str:
@@ -131,8 +137,11 @@ def _obstacle(vendor: Vendor, device: torch.device, dtype: torch.dtype) -> str:
         return ""
     if not load(vendor).function:
         return f"is missing: {load(vendor).problem}"
-    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else vendor.capability
-    if capability < vendor.capability:
+    if not any(vendor.capability) or not torch.cuda.is_available():
+        return ""
+    if vendor.name == "torch" and not torch.backends.cuda.is_flash_attention_available():
+        return "is built without flash attention"
+    if (capability := torch.cuda.get_device_capability(device)) < vendor.capability:
         needed, has = (".".join(map(str, c)) for c in (vendor.capability, capability))
         return f"needs compute capability {needed}, this GPU has {has}"
     return ""

@@ -100,6 +100,10 @@ VENDORS: dict[str, tuple[Vendor, ...]] = {
 }
 
 
+PARTS = ("_flash_attention_forward", "_flash_attention_backward")
+"""Functions of torch that every build with flash attention has, and for which a stand-in may be given, too."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What an import gave."""
