@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.host import on_device
 
 Runs = Sequence[Sequence[tuple[int, int]]]
 """For each sequence its queries in order: how many beside each other see equally many keys, and a bound on that
@@ -37,11 +39,11 @@ def attend_prefixes(
     if not plan.rows or not bounds_k.num_tokens:
         return q * 0
     everyone = len(plan.rows) == q.shape[0]
-    rows = _to_device(plan.rows, q.device)
+    rows = on_device(plan.rows, q.device)
     seeing = q if everyone else q.index_select(0, rows)
-    owner = _to_device(plan.owners, q.device)
+    owner = on_device(plan.owners, q.device)
     starts, counts = bounds_k.cu_seqlens[:-1].long(), bounds_k.cu_seqlens.long().diff()
-    limit = torch.minimum(visible.long()[_to_device(plan.firsts, q.device)].clamp_min(0), counts[owner])
+    limit = torch.minimum(visible.long()[on_device(plan.firsts, q.device)].clamp_min(0), counts[owner])
     edges = torch.cat([bounds_k.cu_seqlens, (starts[owner] + limit).int()])  # see `_Plan.edge`
     levels = [level.on(edges) for level in plan.levels(bounds_k)]
     y = _Joined.apply(seeing, k, v, levels, scale)
@@ -49,8 +51,11 @@ def attend_prefixes(
     return y if everyone else torch.zeros_like(q).index_copy(0, rows, y)
 
 
-def _to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers).to(device, non_blocking=True)
+def part_of(row: Sequence[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """The runs of one sequence's queries `[start, stop)`."""
+    ends = list(accumulate((n for n, _ in row), initial=0))
+    pieces = ((min(end, stop) - max(begin, start), most) for (begin, end), (_, most) in zip(pairwise(ends), row))
+    return [(n, most) for n, most in pieces if n > 0]
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ class _Level:
         self.max_q, self.max_k = max(self.max_q, last - first), max(self.max_k, most)
 
     def on(self, edges: Tensor) -> _Call:
-        cu_q = torch.tensor(self.cu_q, dtype=torch.int32).to(edges.device, non_blocking=True)
-        return _Call(cu_q, edges[_to_device(self.edges, edges.device)], self.max_q, self.max_k)
+        cu_q = on_device(self.cu_q, edges.device, torch.int32)
+        return _Call(cu_q, edges[on_device(self.edges, edges.device)], self.max_q, self.max_k)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,24 @@ class Kind(IntEnum):
     ANSWER = 3  # what the model writes: supervised, never receives
 
 
+TextRun = tuple[int, int, int]
+"""Text tokens of one kind beside each other: how many, their `Kind`, vision tokens of the sequence before them."""
+
+
+def text_runs(kind: Tensor, lengths: Sequence[int]) -> list[list[TextRun]]:
+    """The text of each sequence, in order; kind `[L]` on the host, or it is waited for."""
+    sequences = []
+    for part in kind.cpu().split(list(lengths)):
+        runs, vision = [], 0
+        for value, count in zip(*(t.tolist() for t in part.unique_consecutive(return_counts=True))):
+            if value == Kind.VISION:
+                vision += count
+            else:
+                runs.append((count, value, vision))
+        sequences.append(runs)
+    return sequences
+
+
 @dataclass
 class Pack:
     """Several sequences in one token stream.
@@ -97,6 +115,7 @@ class Pack:
         there.__dict__.update(
             num_labels=self.num_labels,
             num_vision=self.num_vision,
+            text_runs=self.text_runs,
             frame_order=None if order is None else order.to(device, non_blocking=True),
         )
         return there
@@ -157,6 +176,11 @@ class Pack:
     def num_vision(self) -> int:
         """Vision positions; T for each frame."""
         return int((self.kind == Kind.VISION).sum())
+
+    @cached_property
+    def text_runs(self) -> list[list[TextRun]]:
+        """The text of each of the S sequences."""
+        return text_runs(self.kind, self.lengths)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.prefix_attention import Runs
 
 H, HKV, P = 4, 2, 8
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 # (queries, further keys that they see, keys between that nobody was known to drop); no further key: they see none.
 sequences = st.lists(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 2)), max_size=9), max_size=5
@@ -42,7 +43,8 @@ def lay_out(plan: list[list[tuple[int, int, int]]], spare: int) -> tuple[Bounds,
 
 def compute(form: str, tensors: list[Tensor], bounds: tuple[Bounds, Bounds], visible: Tensor, runs: Runs | None):
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    with dispatch.use(attention=form), dispatch.stand_in(vendor_twins.with_torch_attention()):
+    twins = vendor_twins.with_torch_attention() if tensors[0].device.type == "cpu" else {}
+    with dispatch.use(attention=form), dispatch.stand_in(twins):
         y = attention(leaves[0], leaves[1], leaves[2], *bounds, visible=visible, runs=runs)
     grads = torch.autograd.grad((y * normal(9, *y.shape).to(y)).sum(), leaves, allow_unused=True)
     return [y.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads))]
@@ -74,12 +76,16 @@ def test_calls_grow_as_the_logarithm_of_the_runs(count: int, expected: int) -> N
     assert vendor_twins.calls == {"_flash_attention_forward": expected, "_flash_attention_backward": expected}
 
 
-def test_bfloat16() -> None:
-    """Joined in float32: no worse than one call, 2 rounded digits more at most."""
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gpu)])
+def test_bfloat16(where: str) -> None:
+    """Joined in float32: no worse than one call, 2 rounded digits more at most. On a GPU with torch's own kernels."""
     bounds_q, bounds_k, visible, runs = lay_out([[(5, 4, 0)] * 20, [(30, 3, 0)]], 1)
     shapes = ((bounds_q, H), (bounds_k, HKV), (bounds_k, HKV))
     tensors = [normal(i, n.num_tokens, h, P).bfloat16() for i, (n, h) in enumerate(shapes)]
-    got = compute("vendor", tensors, (bounds_q, bounds_k), visible, runs)
+    there = [t.to(where) for t in tensors], (bounds_q.to(where), bounds_k.to(where)), visible.to(where)
+    if why := dispatch.obstacle("attention", torch.device(where), torch.bfloat16) if where == "cuda" else "":
+        pytest.skip(why)
+    got = [t.cpu() for t in compute("vendor", *there, runs)]
     wanted = compute("reference", [t.double() for t in tensors], (bounds_q, bounds_k), visible, None)
     for a, b in zip(got, wanted):
         assert a.dtype == torch.bfloat16

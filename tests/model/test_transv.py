@@ -17,7 +17,7 @@ from timeviper.config.shape import kept_counts
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
 from timeviper.model.selection import attention_scores, last_prompt_token, select_ranked, select_uniform
-from timeviper.pack import Kind
+from timeviper.pack import Kind, text_runs
 
 CLOSE = dict(rtol=0, atol=1e-9)
 CPU = torch.device("cpu")
@@ -250,3 +250,11 @@ def test_counts_may_be_left_to_the_decoder() -> None:
 
 def test_kind_values_are_those_of_the_pack() -> None:
     assert kinds("1c1v1i1a").tolist() == [Kind.CONTEXT, Kind.VISION, Kind.INSTRUCTION, Kind.ANSWER]
+
+
+def test_what_the_host_knows_of_the_text() -> None:
+    """Runs of text of one kind, each with the vision tokens before it; they stay as they are when those are dropped."""
+    found = text_runs(kinds("2c4v3i2a1i5v2i" + "3c" + "1v1i"), [19, 3, 2])
+    c, i, a = Kind.CONTEXT, Kind.INSTRUCTION, Kind.ANSWER
+    assert found == [[(2, c, 0), (3, i, 4), (2, a, 4), (1, i, 4), (2, i, 9)], [(3, c, 0)], [(1, i, 1)]]
+    assert text_runs(kinds(""), []) == []

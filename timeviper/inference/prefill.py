@@ -31,7 +31,7 @@ from timeviper.model.decoder import Decoder
 from timeviper.model.selection import SELECTIONS, ByCount, ByScore
 from timeviper.model.state import DecoderState, SegmentState
 from timeviper.model.transv import DroppedTokens, Stream, shorten
-from timeviper.pack import Kind
+from timeviper.pack import text_runs
 
 
 @dataclass
@@ -61,7 +61,8 @@ def prefill(
 ) -> Prefilled:
     """Whole prompts at once: x `[L, D]` embedded, kind `[L]` (None: text only)."""
     state = decoder.empty_state(bounds.num_sequences, x.device, x.dtype)
-    out = decoder(x, bounds, kind, state, vision_counts)
+    runs = None if kind is None else text_runs(kind, bounds.lengths)
+    out = decoder(x, bounds, kind, state, vision_counts, runs)
     return Prefilled(out.hidden[out.bounds.cu_seqlens[1:].long() - 1], state, out.kept)
 
 
@@ -141,13 +142,14 @@ def _counted(
     for x, kind in chunks:
         bounds = Bounds([len(x)], x.device)
         decoder.check_lengths(bounds, state)
-        count = int((kind == Kind.VISION).sum())
+        runs = text_runs(kind, bounds.lengths)
+        count = len(kind) - sum(n for n, *_ in runs[0])
         vision += count
         if vision > vision_count:
             break  # too many already: the rest could be an hour of video
         index = torch.arange(len(x), device=x.device) + state.seen[0]
         state.seen = [state.seen[0] + len(x)]
-        yield Stream(x, bounds, kind, [count], index)
+        yield Stream(x, bounds, kind, [count], index, runs)
     if vision != vision_count:
         more = "or more " if vision > vision_count else ""
         raise ValueError(

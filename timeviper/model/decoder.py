@@ -22,7 +22,7 @@ from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, 
 from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.state import AttentionState, DecoderState, Keys, MambaState, SegmentState, Span
 from timeviper.model.transv import Stream, Transfer, shorten
-from timeviper.pack import Kind
+from timeviper.pack import Kind, TextRun
 
 
 @dataclass
@@ -195,9 +195,11 @@ class Decoder(nn.Module):
         kind: Tensor | None = None,
         state: DecoderState | None = None,
         vision_counts: Sequence[int] | None = None,
+        text_runs: Sequence[Sequence[TextRun]] | None = None,
     ) -> DecoderOutput:
         """x `[L, D]` through all blocks; kind `[L]` says what TransV may do (None: it does nothing, as in
-        decode). vision_counts: vision tokens of each sequence (counted from `kind` where not given).
+        decode). vision_counts: vision tokens of each sequence (counted from `kind` where not given). text_runs:
+        what the host knows of `kind` (see `timeviper.pack`), which a transfer on flash kernels needs.
 
         With a `state`, x continues the sequences that it holds, and it is updated in place.
         Raises ValueError for a sequence longer than the context, or vision tokens after a filled state.
@@ -216,7 +218,7 @@ class Decoder(nn.Module):
         else:
             original = list(vision_counts or ())  # what `keep` of every stage is a fraction of
         index = torch.arange(len(x), device=x.device)
-        stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index)
+        stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index, text_runs)
         kept: dict[str, list[int]] = {}
         for i, segment in enumerate(self.segments):
             if segment.stage is not None and original is not None:

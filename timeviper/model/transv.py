@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig, TransVConfig
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
+from timeviper.kernels.prefix_attention import Runs, part_of
 from timeviper.model.layers import Linear, RMSNorm
 from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, cut
-from timeviper.pack import Kind
+from timeviper.pack import Kind, TextRun
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Stream:
     """Vision tokens that each sequence has left."""
     index: Tensor
     """`[L]` int64: where each token stood in the stream that entered the decoder."""
+    text: Sequence[Sequence[TextRun]] | None = None
+    """The text of each sequence, with the vision tokens that came before it once; None: not known on the host."""
 
     @property
     def num_vision(self) -> int:
@@ -91,14 +94,15 @@ class Transfer(nn.Module):
         bounds_source: Bounds,
         visible: Tensor,
         memory: DroppedTokens | None = None,
+        runs: Runs | None = None,
     ) -> Tensor:
         """text `[n, D]` may look at the first `visible [n]` of its own sequence's source tokens (those in
-        `memory` come before `source [m, D]`); a token that sees none receives exactly 0."""
+        `memory` come before `source [m, D]`); a token that sees none receives exactly 0. runs: as in `attention`."""
         k, v = self.look_at(source)
         if memory is not None:
             k, v = memory.append(k, v)
             bounds_source = Bounds([memory.count], source.device)
-        return self.look(text, k, v, bounds_text, bounds_source, visible)
+        return self.look(text, k, v, bounds_text, bounds_source, visible, runs)
 
     def look_at(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[m, Hkv, P]`."""
@@ -107,11 +111,18 @@ class Transfer(nn.Module):
         return k, v
 
     def look(
-        self, text: Tensor, k: Tensor, v: Tensor, bounds_text: Bounds, bounds_source: Bounds, visible: Tensor
+        self,
+        text: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bounds_text: Bounds,
+        bounds_source: Bounds,
+        visible: Tensor,
+        runs: Runs | None = None,
     ) -> Tensor:
         """What the text receives from keys and values, `[n, D]`."""
         q = self.q_proj(self.norm(text)).unflatten(-1, (-1, self.head_dim))  # [n, H, P]
-        out = attention(q, k, v, bounds_text, bounds_source, visible=visible)
+        out = attention(q, k, v, bounds_text, bounds_source, visible=visible, runs=runs)
         receivers = any(n and m for n, m in zip(bounds_text.lengths, bounds_source.lengths))
         if torch.is_grad_enabled() and not receivers:
             # Nobody receives here, perhaps on another rank: every parameter still gets its (zero)
@@ -129,10 +140,11 @@ class Transfer(nn.Module):
         bounds_source: Bounds,
         visible: Tensor,
         memory: DroppedTokens | None = None,
+        runs: Runs | None = None,
     ) -> Tensor:
         """`forward` in training, which keeps its inputs and is computed again `size` rows at a time (0: whole)."""
         if memory is not None:
-            return self(text, source, bounds_text, bounds_source, visible, memory)
+            return self(text, source, bounds_text, bounds_source, visible, memory, runs)
 
         def reach(piece: Piece) -> slice:
             numbers = piece.sequences
@@ -140,7 +152,15 @@ class Transfer(nn.Module):
 
         def answer(rows: Tensor, piece: Piece, k: Tensor, v: Tensor) -> Tensor:
             sources = Bounds(bounds_source.lengths[piece.sequences], source.device)
-            return self.look(rows, k, v, piece.bounds, sources, visible[piece.rows])
+            part = (
+                None
+                if runs is None
+                else [
+                    part_of(runs[s], max(piece.rows.start - a, 0), piece.rows.stop - a)
+                    for s, a in zip(range(*piece.sequences.indices(len(runs))), bounds_text.offsets[piece.sequences])
+                ]
+            )
+            return self.look(rows, k, v, piece.bounds, sources, visible[piece.rows], part)
 
         how = Attending(lambda rows, _: self.look_at(rows), answer, reach)
         return attend_in_pieces(self, how, text, source, cut(bounds_text, size), size, weights)
@@ -173,7 +193,7 @@ def shorten(
         x = x.index_add(0, text - away.cumsum(0)[text], delta.to(x.dtype))
     lengths = [n - d for n, d in zip(stream.bounds.lengths, lost)]
     bounds = Bounds(lengths, stream.bounds.device)
-    return Stream(x, bounds, stream.kind[stay], list(kept), stream.index[stay])
+    return Stream(x, bounds, stream.kind[stay], list(kept), stream.index[stay], stream.text)
 
 
 def _receive(
@@ -199,6 +219,11 @@ def _receive(
     receives = kind == Kind.INSTRUCTION
     if options.queries == "instruction+answer":
         receives = receives | (kind == Kind.ANSWER)
-    visible = (before + (memory.count if memory else 0)).masked_fill(~receives, 0)  # [n]
-    delta = transfer(stream.x[text], stream.x[source], bounds_text, bounds_source, visible, memory)
+    held = memory.count if memory else 0
+    visible = (before + held).masked_fill(~receives, 0)  # [n]
+    runs = None
+    if stream.text is not None:
+        deaf = {Kind.CONTEXT} | (set() if options.queries == "instruction+answer" else {Kind.ANSWER})
+        runs = [[(n, 0 if kind in deaf else seen + held) for n, kind, seen in row] for row in stream.text]
+    delta = transfer(stream.x[text], stream.x[source], bounds_text, bounds_source, visible, memory, runs)
     return delta, text
