@@ -19,7 +19,7 @@ from torch import Tensor
 from timeviper.kernels import dispatch
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.host import on_device
-from timeviper.kernels.prefix_attention import Runs, attend_prefixes
+from timeviper.kernels.prefix_attention import Runs, attend_prefixes, missing
 
 SHORT = 512  # sequences up to here are padded and computed together, longer ones alone and in place
 MASK_BUDGET = 1 << 24  # elements of a mask: longer queries are cut into rows
@@ -51,9 +51,9 @@ def attention(
     unsupported = ""
     if visible is not None and runs is None and bounds_q.max_length == 1:  # decode
         runs = [[(n, m)] for n, m in zip(bounds_q.lengths, bounds_k.lengths)]
-    if visible is not None and (causal or runs is None):
-        unsupported = "flash attention needs to know beforehand which queries see equally many keys"
-    elif q.shape[-1] > 256 or q.shape[-1] % 8:
+    if visible is not None:
+        unsupported = missing(q, causal, runs)
+    if q.shape[-1] > 256 or q.shape[-1] % 8:
         unsupported = f"flash attention has no kernel for heads of {q.shape[-1]}"
     form = {"reference": attention_reference, "torch": attention_torch, "vendor": attention_vendor}
     chosen = form[dispatch.choose("attention", q, unsupported)]
@@ -228,6 +228,8 @@ def attention_vendor(
         return q * 0
     kernel = dispatch.kernel("attention", q)
     cu, longest = (bounds_q.cu_seqlens, bounds_k.cu_seqlens), (bounds_q.max_length, bounds_k.max_length)
+    if longest[0] == 1 and bounds_q.num_tokens < bounds_q.num_sequences:
+        longest = (2, longest[1])  # of 1, it concludes that every sequence has one query
     if kernel.name == "flash_attn_varlen_func":
         return kernel.function(q, k, v, *cu, *longest, softmax_scale=scale, causal=causal)
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0 if causal else -1)}

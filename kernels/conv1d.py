@@ -88,7 +88,7 @@ def conv1d_vendor(
     rows = limits.slim(x, kernel.index_limit)
     if rows.stride(0) % 8 or rows.stride(1) != 1 or rows.data_ptr() % 16:
         rows = rows.contiguous()  # its kernels load 16 bytes of channels at a time
-    most = min(limits.rows_within(kernel.index_limit, rows), kernel.index_limit // x.shape[1])
+    most = min(limits.rows_within(kernel.index_limit, rows), kernel.index_limit // x.shape[1], 64 * limits.GRID)
     if not most:
         reason = f"one row spans more than the {kernel.index_limit:,} elements that {kernel.name} can address"
         dispatch.decline("conv1d", x, reason, "too long")

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from timeviper.kernels.bounds import Bounds
 
+GRID = (1 << 16) - 1
+"""Blocks along the second and third dimension of a launch: chunks of the scan, of 64 tokens in the convolution."""
+
 
 def extent(t: Tensor) -> int:
     """Elements from the first to the last one that indices of `t` reach."""

@@ -200,7 +200,7 @@ class _VendorScan:
         rows = min(limits.rows_within(limit, x, dt, B, C), limit // max(H * P, 2 * G * N))  # y, dx; dB, dC
         # What is made for each chunk: its state; C B^T of each group; row sums of the backward by blocks of 32.
         made = max(H * P * N, G * chunk**2, H * chunk * -(-chunk // 32))
-        rows = min(rows, limit // made * chunk)
+        rows = min(rows, min(limit // made, limits.GRID) * chunk)
         return L if rows >= L else rows // chunk * chunk
 
     def call(self, tensors: Sequence[Tensor], **more: Any) -> Any:

@@ -145,7 +145,19 @@ def test_explain_prints_every_setting(run) -> None:
 def test_doctor_tells_the_machine_and_the_kernels(run) -> None:
     code, out, _ = run("doctor")
     assert code == 0
-    for word in ("python", "torch", "memory", "gpu", "ffmpeg", "libx264", "ssd", "attention", "cross_entropy"):
+    for word in (
+        "python",
+        "torch",
+        "memory",
+        "gpu",
+        "ffmpeg",
+        "libx264",
+        "ssd",
+        "attention",
+        "varlen_attn",
+        "brings",
+        "nvcc",
+    ):
         assert word in out
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timeviper.kernels import dispatch
+from timeviper.kernels import dispatch, prefix_attention
 from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
-from timeviper.kernels.prefix_attention import Runs
+from timeviper.kernels.prefix_attention import Runs, part_of
 
 H, HKV, P = 4, 2, 8
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -74,6 +74,25 @@ def test_calls_grow_as_the_logarithm_of_the_runs(count: int, expected: int) -> N
     for a, b in zip(*(compute(f, tensors, (bounds_q, bounds_k), visible, runs) for f in ("vendor", "reference"))):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
     assert vendor_twins.calls == {"_flash_attention_forward": expected, "_flash_attention_backward": expected}
+
+
+def test_many_runs_take_more_calls_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_attention, "MOST_NODES", 3)
+    bounds_q, bounds_k, visible, runs = lay_out([[(1, 2, 1)] * 7, [(2, 0, 0)], [(1, 3, 0)] * 5], 1)
+    shapes = ((bounds_q, H), (bounds_k, HKV), (bounds_k, HKV))
+    tensors = [normal(i, n.num_tokens, h, P) for i, (n, h) in enumerate(shapes)]
+    vendor_twins.calls.clear()
+    for a, b in zip(*(compute(f, tensors, (bounds_q, bounds_k), visible, runs) for f in ("vendor", "reference"))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    assert vendor_twins.calls["_flash_attention_forward"] == 4 + 2 + 1 + 1  # of 12, 5, 3 and 2 nodes
+
+
+@given(runs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=6), cut=st.integers(0, 30))
+def test_runs_of_a_part(runs: list[tuple[int, int]], cut: int) -> None:
+    spread = [most for n, most in runs for _ in range(n)]
+    parts = [part_of(runs, 0, cut), part_of(runs, cut, 99)]
+    assert [most for part in parts for n, most in part for _ in range(n)] == spread
+    assert sum(n for n, _ in parts[0]) == min(cut, len(spread))
 
 
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gpu)])

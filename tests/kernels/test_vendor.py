@@ -243,6 +243,17 @@ def test_a_wide_gradient_is_made_narrow(op: str) -> None:
     assert leaves[0].grad is not None
 
 
+def test_a_query_of_few_sequences() -> None:
+    """Flash attention takes it for granted that sequences of at most one query have one each."""
+    q, k = normal(1, 2, H, P), normal(2, 9, HKV, P)
+    bounds = Bounds([1, 0, 1]), Bounds([4, 2, 3])
+    with dispatch.use(attention="reference"):
+        wanted = attention(q, k, k, *bounds, causal=True)
+    for functions in (vendor_twins.twins(), vendor_twins.with_torch_attention()):
+        with dispatch.stand_in(functions), dispatch.use(attention="vendor"):
+            assert_near([attention(q, k, k, *bounds, causal=True)], [wanted], 1e-12)
+
+
 def test_pieces_of_a_pack() -> None:
     bounds = Bounds([0, 5, 0, 3, 8, 0, 0, 4, 0])
     pieces = limits.cut(bounds, 5)

@@ -220,6 +220,8 @@ def _check_flash(
     pairs = zip(bounds[0].lengths, bounds[1].lengths)
     check(all((gaps and not n * m) or (n <= longest[0] and m <= longest[1]) for n, m in pairs), bounds, longest)
     check(bounds[0].num_tokens <= len(q) and bounds[1].num_tokens <= len(k), bounds, q.shape, k.shape)
+    swapped = longest[0] == 1 and q.shape[1] > k.shape[1]  # groups of heads become queries
+    check(not swapped or len(q) == bounds[0].num_sequences, "takes it for granted that each sequence has one query")
     return bounds
 
 
