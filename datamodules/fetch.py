@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.dataset_class import ClassDataset
+from timeviper.datamodules.frames.container import Source
 from timeviper.datamodules.frames.stored import decode_features
+from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, frame_count, read_video
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
@@ -55,20 +59,65 @@ def fetch_sample(
     cache: BlockCache | None = None,
 ) -> tuple[dict[str, Any], list[Frames]]:
     """The whole json of a unit's sample and its media; otherwise as `fetch`."""
+    record, stored = _texts(unit, frames, size, classes, cache)
+    if stored:
+        return record, stored
+    media: list[Frames] = []
+    for opened, duration in _media(unit, record, frames, classes, cache):
+        with opened() as source:
+            media.append(read_video(source, size, frames, duration))
+    return record, media
+
+
+def fetch_stream(
+    unit: Unit,
+    frames: FramesConfig,
+    size: int,
+    classes: Mapping[str, ClassDataset],
+    cache: BlockCache | None = None,
+) -> tuple[dict[str, Any], list[Frames | FrameStream]]:
+    """The conversation of a unit, and its media, whose frames are read when they are needed; otherwise as `fetch`.
+
+    Stored features are read at once: they are small.
+    """
+    record, stored = _texts(unit, frames, size, classes, cache)
+    streams = (FrameStream(o, size, frames, d) for o, d in _media(unit, record, frames, classes, cache))
+    return record["conversations"][unit.conversation], [*(stored or streams)]
+
+
+def _texts(
+    unit: Unit, frames: FramesConfig, size: int, classes: Mapping[str, ClassDataset], cache: BlockCache | None
+) -> tuple[dict[str, Any], list[Frames]]:
+    """The json of a sample, and its media where they are stored as features."""
     if dataset := classes.get(unit.source):
-        record = dataset.record(unit.record.key)
-        opened = {m["member"]: dataset.open(unit.record.key, m["member"]) for m in record["media"]}
-        return record, [read_video(opened[m["member"]], size, frames, m.get("duration")) for m in record["media"]]
+        return dataset.record(unit.record.key), []
     record = parse_record(read_whole(unit.shard, unit.record, "json", cache), unit.record.members)
-    if unit.record.fingerprint:
-        raw = read_whole(unit.shard, unit.record, FEATURES, cache)
-        return record, list(decode_features(raw, size, frames))
-    return record, [_medium(unit, medium, frames, size, cache) for medium in record["media"]]
+    if not unit.record.fingerprint:
+        return record, []
+    raw = read_whole(unit.shard, unit.record, FEATURES, cache)
+    return record, list(decode_features(raw, size, frames))
 
 
-def _medium(unit: Unit, medium: dict[str, Any], frames: FramesConfig, size: int, cache: BlockCache | None) -> Frames:
-    member, duration = medium["member"], medium.get("duration")
-    # A frame is wanted for each block, on average: then hardly a block will be left out.
-    dense = frame_count(duration or unit.record.duration, frames) * BLOCK_BYTES >= unit.record.members[member].size
-    with open_member(unit.shard, unit.record, member, cache, whole=dense or medium["type"] == "image") as file:
-        return read_video(file, size, frames, duration)
+def _media(
+    unit: Unit,
+    record: dict[str, Any],
+    frames: FramesConfig,
+    classes: Mapping[str, ClassDataset],
+    cache: BlockCache | None,
+) -> Iterator[tuple[Callable[[], AbstractContextManager[Source]], float | None]]:
+    """What opens each medium of a sample, and the length that its record states."""
+    dataset = classes.get(unit.source)
+    for medium in record["media"]:
+        member, duration = medium["member"], medium.get("duration")
+        if dataset:
+            yield partial(_of_class, dataset, unit.record.key, member), duration
+            continue
+        # A frame is wanted for each block, on average: then hardly a block will be left out.
+        wanted = frame_count(duration or unit.record.duration, frames)
+        dense = wanted * BLOCK_BYTES >= unit.record.members[member].size
+        whole = dense or medium["type"] == "image"
+        yield partial(open_member, unit.shard, unit.record, member, cache, whole), duration
+
+
+def _of_class(dataset: ClassDataset, key: str, member: str) -> AbstractContextManager[Source]:
+    return nullcontext(dataset.open(key, member))

@@ -25,7 +25,7 @@ from timeviper.cli import main as cli
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.video import VideoError, read_video
 from timeviper.errors import ConfigError
-from timeviper.inference.given import frames_of
+from timeviper.inference.given import frames_of, media_of
 from timeviper.package import NAMES
 
 QUESTION = "What colour is the ring?"
@@ -253,16 +253,16 @@ def test_of_a_clip_as_many_are_taken_as_of_a_file(fps: float, taken: list[float]
 )
 def test_frames_that_do_not_fit_say_what_is_allowed(video: Any, told: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        frames_of(video, 16, CONFIG, **told)
+        media_of(video, 16, CONFIG, **told)
 
 
 def test_videos_of_another_kind_are_refused(clip: Path) -> None:
     with pytest.raises(TypeError, match="a path, a numpy array, a torch tensor, or what read_video gave, got list"):
-        frames_of([CLIP[0]], 16, CONFIG)  # type: ignore[arg-type]
+        media_of([CLIP[0]], 16, CONFIG)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="read at 16 pixels, but this model sees 32"):
         frames_of(read_video(clip, 16, CONFIG), 32, CONFIG)
     with pytest.raises(VideoError, match="no such file"):
-        frames_of("nowhere.mp4", 16, CONFIG)
+        media_of("nowhere.mp4", 16, CONFIG)
 
 
 # ---- evaluating ---------------------------------------------------------------------------------------------

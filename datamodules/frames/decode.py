@@ -52,6 +52,20 @@ class FrameReader:
         for group, run in self._runs(targets):
             yield from self._decode(_choose(self._packets(group, run[0]), run, self._shown_until))
 
+    def foresee(self, targets: Sequence[int]) -> list[tuple[int, int]]:
+        """What `read` gives if no packet is damaged, from packets alone: time stamp, number of targets that it serves.
+
+        A reader does one of the two, once.
+        """
+        if (shown := self.timeline.counted) is not None:
+            wanted = Counter(max(bisect_right(shown, target) - 1, 0) for target in targets)
+            return [(shown[number], serves) for number, serves in sorted(wanted.items())]
+        found: list[tuple[int, int]] = []
+        for group, run in self._runs(targets):
+            chosen = _choose(self._packets(group, run[0]), run, self._shown_until)
+            found += sorted((packet.pts, serves) for packet, serves in chosen if serves and packet.pts is not None)
+        return found
+
     def _runs(self, targets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         """Targets that are decoded in one go, with the keyframe (by number) to start from."""
         keys, positions = self.timeline.keys, self.timeline.positions

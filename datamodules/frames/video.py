@@ -85,7 +85,7 @@ def probe_video(source: Source) -> VideoInfo:
         timeline = read_timeline(container)
         duration, count = _length(container, timeline)
         return VideoInfo(
-            kind=_kind(container),
+            kind="image" if container.is_image else "video",
             duration=duration,
             frames=count,
             fps=count / duration if duration else 0.0,
@@ -119,40 +119,55 @@ def iter_video(
     The last piece carries `missing`; the error about too many losses comes in its place.
     """
     with Container(source) as container:
-        timeline = read_timeline(container)
-        reader = FrameReader(container, timeline)
-        length, count = _length(container, timeline)
-        fps = count / length if length else 0.0
-        length = length if duration is None or container.is_image else duration
-        offsets = sample_times(length, frames, count if reader.holds(length) else None)
-        # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
-        targets = [timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
-        lead = lead_in(container, timeline.start)
-        wanted = len(targets)
+        sampling = Sampling(container, frames, duration)
+        wanted = len(sampling.targets)
 
         def piece(taken: int) -> Frames:
             room = min(chunk or wanted, wanted - taken)
             pixels = np.empty((room, 3, size, size), np.uint8)
-            return Frames(pixels, np.empty(room), length, count, fps, _kind(container))
+            return Frames(pixels, np.empty(room), sampling.duration, sampling.count, sampling.fps, sampling.kind)
 
         taken, filled, current = 0, 0, piece(0)
-        for frame, stamp, serves in reader.read(targets):
+        for frame, stamp, serves in sampling.reader.read(sampling.targets):
             picture = resized(frame, size)
-            seconds = 0.0 if container.is_image else lead + container.seconds(stamp - timeline.start)
+            seconds = sampling.seconds(stamp)
             for _ in range(serves):
                 if filled == len(current.times):
                     yield current
                     filled, current = 0, piece(taken)
                 current.pixels[filled], current.times[filled] = picture, seconds
                 filled, taken = filled + 1, taken + 1
-        missing = wanted - taken
-        if 2 * missing > wanted:
-            raise VideoError(container.where, _losses(container, taken, wanted))
+        missing = sampling.missing(taken)
         yield replace(current, pixels=current.pixels[:filled], times=current.times[:filled], missing=missing)
 
 
-def _kind(container: Container) -> Literal["video", "image"]:
-    return "image" if container.is_image else "video"
+class Sampling:
+    """Which frames of a container just opened are wanted, and when a player shows them."""
+
+    def __init__(self, container: Container, frames: FramesConfig, duration: float | None = None) -> None:
+        self._container, self._timeline = container, read_timeline(container)
+        self.reader = FrameReader(container, self._timeline)
+        length, self.count = _length(container, self._timeline)
+        self.fps = self.count / length if length else 0.0
+        self.duration = length if duration is None or container.is_image else duration
+        self.kind: Literal["video", "image"] = "image" if container.is_image else "video"
+        offsets = sample_times(self.duration, frames, self.count if self.reader.holds(self.duration) else None)
+        # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
+        self.targets = [self._timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
+        self._lead = lead_in(container, self._timeline.start)
+
+    def seconds(self, stamp: int) -> float:
+        """When a player shows the frame of a time stamp."""
+        if self._container.is_image:
+            return 0.0
+        return self._lead + self._container.seconds(stamp - self._timeline.start)
+
+    def missing(self, taken: int) -> int:
+        """Wanted frames that were not found. VideoError if these are more than half."""
+        missing = len(self.targets) - taken
+        if 2 * missing > len(self.targets):
+            raise VideoError(self._container.where, _losses(self._container, taken, len(self.targets)))
+        return missing
 
 
 def _length(container: Container, timeline: Timeline) -> tuple[float, int]:

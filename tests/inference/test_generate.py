@@ -12,7 +12,7 @@ from model_helpers import HYBRID, PATTERNS, PLAIN, SCHEDULES, Prompt, kinds, mak
 from torch.testing import assert_close
 
 from timeviper.config import DecoderConfig, ModelConfig, TowerConfig, TransVConfig, TransVStage
-from timeviper.inference.generate import ENDED, embed_frames, generate, generate_pack, prefill_frames, sample, write
+from timeviper.inference.generate import ENDED, embed_frames, generate, in_pieces, prefill_pack, sample, write
 from timeviper.inference.prefill import Prefilled, kept_bytes, prefill, prefill_chunks, stream_through
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
@@ -178,17 +178,21 @@ def test_kept_bytes_is_what_the_caches_hold() -> None:
     assert kept_bytes(decoder, 200, 14) == caches + dropped + held
 
 
-def test_frames_are_read_one_part_at_a_time() -> None:
-    """Frames come from an iterator; when a part is asked for, the one before has gone through the decoder."""
+def viewer(stages: str = "published") -> TimeViper:
     torch.manual_seed(0)
     tower = TowerConfig("vit", "", 8, 4, 12, 1, 2, 24, 0, -1, 4)
-    stages = {name: stage for name, stage in SCHEDULES["published"][1].items()}
-    model = TimeViper(ModelConfig("", "", {"main": tower}, HYBRID, TransVConfig(stages=stages))).double().eval()
+    schedule = TransVConfig(stages=dict(SCHEDULES[stages][1]))
+    return TimeViper(ModelConfig("", "", {"main": tower}, HYBRID, schedule)).double().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 1000])
+def test_frames_are_read_one_part_at_a_time(size: int) -> None:
+    """Frames come from an iterator; when a part is asked for, the one before has gone through the decoder."""
+    model = viewer()
     ids, kind = torch.randint(61, (3 + 9 * 4 + 6,)), kinds("3c36v6i")
     frames = torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8)
     pack = Pack(ids, torch.full_like(ids, -100), kind, [len(ids)], frames, torch.zeros(9), [9])
-    expected = generate_pack(model, pack, 5)[0]
-    assert torch.equal(generate_pack(model, pack, 5, chunk_frames=2)[0], expected)
+    whole = prefill_pack(model, pack)
     alive: list[int] = []
 
     def camera():
@@ -196,27 +200,17 @@ def test_frames_are_read_one_part_at_a_time() -> None:
             alive.append(1)
             yield part
 
-    chunks = embed_frames(model, ids, kind, camera())
-    next(chunks)
-    assert len(alive) == 1
-    start = prefill_frames(model, ids, kind, camera(), 9)
-    assert torch.equal(write(model.decoder, start, 5)[0], expected)
+    chunks = in_pieces(embed_frames(model, ids, kind, camera()), size)
+    first, _ = next(chunks)
+    assert len(first) == min(size, 45)
+    assert len(alive) == (5 if size == 1000 else 1)
+    left = list(chunks)
+    assert {len(x) for x, _ in left[:-1]} <= {size}
+    start = prefill_chunks(model.decoder, in_pieces(embed_frames(model, ids, kind, camera()), size), 36, 9 + 5)
+    assert_close(start.hidden, whole.hidden, **CLOSE)
+    assert torch.equal(write(model.decoder, start, 5)[0], write(model.decoder, whole, 5)[0])
     with pytest.raises(ValueError, match="36 vision positions, but the frames made 28"):
-        prefill_frames(model, ids, kind, iter(frames[:7].split(3)), 9)
-
-
-def test_packs_of_several_prompts_in_parts() -> None:
-    torch.manual_seed(0)
-    tower = TowerConfig("vit", "", 8, 4, 12, 1, 2, 24, 0, -1, 4)
-    model = TimeViper(ModelConfig("", "", {"main": tower}, HYBRID)).eval()
-    kind = torch.cat([kinds("3c8v3i"), kinds("4c"), kinds("1c4v2i4v2i")])
-    ids = torch.randint(61, (len(kind),))
-    frames = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    pack = Pack(ids, torch.full_like(ids, -100), kind, [14, 4, 13], frames, torch.zeros(4), [2, 0, 2])
-    kept: dict[str, list[int]] = {}
-    whole, parts = generate_pack(model, pack, 4, kept=kept), generate_pack(model, pack, 4, chunk_frames=1)
-    assert [a.tolist() for a in whole] == [b.tolist() for b in parts]
-    assert kept == {}
+        list(embed_frames(model, ids, kind, frames[:7].split(3)))
 
 
 def test_bad_prompts_are_named() -> None:
@@ -229,7 +223,9 @@ def test_bad_prompts_are_named() -> None:
         ([torch.arange(9)], {}, "prompt 0 has 9 tokens and 5 are to be written"),
         ([torch.arange(13)], {}, "max_tokens = 12"),
         ([torch.arange(3)], dict(temperature=-1.0), "temperature"),
+        ([torch.arange(3)], dict(temperature=torch.inf), "temperature"),
         ([torch.arange(3)], dict(top_p=0.0), "top_p"),
+        ([torch.arange(3)], dict(top_p=torch.nan), "top_p"),
     ]:
         with pytest.raises(ValueError, match=message):
             generate(decoder, prompts, 5, **options)

@@ -40,6 +40,14 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe, such as optim.lr=1e-4."),
 ]
 
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of an answer at most; eval.max_new_tokens of the recipe if not said.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Compute in float32 or bfloat16; if not said, as in training on a GPU, in float32 elsewhere."),
+]
+
 
 @app.command(context_settings=OVERRIDES)
 def train(
@@ -117,13 +125,32 @@ def ask(
     video: Annotated[Path, typer.Option(help="Any video or image file that PyAV opens.")],
     overrides: Overrides = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with times and kept tokens.")] = False,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Annotated[float, typer.Option(help="0: always the most likely token; above: drawn.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="What is drawn: the same seed gives the same answer.")] = 0,
+    dtype: Dtype = None,
 ) -> None:
-    """Ask a trained model about one video file."""
+    """Ask a trained model about one video file, of any length: frames are read as they are needed."""
     from json import dumps
 
-    from timeviper.inference.ask import ask as ask_once
+    import torch
 
-    answer = ask_once(run, question, video, overrides or [], stream=not json)
+    from timeviper.inference.ask import load
+    from timeviper.inference.generate import check_sampling
+
+    check_sampling(temperature, top_p, 0 if max_new_tokens is None else max_new_tokens)
+    model = load(run, dtype=dtype, overrides=overrides or [])
+    answer = model.ask(
+        question,
+        video,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        generator=torch.Generator(model.device).manual_seed(seed),
+        stream=not json,
+        progress=True,
+    )
     if json:
         print(dumps(answer.as_dict(), ensure_ascii=False, indent=2))
 

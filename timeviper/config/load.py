@@ -33,14 +33,16 @@ CONFIG = "config.yaml"  # the resolved recipe, as `dump` writes it into runs, ch
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, to_train: bool = True) -> Recipe:
     """The recipe of a YAML file, or of the package's such as `tiny/stage2_instruct`, with `key=value` overrides.
+
+    to_train: else its stage is to answer, and what limits the samples of training alone is not checked.
 
     Raises:
         ConfigError: with every problem of the recipe.
         FileNotFoundError: no such file, and no such name.
     """
-    return _load(path, overrides).recipe
+    return _load(path, overrides, to_train).recipe
 
 
 def from_dict(data: Mapping[str, Any], source: str = CONFIG) -> Recipe:
@@ -84,7 +86,7 @@ class _Loaded:
     origins: dict[str, str]
 
 
-def _load(name: str | Path, overrides: Sequence[str]) -> _Loaded:
+def _load(name: str | Path, overrides: Sequence[str], to_train: bool = True) -> _Loaded:
     path = find_recipe(name)
     draft = _Draft(str(path))
     layers = [*file_layers(path, draft.problems), *dotlist_layers(overrides, draft.problems)]
@@ -92,7 +94,7 @@ def _load(name: str | Path, overrides: Sequence[str]) -> _Loaded:
         draft.apply(preset)
     for layer in layers:
         draft.apply(layer)
-    return draft.finish()
+    return draft.finish(to_train)
 
 
 # ---- assignments ----------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ class _Draft:
         if key not in (known.key for known in self.problems):  # one is enough, the first says most
             self.problems.append(Problem(key, value, message, layer.where(key)))
 
-    def finish(self) -> _Loaded:
+    def finish(self, to_train: bool = True) -> _Loaded:
         """Check the meaning of the whole; raise all problems, or warn of settings without effect."""
         for section, _, name in (key.rpartition(".") for key in self.removed):
             OmegaConf.select(self.config, section).pop(name, None)
@@ -177,7 +179,7 @@ class _Draft:
             self.problems.append(Problem(key, "", str(error).strip().splitlines()[0], self.origins.get(key, "")))
             raise ConfigError(self.source, self.problems) from error
         assert isinstance(recipe, Recipe)
-        self.problems += [p for p in self._located(validate.problems(recipe), recipe) if not self._follows(p)]
+        self.problems += [p for p in self._located(validate.problems(recipe, to_train), recipe) if not self._follows(p)]
         if self.problems:
             raise ConfigError(self.source, self.problems)
         for warning in self._located(validate.warnings(recipe), recipe):

@@ -234,8 +234,11 @@ class EvalConfig:
     """Held-out samples to answer; 0: all."""
     max_new_tokens: int = at_least(1, 48)
     """Longest answer."""
-    batch: int = at_least(1, 32)
-    """Sequences that are answered together."""
+    batch: int = at_least(1, 16)
+    """Questions whose answers are written together, at most."""
+    tokens_per_piece: int = at_least(0, 4096, "0 (prompts are always taken whole) or more")
+    """Tokens that go through the decoder at a time while a prompt is read; of longer prompts no more frames than this
+    takes are in memory. 0: whole prompts."""
 
 
 @dataclass

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from timeviper.config import Recipe
+from timeviper.console import ProgressLine
 from timeviper.datamodules.build import pack_format
 from timeviper.datamodules.frames.video import Frames, read_video
-from timeviper.datamodules.reader import build_pack
-from timeviper.inference.generate import generate_pack
-from timeviper.inference.given import Video, frames_of
+from timeviper.inference.generate import check_sampling, write
+from timeviper.inference.given import Video, media_of
+from timeviper.inference.question import Question, read_question
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
+from timeviper.pack import Kind
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import find_export, load_export, pick_device
 
@@ -82,8 +86,12 @@ class LoadedModel:
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
         stream: bool = False,
+        progress: bool = False,
     ) -> Answer:
         """Answer a question about a video or a picture.
+
+        Frames of a file are decoded as they are needed; a prompt of more than `recipe.eval.tokens_per_piece` tokens
+        goes through the model piece by piece, so that hours of video never lie in memory.
 
         video: the path of a file that PyAV opens, of which frames are taken as `recipe.data.frames` says; or what
         `read_video` gave, to ask about it again without decoding; or frames in memory, as a numpy array or a tensor of
@@ -96,52 +104,61 @@ class LoadedModel:
 
         max_new_tokens: of the answer at most; None: `recipe.eval.max_new_tokens`. temperature 0: always the most likely
         token; above: drawn, from the likeliest that together hold `top_p` of the probability, with `generator` (on the
-        model's device). stream: print the answer as it is written.
+        model's device). stream: print the answer as it is written. progress: show on stderr how far a long prompt is.
 
         Raises:
             VideoError: for a file that cannot be read.
+            TooLongError: for a question that the context does not hold, before any frame is decoded.
+            ConfigError: for a temperature, top_p or max_new_tokens that does not exist.
             TypeError: for a video of another kind, or a question that is no text.
-            ValueError: for frames of another type or shape, times that do not fit them, or a prompt longer than the
-                context, each with what is allowed.
+            ValueError: for frames of another type or shape, or times that do not fit them, with what is allowed.
         """
         if not isinstance(question, str):
             raise TypeError(f"question must be text, got {type(question).__name__}; the video comes after it")
-        form = pack_format(self.recipe)
-        frames = frames_of(video, form.image_size, self.recipe.data.frames, times, fps, duration)
+        cfg, form = self.recipe.eval, pack_format(self.recipe)
+        longest = cfg.max_new_tokens if max_new_tokens is None else max_new_tokens
+        check_sampling(temperature, top_p, longest)
+        medium = media_of(video, form.image_size, self.recipe.data.frames, times, fps, duration)
         path = str(video) if isinstance(video, (str, Path)) else ""
-        messages = [{"role": "user", "content": question}]
-        pack = build_pack(self.tokenizer, form, messages, [frames], prompt_only=True, key=path)
+        asked = Question([{"role": "user", "content": question}], [medium], path)
         decoder = self.tokenizer.stream()
 
         def show(ids: list[int]) -> None:
             sys.stdout.write(decoder.step(ids[0]))
             sys.stdout.flush()
 
-        kept: dict[str, list[int]] = {}
         dispatch.configure(**vars(self.recipe.model.kernel))  # here, because another model may have been asked since
-        with torch.inference_mode():
-            ids = generate_pack(
+        with ProgressLine(sys.stderr, stays=False) if progress else nullcontext() as line:
+            prompt, start = read_question(
                 self.model,
-                pack.to(self.device),
-                max_new_tokens=self.recipe.eval.max_new_tokens if max_new_tokens is None else max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                stop_ids=self.tokenizer.stop_ids,
-                generator=generator,
-                on_token=show if stream else None,
-                kept=kept,
-            )[0]
+                self.tokenizer,
+                form,
+                asked,
+                tokens_per_piece=cfg.tokens_per_piece,
+                max_new_tokens=longest,
+                on_frames=line and partial(line.count, unit="frames"),
+            )
+        ids = write(
+            self.model.decoder,
+            start,
+            longest,
+            temperature=temperature,
+            top_p=top_p,
+            stop_ids=self.tokenizer.stop_ids,
+            generator=generator,
+            on_token=show if stream else None,
+        )[0]
         if stream:
             print(flush=True)
         return Answer(
             question=question,
             text=self.tokenizer.decode(ids.tolist()),
             video=path,
-            duration=frames.duration,
-            frame_times=frames.times.tolist(),
-            prompt_tokens=pack.lengths[0],
-            vision_tokens=pack.num_vision,
-            kept={stage: counts[0] for stage, counts in kept.items()},
+            duration=medium.duration,
+            frame_times=medium.times.tolist(),
+            prompt_tokens=len(prompt.ids),
+            vision_tokens=int((prompt.kind == Kind.VISION).sum()),
+            kept={stage: counts[0] for stage, counts in start.kept.items()},
         )
 
     def read_video(self, path: str | Path) -> Frames:
@@ -152,21 +169,28 @@ class LoadedModel:
         return read_video(path, pack_format(self.recipe).image_size, self.recipe.data.frames)
 
 
-def load(run: str | Path, *, device: torch.device | str | None = None, overrides: Sequence[str] = ()) -> LoadedModel:
+def load(
+    run: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: str | None = None,
+    overrides: Sequence[str] = (),
+) -> LoadedModel:
     """Load a finished stage: a run folder, or the export in it.
 
-    device: where it computes; None: the GPU if there is one. overrides: settings that differ from the stage's recipe,
-    such as ["data.frames.fps=2", "eval.max_new_tokens=100"].
+    device: where it computes; None: the GPU if there is one. dtype: in which: float32 or bfloat16, where norms, gates
+    and the scan's parameters stay float32; None: `parallel.param_dtype` of the stage on a GPU, float32 elsewhere.
+    overrides: settings that differ from the stage's recipe, such as ["data.frames.fps=2", "eval.max_new_tokens=100"].
+    `data.tokens_per_pack` limits training alone.
 
     Raises:
         FileNotFoundError: without an export there, with what makes one.
-        ConfigError: for overrides that do not fit.
+        ConfigError: for overrides that do not fit, or a dtype that there is not, or not on this device.
         ValueError: for an export that cannot answer, such as that of a vision tower.
     """
     export = find_export(run)
-    model, recipe, tokenizer = load_export(export, overrides)
     place = pick_device() if device is None else torch.device(device)
-    return LoadedModel(export, place, model.to(place), recipe, tokenizer)
+    return LoadedModel(export, place, *load_export(export, overrides, device=place, dtype=dtype))
 
 
 def ask(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from math import inf
 
 import torch
 from torch import Tensor
 
+from timeviper.errors import ConfigError, Problem
 from timeviper.inference.prefill import Prefilled, prefill, prefill_chunks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
@@ -72,24 +73,12 @@ def generate_pack(
     generator: torch.Generator | None = None,
     on_token: OnToken | None = None,
     kept: dict[str, list[int]] | None = None,
-    chunk_frames: int | None = None,
 ) -> list[Tensor]:
     """Answer every prompt of a pack with its frames; returns the new ids of each, as `generate` does.
 
-    kept: filled with the vision tokens left after each transfer stage. chunk_frames: encode and prefill that
-    many frames at a time, one prompt after the other; without effect on a pack with features.
+    kept: filled with the vision tokens left after each transfer stage.
     """
-    if chunk_frames is None or pack.features:  # features are small enough to be taken whole
-        with torch.inference_mode():
-            counts = [n * model.tokens_per_frame for n in pack.frame_counts]
-            x = model.embed(pack)
-            start = prefill(model.decoder, x, Bounds(pack.lengths, x.device), pack.kind, counts)
-    else:
-        parts = [
-            prefill_frames(model, one.ids, one.kind, one.frames.split(chunk_frames), one.num_frames)
-            for one in _single(pack)
-        ]
-        start = Prefilled.join(parts)
+    start = prefill_pack(model, pack)
     if kept is not None:
         kept.update(start.kept)
     return write(
@@ -104,24 +93,27 @@ def generate_pack(
     )
 
 
-def prefill_frames(model: TimeViper, ids: Tensor, kind: Tensor, frames: Iterable[Tensor], num_frames: int) -> Prefilled:
-    """One prompt whose frames come from an iterator of uint8 `[f, 3, H, W]`, `num_frames` in all: an hour of
-    video is never in memory. ids and kind `[n]` as in a pack, with 0 at vision positions."""
-    vision = num_frames * model.tokens_per_frame
-    return prefill_chunks(model.decoder, embed_frames(model, ids, kind, frames), vision, len(ids) - vision)
+@torch.inference_mode()
+def prefill_pack(model: TimeViper, pack: Pack) -> Prefilled:
+    """Every prompt of a pack, whole, with its frames."""
+    counts = [n * model.tokens_per_frame for n in pack.frame_counts]
+    x = model.embed(pack)
+    return prefill(model.decoder, x, Bounds(pack.lengths, x.device), pack.kind, counts)
 
 
-def embed_frames(
-    model: TimeViper, ids: Tensor, kind: Tensor, frames: Iterable[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The embedded prompt up to the last vision token of each part of the frames, then what follows them.
+Part = Tensor | Mapping[str, Tensor]  # of the frames: uint8 `[f, 3, H, W]`, or their features `[f, T, C]` by tower
+
+
+def embed_frames(model: TimeViper, ids: Tensor, kind: Tensor, parts: Iterable[Part]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The embedded prompt up to the last vision token of each part of the frames, then what follows them: an hour of
+    video is never in memory. ids and kind `[n]` as in a pack, with 0 at vision positions.
 
     Raises ValueError when the frames do not fill the prompt's vision positions.
     """
     places = torch.nonzero(kind == Kind.VISION).squeeze(1).tolist()
     start = done = 0
-    for part in frames:
-        vision = model.encode(part.to(ids.device)).flatten(0, 1)
+    for part in parts:
+        vision = _encode(model, part, ids.device).flatten(0, 1)
         done += len(vision)
         if len(vision) == 0 or done > len(places):
             continue
@@ -137,6 +129,33 @@ def embed_frames(
         )
     if start < len(ids):
         yield model.decoder.embed(ids[start:]), kind[start:]
+
+
+def _encode(model: TimeViper, part: Part, device: torch.device) -> Tensor:
+    if isinstance(part, Tensor):
+        return model.encode(part.to(device, non_blocking=True))
+    none = torch.zeros(0, 3, 1, 1, dtype=torch.uint8, device=device)
+    return model.encode(none, {tower: f.to(device, non_blocking=True) for tower, f in part.items()})
+
+
+def in_pieces(parts: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same embedded tokens and kinds, `size` of them at a time (the last time fewer)."""
+    held: list[tuple[Tensor, Tensor]] = []
+    room = size
+    for x, kind in parts:
+        while len(x):
+            held.append((x[:room], kind[:room]))
+            taken = len(held[-1][1])
+            x, kind, room = x[taken:], kind[taken:], room - taken
+            if room == 0:
+                yield _joined(held)
+                held, room = [], size
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return parts[0] if len(parts) == 1 else (torch.cat([x for x, _ in parts]), torch.cat([kind for _, kind in parts]))
 
 
 @torch.inference_mode()
@@ -155,7 +174,7 @@ def write(
 
     Raises ValueError, before it writes, where prompt and answer together are longer than the context.
     """
-    _check_sampling(temperature, top_p, max_new_tokens)
+    check_sampling(temperature, top_p, max_new_tokens)
     state, hidden = start.state, start.hidden
     for i, n in enumerate(state.seen):
         if n + max_new_tokens > decoder.cfg.max_tokens:
@@ -203,32 +222,15 @@ def _prefill_text(decoder: Decoder, ids: Tensor, chunk: int, spare: int) -> Pref
     return prefill_chunks(decoder, pieces, 0, len(ids) + spare)
 
 
-def _single(pack: Pack) -> Iterator[Pack]:
-    """The prompts of a pack, each by itself."""
-    frames = pack.frames.split(pack.frame_counts)
-    columns = (t.split(pack.lengths) for t in (pack.ids, pack.labels, pack.kind))
-    for ids, labels, kind, n, part in zip(*columns, pack.lengths, frames):
-        yield replace(
-            pack,
-            ids=ids,
-            labels=labels,
-            kind=kind,
-            lengths=[n],
-            frames=part,
-            frame_counts=[len(part)],
-            keys=[],
-            types=[],
-            answers=[],
-        )
-
-
-def _check_sampling(temperature: float, top_p: float, max_new_tokens: int) -> None:
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1 (1: every token), got {top_p}")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
+def check_sampling(temperature: float, top_p: float, max_new_tokens: int) -> None:
+    """Raises ConfigError with all that is not allowed."""
+    ranges = (
+        ("temperature", temperature, 0 <= temperature < inf, "must be 0 (greedy) or above."),
+        ("top_p", top_p, 0 < top_p <= 1, "must be above 0 and at most 1 (1: every token)."),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "must be 0 or more."),
+    )
+    if wrong := [Problem(name, value, says) for name, value, holds, says in ranges if not holds]:
+        raise ConfigError("how to write", wrong)
 
 
 def _check_prompts(decoder: Decoder, prompts: Sequence[Tensor]) -> None:

@@ -11,11 +11,31 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.frames.video import Frames, read_video, resized, sample_times
+from timeviper.datamodules.frames.stream import FrameStream
+from timeviper.datamodules.frames.video import Frames, resized, sample_times
 
 Video = str | Path | Frames | NDArray[Any] | Tensor
 
 LAYOUT = "frames are uint8 [F, H, W, 3], RGB from 0 to 255, and a picture is [H, W, 3]"
+
+
+def media_of(
+    video: Video,
+    size: int,
+    wanted: FramesConfig,
+    times: ArrayLike | Tensor | None = None,
+    fps: float | None = None,
+    duration: float | None = None,
+) -> Frames | FrameStream:
+    """Frames of `size` pixels square from anything that `LoadedModel.ask` takes; its docstring says what that is.
+    Those of a file are decoded when they are asked for.
+
+    wanted: which frames are taken of a file, or of an array with `fps`. Raises VideoError for a file that cannot be
+    read; TypeError or ValueError, with what is allowed, for anything else.
+    """
+    if isinstance(video, (str, Path)) and (times, fps, duration) == (None, None, None):
+        return FrameStream(video, size, wanted)
+    return frames_of(video, size, wanted, times, fps, duration)
 
 
 def frames_of(
@@ -26,11 +46,7 @@ def frames_of(
     fps: float | None = None,
     duration: float | None = None,
 ) -> Frames:
-    """Frames of `size` pixels square from anything that `LoadedModel.ask` takes; its docstring says what that is.
-
-    wanted: which frames are taken of a file, or of an array with `fps`. Raises VideoError for a file that cannot be
-    read; TypeError or ValueError, with what is allowed, for anything else.
-    """
+    """`media_of` for what is in memory."""
     told = [name for name, value in (("times", times), ("fps", fps), ("duration", duration)) if value is not None]
     if isinstance(video, (np.ndarray, Tensor)):
         pixels = _pixels(video)
@@ -45,8 +61,6 @@ def frames_of(
         return _at_times(pixels, size, times, duration, 1 / wanted.fps)
     if told:
         raise ValueError(f"{told[0]} is for frames in memory: a file, and what read_video gave, have their own")
-    if isinstance(video, (str, Path)):
-        return read_video(video, size, wanted)
     if not isinstance(video, Frames):
         kinds = "a path, a numpy array, a torch tensor, or what read_video gave"
         raise TypeError(f"video must be {kinds}, got {type(video).__name__}")

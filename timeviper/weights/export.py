@@ -8,8 +8,10 @@ ancestors) and, after LoRA, `adapter/adapter.safetensors`.
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,22 @@ from timeviper.config import LoraConfig, ModelConfig, Recipe
 from timeviper.config.fields import differences
 from timeviper.config.load import CONFIG, dump, load_recipe
 from timeviper.config.model import TOUCH_NO_TENSOR
-from timeviper.errors import ConfigError, Problem
+from timeviper.errors import ConfigError, Problem, one_of
 from timeviper.files import whole_folder
 from timeviper.model import lora
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
+from timeviper.parallel import sharding_plan
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights import initialize
 from timeviper.weights.initialize import Read
 from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, read_lineage
 from timeviper.weights.tensors import INDEX, TensorFolder, write_tensors
 
+log = logging.getLogger("timeviper")
+
 WEIGHTS = "model.safetensors"
+DTYPES = ("float32", "bfloat16")
 ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
 
 Model = TimeViper | TagModel
@@ -193,13 +199,17 @@ def check_export(export: Path) -> None:
         )
 
 
-def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper, Recipe, Tokenizer]:
-    """A finished model, in eval mode, with its recipe (as overridden) and tokenizer.
+def load_export(
+    export: Path, overrides: Sequence[str] = (), *, device: torch.device | str = "cpu", dtype: str | None = None
+) -> tuple[TimeViper, Recipe, Tokenizer]:
+    """A finished model on a device, in eval mode, with its recipe (as overridden) and tokenizer.
 
-    Raises FileNotFoundError with what to run when there is none, ValueError when it is a tower alone.
+    dtype: one of DTYPES; None: as `pick_dtype` says. Tensors are rounded to it one by one as they are read.
+    Raises FileNotFoundError with what to run when there is none, ValueError when it is a tower alone, ConfigError for
+    settings that do not fit.
     """
     check_export(export)
-    recipe = load_recipe(export / CONFIG, overrides)
+    recipe = load_recipe(export / CONFIG, overrides, to_train=False)
     if recipe.train.objective != "answer":
         raise ValueError(f"{export} is a vision tower without a language model; it cannot answer questions")
     model, files = _bare(recipe), TensorFolder(export)
@@ -208,7 +218,10 @@ def load_export(export: Path, overrides: Sequence[str] = ()) -> tuple[TimeViper,
     missing, unexpected = sorted(own.keys() - files.files.keys()), sorted(files.files.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(f"{export}: tensors missing: {missing[:5]}, unexpected: {unexpected[:5]}")
-    model.to_empty(device="cpu")
+    place = torch.device(device)
+    if pick_dtype(recipe, place, dtype) == torch.bfloat16:
+        _shorten(model, recipe)
+    model.to_empty(device=place)
     initialize.fill(model, model, initialize.from_folder(files, {name: name for name in own}))
     return model.eval().requires_grad_(False), recipe, Tokenizer.load(str(export))
 
@@ -220,4 +233,41 @@ def find_export(run: str | Path) -> Path:
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this rank, if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def pick_dtype(recipe: Recipe, device: torch.device, asked: str | None = None) -> torch.dtype:
+    """In which answers are computed: as asked (one of DTYPES), else as in training on a GPU, and float32 elsewhere.
+
+    Raises ConfigError for another one, or one that the device does not have.
+    """
+    if asked not in (None, *DTYPES):
+        raise ConfigError("dtype", [Problem("--dtype", asked, f"must be {one_of(DTYPES)}.")])
+    name = asked or (recipe.parallel.param_dtype if device.type == "cuda" else "float32")
+    if name == "bfloat16" and (lack := _no_bfloat16(device)):
+        if asked:
+            raise ConfigError("dtype", [Problem("--dtype", asked, f"{lack}: take float32, or another device.")])
+        log.warning("%s: computing in float32", lack)
+        name = "float32"
+    return getattr(torch, name)
+
+
+def _no_bfloat16(device: torch.device) -> str:
+    """Why a device cannot compute in bfloat16; "" if it can."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            fine = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "" if fine else f"{torch.cuda.get_device_name(device)} has no bfloat16"
+    return "" if device.type == "cpu" else f"bfloat16 is not used on {device.type}"
+
+
+def _shorten(model: TimeViper, recipe: Recipe) -> None:
+    """Give each parameter the dtype that it has in a training step in bfloat16; the model is still without memory."""
+    done: set[int] = set()
+    for unit in sharding_plan(model, replace(recipe.parallel, param_dtype="bfloat16")):
+        for p in (p for module in unit.modules for p in module.parameters() if id(p) not in done):
+            p.data = p.data.to(unit.dtype or torch.float32)
+            done.add(id(p))

@@ -21,13 +21,18 @@ from timeviper.config.shape import kept_share, tokens_per_frame
 from timeviper.errors import did_you_mean
 
 
-def problems(recipe: Recipe) -> Iterator[Finding]:
-    """Everything that cannot work: single numbers, then what does not fit together, each in the order of the file."""
+def problems(recipe: Recipe, to_train: bool = True) -> Iterator[Finding]:
+    """Everything that cannot work: single numbers, then what does not fit together, each in the order of the file.
+
+    to_train: else the stage is to answer, where the length of each prompt is checked when it is known.
+    """
     yield from _identity(recipe)
     yield from out_of_range(recipe)
     yield from model_disagreements(recipe.model)
     yield from _data(recipe)
-    yield from _lengths(recipe)
+    yield from _towers(recipe)
+    if to_train and recipe.model.towers:
+        yield from _lengths(recipe)
     yield from _train(recipe)
     yield from _adapters(recipe)
     yield from _parallel(recipe.parallel)
@@ -104,11 +109,13 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("data.frames.max_frames", f"must be at least min_frames = {frames.min_frames}.")
 
 
-def _lengths(recipe: Recipe) -> Iterator[Finding]:
-    """The longest video must fit one pack (which counts TransV's savings) and the decoder's context."""
+def _towers(recipe: Recipe) -> Iterator[Finding]:
     if not recipe.model.towers:
         yield Finding("model.towers", "is empty: without a vision encoder nothing sees the frames.")
-        return
+
+
+def _lengths(recipe: Recipe) -> Iterator[Finding]:
+    """The longest video must fit one pack (which counts TransV's savings) and the decoder's context."""
     a_frame = tokens_per_frame(recipe.model)
     transv, blocks = recipe.model.transv, max(1, len(recipe.model.decoder.layout))
     wishes = [("data.frames.max_frames", recipe.data.frames.max_frames, kept_share(transv, blocks))]
