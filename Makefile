@@ -50,7 +50,7 @@ export = $(OUT)/runs/$(SIZE)/$(1)/export/lineage.json
 MINE := $(if $(DATA),data.sources.mine.shards=$(abspath $(DATA)))
 # A stage as the command line asks for it; then the table of held-out answers.
 train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
-table = $(IN_OUT)$(TIMEVIPER) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
+table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
         eval compare ask shards doctor explain preview plan bench bench-gpu bench-data bench-cache bench-seeds cache check-real-weights check-real-data docs clean
@@ -142,7 +142,7 @@ $(WORLD): | $(READY)
 	@touch $@
 
 eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines
-	$(IN_OUT)$(TIMEVIPER) eval $(RUN) $(ARGS)
+	$(IN_OUT)$(LAUNCH) eval $(RUN) $(ARGS)
 
 compare: $(READY) ## two runs on the same held-out questions: make compare A=runs/tiny/stage2_instruct B=runs/mine
 	@test -n "$(A)" -a -n "$(B)" || { echo 'error: name two runs: make compare A=runs/tiny/stage2_instruct B=runs/mine'; exit 1; }

@@ -175,14 +175,11 @@ class Plan:
 def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int) -> list[StepPlan]:
     """Held-out units in a fixed order, one pack a step and rank; the last steps may lack packs for some ranks.
 
-    `samples` units drawn from all sources, always the same ones (0: all).
+    `samples` units as `drawn` does it.
     """
-    units = [source[i] for source in sources.values() for i in range(len(source))]
-    if 0 < samples < len(units):  # drawn, because every n-th may have something in common
-        units = [units[i] for i in sorted(np.random.default_rng(0).permutation(len(units))[:samples])]
     packs: list[list[Item]] = []
     room = 0.0
-    for unit in units:
+    for unit in drawn(sources, samples):
         item = cost.item(unit, data.frames)
         if item.cost > room or not packs:
             packs.append([])
@@ -191,3 +188,11 @@ def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samp
         room -= item.cost
     groups = [packs[i : i + world] for i in range(0, len(packs), world)]
     return [StepPlan(i, data.frames, tuple(map(tuple, g))) for i, g in enumerate(groups)]
+
+
+def drawn(sources: dict[str, Source], samples: int) -> list[Unit]:
+    """`samples` units of all sources (0: all), always the same ones, in a fixed order."""
+    units = [source[i] for source in sources.values() for i in range(len(source))]
+    if 0 < samples < len(units):  # drawn, because every n-th may have something in common
+        units = [units[i] for i in sorted(np.random.default_rng(0).permutation(len(units))[:samples])]
+    return units

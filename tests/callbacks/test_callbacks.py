@@ -29,7 +29,7 @@ from timeviper.datamodules.build import build_plan, class_datasets, pack_format
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.reader import PackReader
 from timeviper.errors import ConfigError
-from timeviper.inference.evaluate import WHOLE, Evaluation
+from timeviper.inference.held_out import WHOLE, Evaluation
 from timeviper.model.flops import model_flops, total
 from timeviper.planning.hardware import GPUS, gpu_of
 from timeviper.planning.parameters import sharded_parameters

@@ -32,7 +32,7 @@ from timeviper.datamodules.build import load_index, pack_format
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.frames.video import Frames, read_video, sample_times
 from timeviper.datamodules.shards.pool import write_shards
-from timeviper.inference.evaluate import Evaluation
+from timeviper.inference.held_out import Evaluation
 from timeviper.model.viper import TimeViper
 from timeviper.pack import Kind, Pack, StepBatch
 from timeviper.tokenizer import Tokenizer

@@ -34,7 +34,7 @@ from timeviper.datamodules.shards.tar import read_member
 from timeviper.errors import ConfigError
 from timeviper.features.check import check_features, fingerprint, frozen_towers
 from timeviper.features.write import write_features
-from timeviper.inference.evaluate import BLIND, WHOLE, Evaluation
+from timeviper.inference.held_out import BLIND, WHOLE, Evaluation
 from timeviper.model.viper import TimeViper
 from timeviper.model.vision.build import build_tower
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK

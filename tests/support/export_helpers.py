@@ -12,6 +12,8 @@ from timeviper.config.load import load_recipe
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model, write_export
 
+torch.set_num_threads(1)  # so small a model: threads would only wait for each other
+
 
 def random_run(folder: Path, *overrides: str, val: Path | None = None, seed: int = 0) -> Path:
     """A run folder of stage 2; val: its held-out shards."""

@@ -75,11 +75,14 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the recipe that made it.")],
     overrides: Overrides = None,
-    again: Annotated[bool, typer.Option("--again", help="Answer again, though eval.json is there.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Answer again, though answers are there.")] = False,
+    max_new_tokens: MaxNewTokens = None,
+    dtype: Dtype = None,
 ) -> None:
     """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json.
 
     After a run folder, overrides change the evaluation; after a recipe, they are those that it was trained with.
+    Under torchrun the ranks share the questions. The same command continues what was stopped.
     """
     from timeviper.config.shipped import means_recipe
 
@@ -88,11 +91,20 @@ def evaluate(
         from timeviper.config.load import load_recipe
 
         run, changes = Path(load_recipe(run, changes).run_dir), []
-    from timeviper.inference.eval_report import print_table, read_report
+    from timeviper.inference.eval_report import print_table
     from timeviper.inference.evaluate import evaluate as answer
+    from timeviper.inference.evaluate import finished
 
-    report = None if again else read_report(run, changes)
-    print_table(report or answer(run, changes))
+    if max_new_tokens is not None:
+        changes = [*changes, f"eval.max_new_tokens={max_new_tokens}"]
+    report = None if again else finished(run, changes, dtype)
+    try:
+        report = report or answer(run, changes, dtype=dtype, again=again)
+    except KeyboardInterrupt:
+        print("stopped: the answers so far are kept, and the same command continues", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
+    if os.environ.get("RANK", "0") == "0":
+        print_table(report)
 
 
 @app.command(context_settings=OVERRIDES)

@@ -46,6 +46,8 @@ class Report:
     """Settings of the evaluation that differ from the recipe; None in reports of earlier versions."""
     answers: str | None
     """Digest of `answers.jsonl`; None in reports of earlier versions."""
+    dtype: str | None
+    """In which the answers were computed; None in reports of earlier versions."""
 
     def columns(self) -> dict[str, Scores]:
         """Model and baselines by the names that people see, without those that there are not."""
@@ -74,27 +76,28 @@ class Report:
             recipe=data["recipe"],
             overrides=data.get("overrides"),
             answers=data.get("answers"),
+            dtype=data.get("dtype"),
         )
 
 
 def write_answers(export: Path, answers: Sequence[Answered]) -> str:
     """Write `answers.jsonl`, a line each with its scores; returns its digest."""
     rows = "".join(json.dumps({**asdict(a), "correct": a.correct, "iou": a.iou}) + "\n" for a in answers).encode()
-    write_whole(_folder(export) / ANSWERS, rows)
+    write_whole(folder_of(export) / ANSWERS, rows)
     return _digest(rows)
 
 
 def write_report(export: Path, report: Report) -> None:
-    write_whole(_folder(export) / REPORT, json.dumps(report.as_dict(), indent=2) + "\n")
+    write_whole(folder_of(export) / REPORT, json.dumps(report.as_dict(), indent=2) + "\n")
 
 
-def read_report(run: str | Path, overrides: Sequence[str] = ()) -> Report | None:
-    """The `eval.json` of exactly this export and these overrides; None if there is none.
+def read_report(run: str | Path, overrides: Sequence[str] = (), dtype: str | None = None) -> Report | None:
+    """The `eval.json` of exactly this export and these overrides, and of this dtype if one is asked for; else None.
 
     DamagedReportError names the file.
     """
     export = find_export(run)
-    path = _folder(export) / REPORT
+    path = folder_of(export) / REPORT
     if not path.is_file() or not is_export(export):
         return None
     try:
@@ -104,7 +107,7 @@ def read_report(run: str | Path, overrides: Sequence[str] = ()) -> Report | None
     weights = read_lineage(export).get("weights")
     by_time = path.stat().st_mtime >= (export / LINEAGE).stat().st_mtime  # all there is to go by in old exports
     fresh = report.weights == weights if weights else by_time
-    return report if fresh and report.overrides == list(overrides) else None
+    return report if fresh and report.overrides == list(overrides) and dtype in (None, report.dtype) else None
 
 
 def read_answers(run: str | Path, report: Report) -> list[Answered] | None:
@@ -112,7 +115,7 @@ def read_answers(run: str | Path, report: Report) -> list[Answered] | None:
 
     DamagedReportError names file and line, or says that they are not those of the report.
     """
-    path = _folder(find_export(run)) / ANSWERS
+    path = folder_of(find_export(run)) / ANSWERS
     if report.answers is None or not path.is_file():
         return None
     raw = path.read_bytes()
@@ -141,7 +144,7 @@ class DamagedReportError(ValueError):
         super().__init__(f"{path} {what}; answer again: timeviper eval {run} --again")
 
 
-def _folder(export: Path) -> Path:
+def folder_of(export: Path) -> Path:
     """Where the report of an export goes."""
     return export.parent if export.name == "export" else export
 
