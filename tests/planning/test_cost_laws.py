@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bench_pieces import LiveBytes
 from cost_helpers import (
     ALL,
     DINO,
     SIGLIP,
-    LiveBytes,
     adapted,
     build,
     counted,
@@ -129,7 +129,7 @@ def test_a_block_needs_what_the_law_says_in_its_backward_pass(letter: str, piece
         for module in block.modules():
             if isinstance(module, (Scan, RMSNorm)):
                 module.float()
-    L = 4096
+    L = 8192  # more than a lean mixer computes again at a time
     x = torch.randn(L, cfg.width, dtype=torch.bfloat16 if bfloat16 else torch.float32, requires_grad=True)
     dy, span = torch.randn_like(x), Span.fresh(Bounds([L]))
     block.in_pieces(piece, nullcontext, x, span)  # what the bounds keep for the next layer is made once

@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from timeviper.config import LoraConfig, ModelConfig, ParallelConfig, TowerConfig, TransVConfig, TransVStage
@@ -146,26 +143,3 @@ def saved_bytes(model: nn.Module, pack: Pack) -> int:
         out = model(pack)
     assert out.loss_sum.requires_grad
     return sum(kept.values())
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most memory that tensors made inside, or added, hold at a time. Sharding resizes storages: all are asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self.storages: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
-                self.add(tensor)
-        self.peak = max(self.peak, sum(s.nbytes() for ref in self.storages.values() if (s := ref()) is not None))
-        return out
-
-    def add(self, tensor: Tensor) -> None:
-        storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
-        if storage._cdata not in self.storages:
-            self.storages[storage._cdata] = weakref.ref(storage)
-            weakref.finalize(storage, self.storages.pop, storage._cdata)

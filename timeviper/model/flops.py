@@ -23,6 +23,7 @@ from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.ssd_chunked import tokens_per_chunk
 from timeviper.model.gradients import Gradients, maps_of
+from timeviper.model.mamba2 import LEAN
 from timeviper.model.pieces import Piece, cut
 from timeviper.model.selection import SELECTIONS
 from timeviper.model.vision.build import tower_class
@@ -193,7 +194,7 @@ class _Count:
             self.add(part, replace(work, recompute=2 * work.forward) if twice else work)
         if letter == "M":
             work = once_more(self.scan(lengths, mixes), again)
-            lean = again and mixes and not cut_up  # whole, the scan is not kept even then
+            lean = again and mixes and not cut_up and L > LEAN  # whole, the scan is not kept even then
             self.add("scan", replace(work, recompute=2 * work.forward) if lean else work)
         elif letter == "*":
             self.add(part, once_more(self.attention(lengths, lengths, True, mixes), again))

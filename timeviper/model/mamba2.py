@@ -90,7 +90,7 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Tensor, span: Span, state: MambaState | None = None) -> Tensor:
         projected = self.in_proj(x)  # [L, H * P + C + H]
-        if span.lean:
+        if span.lean and span.bounds.num_tokens > LEAN:
             return self.out_proj(self._mix_lean(projected, span))
         return self.out_proj(self._mix(projected, span, state))
 

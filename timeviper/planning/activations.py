@@ -115,7 +115,7 @@ class _Language:
         stream_gradients = 2.0 * self.a * L * D  # of the block's output and input
         again = part in self.execution.checkpointed
         pieces = self.execution.pieces(part, stream.lengths)
-        lean = letter == "M" and again and mixes and len(pieces) == 1
+        lean = letter == "M" and again and mixes and len(pieces) == 1 and L > LEAN
         inside, gradients = max((self.inside(letter, p, mixes, flow, lean) for p in pieces), key=sum)
         if not again:
             return Saved(name, part, inside, 0.0, stream_gradients + gradients)

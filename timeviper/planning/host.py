@@ -27,7 +27,7 @@ def offloaded_bytes(recipe: Recipe, shape: PackShape, device: Literal["cpu", "cu
     Pinned memory is given out in powers of two: a block input of 1.6 GB takes 2.1.
     """
     a = 2 if recipe.parallel.param_dtype == "bfloat16" else WIDE
-    execution = Execution(device, recipe.parallel.checkpointed)
+    execution = Execution.of(recipe.parallel, device)
     saved = saved_activations(recipe.model, shape, recipe.train.trainable, execution, a, recipe.train.objective)
     kept = [s.kept for s in saved if s.name.startswith(OFFLOADED) and s.kept >= SMALL]
     return float(sum(2.0 ** ceil(log2(n)) if device == "cuda" else n for n in kept))
