@@ -139,7 +139,7 @@ def _obstacle(vendor: Vendor, device: torch.device, dtype: torch.dtype) -> str:
         return f"is missing: {load(vendor).problem}"
     if not any(vendor.capability) or not torch.cuda.is_available():
         return ""
-    if vendor.name == "torch" and not torch.backends.cuda.is_flash_attention_available():
+    if vendor.module.startswith("torch.") and not torch.backends.cuda.is_flash_attention_available():
         return "is built without flash attention"
     if (capability := torch.cuda.get_device_capability(device)) < vendor.capability:
         needed, has = (".".join(map(str, c)) for c in (vendor.capability, capability))

@@ -35,7 +35,8 @@ class Vendor:
 
     @property
     def name(self) -> str:
-        return "torch" if self.module.startswith("torch.") else self.module.partition(".")[0]
+        """Of the package, or of the part of torch."""
+        return self.module.rpartition(".")[0] if self.module.startswith("torch.") else self.module.partition(".")[0]
 
 
 _MAMBA = 'pip install --no-build-isolation "mamba-ssm>=2.3"'
@@ -63,7 +64,7 @@ VENDORS: dict[str, tuple[Vendor, ...]] = {
             "causal_conv1d",
             "causal_conv1d_fn",
             _CONV,
-            "the convolution and SiLU in one pass over the tokens instead of five",
+            "the convolution and SiLU in one pass over the tokens instead of several",
             index_limit=2 * INT32,
         ),
     ),
@@ -72,7 +73,7 @@ VENDORS: dict[str, tuple[Vendor, ...]] = {
             "flash_attn",
             "flash_attn_varlen_func",
             _FLASH,
-            "the newest flash kernels; torch's own variable-length flash attention does without",
+            "flash attention as its authors release it; where it is missing, torch's own serves",
             _HALF,
             1 << 63,
             (8, 0),

@@ -357,4 +357,4 @@ def test_the_report_names_every_operation() -> None:
     assert rows["ssd"].used == "torch"
     assert "CUDA" in rows["ssd"].why
     assert "mamba-ssm" in rows["ssd"].vendors[0][1]
-    assert [v.name for v, _ in rows["attention"].vendors] == ["flash_attn", "torch"]
+    assert [v.name for v, _ in rows["attention"].vendors] == ["flash_attn", "torch.nn.attention"]

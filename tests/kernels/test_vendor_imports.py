@@ -107,12 +107,12 @@ def test_the_first_that_runs_is_taken(make: Make, monkeypatch: pytest.MonkeyPatc
 
 def test_torch_attends_where_flash_attn_is_missing() -> None:
     flash, own = dispatch.VENDORS["attention"]
-    assert own.name == "torch"
+    assert own.name == "torch.nn.attention"
     assert vendors.load(own).function is varlen_attn
     if vendors.load(flash).function is None and not torch.cuda.is_available():
         assert dispatch.obstacle("attention", torch.device("cuda"), torch.bfloat16) == ""
         (row,) = [r for r in dispatch.report("cuda") if r.op == "attention"]
-        assert row.used == "vendor: torch"
+        assert row.used == "vendor: torch.nn.attention"
 
 
 def test_a_stand_in_has_the_name_of_a_vendor() -> None:

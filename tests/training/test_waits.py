@@ -6,15 +6,18 @@ gradients, and of several ranks the checkpoints' callback reads whether one of t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import torch
 from model_helpers import GUIDED, PUBLISHED
+from torch import Tensor
 from viper_helpers import config, sample
 from waits import counted_waits
 
 from timeviper.config import ModelConfig
+from timeviper.kernels import dispatch
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper
 from timeviper.pack import Pack
@@ -31,10 +34,12 @@ def packs() -> list[Pack]:
     return [Pack.join(parts), Pack.join([long, parts[0]]), parts[2], Pack.join(parts[3:])]
 
 
-def step(cfg: ModelConfig, kind: type = TimeViper, frozen: tuple[str, ...] = ("towers",)) -> list[str]:
+def step(
+    cfg: ModelConfig, kind: type = TimeViper, frozen: tuple[str, ...] = ("towers",), wide: bool = False
+) -> list[str]:
     """What makes the host wait in one step: forward, backward, norm of the gradient."""
     with META:
-        model = kind(cfg)
+        model = kind(cfg).double() if wide else kind(cfg)
     for name, p in model.named_parameters():
         p.requires_grad_(not name.startswith(frozen))
     # What sharding adds.
@@ -55,6 +60,34 @@ def test_a_step_does_not_wait_for_the_device(stages: dict, frozen: tuple[str, ..
 
 def test_a_step_of_the_tower_alone_does_not_wait_for_the_device() -> None:
     assert step(config({}), TagModel, frozen=("nothing",)) == []
+
+
+def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, **options: Any) -> Any:
+    y = x * dt[..., None] * A[:, None] + (B.sum() + C.sum())
+    final = x.new_zeros(1, *x.shape[2:], B.shape[-1]) + x.sum()
+    return (y, final) if options.get("return_final_states") else y
+
+
+# No vendor's arithmetic, but the shapes and the graph.
+VENDORS = {
+    "mamba_chunk_scan_combined": scan,
+    "causal_conv1d_fn": lambda x, weight, bias, seq_idx, activation: x * weight[:, :1] + bias[:, None],
+    "rmsnorm_fn": lambda x, weight, bias, z, **_: x * weight * (1 if z is None else z),
+    "varlen_attn": lambda q, k, v, *_, **__: q + (k.sum() + v.sum()),
+    "_flash_attention_forward": lambda q, *_, **__: (q * 1, q.new_zeros(q.shape[1], len(q)), None),
+    "_flash_attention_backward": lambda dy, q, k, v, *_, **__: (q * 1, k * 1, v * 1),
+}
+
+
+@pytest.mark.parametrize("room", [1 << 31, 1500], ids=["whole", "in pieces"])
+def test_a_step_with_kernels_of_vendors_does_not_wait_either(room: int) -> None:
+    cfg = config(PUBLISHED)
+    cfg = replace(cfg, decoder=replace(cfg.decoder, ssm_state=8))  # channels that causal_conv1d takes
+    with (
+        dispatch.stand_in(VENDORS, room),
+        dispatch.use(**dict.fromkeys(("ssd", "conv1d", "attention", "norm"), "vendor")),
+    ):
+        assert step(cfg, wide=True) == []
 
 
 def test_waits_are_seen() -> None:
