@@ -43,7 +43,7 @@ def rows_within(limit: int, *tensors: Tensor) -> int:
 
 
 def check_gradient(y: Tensor, limit: int) -> Tensor:
-    """`y`, whose gradient reaches the kernel's backward within the limit, whatever view it is of."""
+    """`y` as a kernel returned it, whose gradient reaches its backward within the limit, whatever view it is of."""
     if y.requires_grad and not torch.compiler.is_compiling():
         y.register_hook(lambda g: g.contiguous() if extent(g) > limit else g)
     return y

@@ -170,15 +170,13 @@ def ssd_vendor(
     carry = carry or (initial_state is None and not need_state)  # the state is only wanted to carry on
     pieces = limits.cut(bounds, rows, scan.chunk) if bounds.num_tokens > rows else []
     if carry and pieces:
-        y, final = limits.carried(scan.carry, tensors, pieces, initial_state)
-    elif carry:
-        y, final = scan.carry(tensors, bounds, initial_state)
-    elif pieces:
+        return limits.carried(scan.carry, tensors, pieces, initial_state)
+    if carry:
+        return scan.carry(tensors, bounds, initial_state)
+    if pieces:
         state = _zero_state(x, B, bounds) if initial_state is None else initial_state
-        y, final = limits.with_states(scan.with_states, tensors, pieces, state)
-    else:
-        y, final = scan.with_states(tensors, bounds, initial_state)
-    return limits.check_gradient(y, scan.kernel.index_limit), final
+        return limits.with_states(scan.with_states, tensors, pieces, state)
+    return scan.with_states(tensors, bounds, initial_state)
 
 
 class _VendorScan:
