@@ -234,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (parts, lacking), setting = load_parts(args.modules), Setting(args.device, args.divide)
     if args.child:
         part = next(p for p in parts if p.letter == args.child)
+        if args.device == "cpu" and "torch" in sys.modules:  # sizes of a trial: threads would only wait for each other
+            sys.modules["torch"].set_num_threads(1)
         return work(part, setting, args.cases, Records(args.out), os.getppid())
     out = place(args)
     records = Records(out.with_suffix(".jsonl"))
@@ -244,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: list[Any] = [sys.executable, __file__, "--device", args.device, "--divide", args.divide]
     command = [str(c) for c in (*command, "--modules", args.modules, "--out", records.path)]
     shown = " ".join(["python benchmarks/bench_gpu.py", *(sys.argv[1:] if argv is None else argv)])
-    end = time.monotonic() + 60 * args.minutes
+    top, end = head(setting, shown), time.monotonic() + 60 * args.minutes
     try:
         for part in (p for p in parts if p.letter in args.only):
             left = end - time.monotonic()
@@ -253,11 +255,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 records.add(part=part.letter, state="stopped", why=why)
                 continue
             supervise(part, setting, records, min(args.limit or part.seconds, left), command)
+            out.write_text(page(parts, setting, records, top, lacking) + "\n")  # whoever is killed next
     except KeyboardInterrupt:
         print("stopped; the same command goes on", flush=True)
         return 130
     finally:
-        out.write_text(page(parts, setting, records, head(setting, shown), lacking) + "\n")
+        out.write_text(page(parts, setting, records, top, lacking) + "\n")
         print(f"written: {out}", flush=True)
     return 0
 

@@ -25,9 +25,10 @@ from bench_gpu_page import Case, Part, Row, Setting
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import timeviper
 from timeviper.config import ParallelConfig, Recipe
 from timeviper.config.load import load_recipe
-from timeviper.config.shape import PackShape
+from timeviper.config.shape import PackShape, tokens_per_frame
 from timeviper.kernels import dispatch
 from timeviper.model import lora
 from timeviper.model.flops import model_flops
@@ -43,11 +44,11 @@ from timeviper.training.optim import build_optimizer
 from timeviper.training.step import accumulate
 from timeviper.weights.export import meta_model
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(timeviper.__file__).parent
 TEXT, LABELS = 192, 96  # tokens of the sample, and those of them that are supervised, as plans assume
 FRAMES = (1024, 10_240)
 PIECE = 16_384  # tokens of `parallel.tokens_per_piece`, where there is such a setting
-SMALL = 64  # what the hybrid of part c is divided by
+SMALL = 4  # what the hybrid of part c is divided by: heads of 16, which every kernel takes
 SMALL_FRAMES = 64
 
 
@@ -111,7 +112,7 @@ class Trainee:
 
 def stage3(setting: Setting, *overrides: str) -> Recipe:
     """The long stage of nano9b, with the sizes of the setting."""
-    recipe = load_recipe(ROOT / "recipes" / "nano9b" / "stage3_long.yaml", overrides)
+    recipe = load_recipe("nano9b/stage3_long", overrides)
     recipe.model = replace(
         preset("nano9b", setting), transv=recipe.model.transv, lora=recipe.model.lora, kernel=recipe.model.kernel
     )
@@ -129,7 +130,7 @@ def wait_cases(setting: Setting) -> list[Case]:
 
 
 def _waits(setting: Setting, way: Callable[[Trainee, Pack], Iterator[Row]]) -> Iterator[Row]:
-    recipe = stage3(replace(setting, divide=SMALL))
+    recipe = stage3(replace(setting, divide=max(SMALL, setting.divide)))
     pack = make_pack(recipe, SMALL_FRAMES, setting.device)
     with one_rank(setting.device):
         trainee = Trainee(recipe, setting.device)
@@ -140,9 +141,8 @@ def _waits(setting: Setting, way: Callable[[Trainee, Pack], Iterator[Row]]) -> I
 def _here() -> str:
     """The line of this project that is at work."""
     for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "benchmarks") and ".venv" not in path.parts:
-            return f"{os.path.relpath(path.resolve(), ROOT)}:{frame.lineno}"
+        if Path(frame.filename).is_relative_to(PACKAGE):
+            return f"{os.path.relpath(Path(frame.filename).resolve(), PACKAGE.parent.resolve())}:{frame.lineno}"
     return "elsewhere, such as autograd's own thread or the optimizer"
 
 
@@ -213,8 +213,8 @@ def lora_cases(setting: Setting) -> list[Case]:
     counts = dict.fromkeys(max(n // setting.divide, 2) for n in FRAMES)
     ways = {"": ()}
     if any(f.name == "tokens_per_piece" for f in fields(ParallelConfig)):
-        size = max(PIECE // setting.divide, 64)
-        ways = {"": ("parallel.tokens_per_piece=0",), ", in pieces": (f"parallel.tokens_per_piece={size}",)}
+        size = max(PIECE // setting.divide, 256)
+        ways = {", in pieces": (f"parallel.tokens_per_piece={size}",), "": ("parallel.tokens_per_piece=0",)}
     return [
         Case(f"{frames:,} frames{way}", partial(_lora, setting, frames, f"{frames:,} frames{way}", more))
         for frames in counts
@@ -224,8 +224,6 @@ def lora_cases(setting: Setting) -> list[Case]:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan says of a step."""
-
     memory: PeakMemory
     tflop: float
     """Model FLOPs."""
@@ -233,8 +231,8 @@ class Planned:
     peak_tflops: float | None
 
 
-def plan(recipe: Recipe, pack: Pack, device: str) -> Planned:
-    units, shape = sharded_parameters(meta_model(recipe), recipe.parallel), PackShape.of(pack)
+def plan(recipe: Recipe, frames: int, device: str) -> Planned:
+    units, shape = sharded_parameters(meta_model(recipe), recipe.parallel), PackShape((frames,), (TEXT,), LABELS)
     memory = peak_memory(recipe, units, shape, 1, 1, "cpu" if device == "cpu" else "cuda")
     flops = sum(f.total for f in model_flops(recipe.model, shape, recipe.train.trainable).values())
     gpu = None if device == "cpu" else gpu_of(torch.cuda.get_device_name())
@@ -245,14 +243,16 @@ def plan(recipe: Recipe, pack: Pack, device: str) -> Planned:
 def _lora(setting: Setting, frames: int, name: str, more: tuple[str, ...]) -> Iterator[Row]:
     device = setting.device
     recipe = stage3(setting, *LORA, *more)
-    pack = make_pack(recipe, frames, device)
-    planned = plan(recipe, pack, device)
-    row: Row = {"sample": name, "tokens": sum(pack.lengths), "planned GB": planned.memory.peak.bytes / 1e9}
+    planned = plan(recipe, frames, device)
+    length = frames * tokens_per_frame(recipe.model) + TEXT
+    row: Row = {"sample": name, "tokens": length, "planned GB": planned.memory.peak.bytes / 1e9}
     row |= {"fullest moment": planned.memory.peak.name, "planned s": planned.seconds, "model TFLOP": planned.tflop}
     room = inf if device == "cpu" else torch.cuda.get_device_properties(0).total_memory / 1e9
     if row["planned GB"] > room:
         yield row | {"note": f"not run: planned for more than the {room:.0f} GB of this device"}
         return
+    pack = make_pack(recipe, frames, device)
+    assert PackShape.of(pack) == PackShape((frames,), (TEXT,), LABELS)
     with one_rank(device), Peak(device) as peak:
         trainee = Trainee(recipe, device)
         first, second = (one(lambda: trainee.step(pack), device) / 1e3 for _ in range(2))
@@ -268,7 +268,7 @@ PARTS = [
     Part(
         "c",
         "What a training step waits for",
-        f"The second step of stage 3 with all widths of nano9b divided by {SMALL} and one sample of {SMALL_FRAMES} "
+        f"The second step of stage 3 with widths of nano9b / {SMALL} (a trial: less), one sample of {SMALL_FRAMES} "
         "frames, published TransV; projector, decoder and transfers learn. Places are lines of this project.",
         70,
         {"counted by": "", "where": "", "times": ",d"},
@@ -282,7 +282,7 @@ PARTS = [
         + f"; one sample of {TEXT} text tokens and random frames, "
         "encoded by the tower in every step. Planned: as `timeviper plan`, without its reserve, for this sample. "
         "Measured: what torch has allocated at most. MFU by model FLOPs, of the second step.",
-        180,
+        240,
         {
             "sample": "",
             "tokens": ",d",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -17,7 +18,7 @@ import pytest
 import torch
 from bench_gpu_measure import Peak, largest_error, preset, random_model, timed
 from bench_gpu_ops import OPS
-from bench_gpu_page import Case, Part, Records, Row, Setting, table
+from bench_gpu_page import Case, Records, Row, Setting, table
 from tree import ROOT
 
 from timeviper.kernels import dispatch
@@ -139,6 +140,34 @@ def test_waits_and_lora_steps() -> None:
     assert step["second step s"] > 0 < step["planned GB"]
 
 
+def test_waits_are_counted_by_the_line_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The debug mode of a GPU warns; here a step that warns from inside of the model stands for it."""
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    class Warns:
+        def __init__(self) -> None:
+            self.norm = RMSNorm(8, 1e-5)
+
+        def step(self, pack: object) -> None:
+            for text in ("called a synchronizing CUDA operation", "something else"):
+                x = torch.ones(2, 8).as_subclass(Loud)
+                x.text = text
+                self.norm(x)
+
+    class Loud(torch.Tensor):
+        text: str
+
+        def to(self, *args: object, **_: object) -> torch.Tensor:
+            warnings.warn(self.text, stacklevel=1)
+            return self.as_subclass(torch.Tensor)
+
+    found = list(bench_gpu_steps._warned(Warns(), None))  # pyright: ignore[reportArgumentType]
+    assert [row["times"] for row in found] == [1, 1]
+    assert found[1]["where"].startswith("kernels/norm.py:")
+    assert all(row["times"] > 0 for row in bench_gpu_steps._profiled(Warns(), None))  # pyright: ignore[reportArgumentType]
+
+
 def test_decode_stands_beside_a_control_of_equal_size() -> None:
     found = rows("f")
     assert [(row["decoder"], row["sequences"]) for row in found[::2]] == [("nano9b", 1), ("transformer control", 1)]
@@ -249,8 +278,3 @@ def test_without_a_gpu_it_says_how_to_try_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="--device cpu --divide 64"):
         bench_gpu.main([])
-
-
-def test_a_part_names_its_limit(tmp_path: Path) -> None:
-    assert sum(part.seconds for part in PARTS.values()) < 16 * 60
-    assert all(isinstance(part, Part) and part.about.endswith(".") for part in PARTS.values())
