@@ -12,7 +12,8 @@ from typing import cast
 import pytest
 import torch
 import torch.distributed as dist
-from cost_helpers import LiveBytes, make_pack
+from bench_pieces import LiveBytes
+from cost_helpers import make_pack
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_leaves
