@@ -53,7 +53,8 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare ask shards doctor explain preview plan bench bench-gpu bench-data bench-cache bench-seeds cache check-real-weights check-real-data docs clean
+        eval compare ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-seeds \
+        cache check-real-weights check-real-data docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -191,12 +192,18 @@ bench: $(READY) ## time and memory of the kernels on this machine, into benchmar
 bench-gpu: $(READY) ## what only a GPU can show, at full size, in 12 minutes, into benchmarks/ (ARGS="--device cpu --divide 64": a trial)
 	.venv/bin/python benchmarks/bench_gpu.py $(ARGS)
 
+bench-pieces: $(READY) ## memory and time of a step in pieces beside torch's checkpointing, into benchmarks/
+	.venv/bin/python benchmarks/bench_pieces.py $(ARGS)
+
 bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, then the loader, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py decoding --peers $(ARGS)
 	.venv/bin/python benchmarks/bench_data.py loader
 
 bench-cache: $(READY) | $(WORLD) $(call export,stage1_align) ## stage 2 from videos and from features, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py features --steps 15 --runs 3 $(ARGS)
+
+bench-ask: $(READY) ## three hours of video asked about: time a frame and memory, in pieces and whole, into benchmarks/
+	.venv/bin/python benchmarks/bench_ask.py $(ARGS)
 
 SEEDS ?= 1 2
 bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with more SEEDS: mean and spread, into benchmarks/
