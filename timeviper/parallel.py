@@ -64,6 +64,9 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> Shar
 def wrap_blocks(model: nn.Module, cfg: ParallelConfig) -> None:
     """Compile, checkpoint and offload, as far as `cfg` says, in place."""
     host = Schedule()
+    if cfg.compile:
+        # One piece of code is compiled for every kind of block, with and without gradients, for keys and for queries.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for parent, name, kind in list(_blocks(model)):
         block = parent.get_submodule(name)
         if cfg.compile and kind not in ("tower", "transv"):

@@ -229,3 +229,11 @@ def test_one_and_two_sharded_ranks_have_the_gradients_of_the_whole() -> None:
     assert len(whole[1]) > 50
     for found in (*one, *two):
         assert_equal(whole, found)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_have_the_gradients_of_the_whole() -> None:
+    pack = Pack.join(samples())
+    model = model_of("published")
+    wrap_blocks(model, ParallelConfig(activation_checkpointing="all", tokens_per_piece=7, compile=True))
+    assert_equal(step(model_of("published"), pack), step(model, pack))
