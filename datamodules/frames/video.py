@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal
 
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -229,7 +230,8 @@ def resized(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
 def upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
     """Turn and mirror a picture `[3, H, W]` as the file says that it is to be shown."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # Not frame.side_data, which the frame keeps and which keeps the frame: it would stay until the next collection.
+        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # pyright: ignore[reportCallIssue]
     except ValueError:  # PyAV trips over kinds of side data that it does not know, such as EXIF
         return np.rot90(picture, round(frame.rotation / 90), axes=(1, 2))
     if matrix is None:

@@ -345,10 +345,12 @@ def test_phases_may_change_bounds_that_do_not_bind(videos: Path, export: Path, s
 # ---- evaluation -----------------------------------------------------------------------------------------
 
 
-def test_evaluation_from_features_equals_that_from_videos(videos: Path, export: Path, stored: Path) -> None:
+@pytest.mark.parametrize("piece", ["eval.tokens_per_piece=4096", "eval.tokens_per_piece=30"])
+def test_evaluation_from_features_equals_that_from_videos(videos: Path, export: Path, stored: Path, piece: str) -> None:
+    """In packs, and with prompts that are too long for them: media of all kinds, several in one, and text alone."""
     answers = []
     for shards in (videos, stored):
-        overrides = [f"data.val.mine.shards={shards}", "eval.max_new_tokens=4", "data.frames.fps=2"]
+        overrides = [f"data.val.mine.shards={shards}", "eval.max_new_tokens=4", "data.frames.fps=2", piece]
         evaluation = Evaluation(*load_export(export, overrides))
         found = [evaluation.answers(variant, quiet=True) for variant in (WHOLE, BLIND)]
         # `sample` digests the bytes that were read, and these are other ones

@@ -108,6 +108,20 @@ def test_a_length_that_is_a_lie_is_a_reason(expected: tuple[dict[str, Any], list
     assert report["dtype"] == "float32"
 
 
+def test_a_question_that_does_not_fit_is_a_reason(run: Path) -> None:
+    """Of packs and of long ones alike: only the context counts, not the packs of training."""
+    settings = [*SETTINGS, "model.decoder.max_tokens=400", "data.tokens_per_pack=1"]
+    evaluation = Evaluation(*load_export(run / "export", settings))
+    entries = [entry for part in evaluation.entries(WHOLE, evaluation.plans, quiet=True) for entry in part]
+    reasons = {entry.answered.key.split("/")[-1]: entry.reason for entry in entries if entry.reason}
+    assert reasons.keys() == {"long1#0", "long1#1", "long2#0", "long3#0", "long3#1"}
+    assert "5 are to be written, but model.decoder.max_tokens = 400: take fewer frames" in reasons["long2#0"]
+    tight = [*SETTINGS, "eval.tokens_per_piece=0", "model.decoder.max_tokens=50"]
+    evaluation = Evaluation(*load_export(run / "export", tight))
+    (entries,) = (list(evaluation.entries(WHOLE, evaluation.plans[:1], quiet=True)),)
+    assert all("the context holds 45" in entry.reason for entry in entries[0])
+
+
 def item(number: int, tokens: int) -> Item:
     unit = Unit("s", "shard.tar", None, number)  # type: ignore[arg-type]
     return Item(unit, 1, tokens, tokens, float(tokens))

@@ -117,7 +117,7 @@ def compare(a: str | Path, b: str | Path, overrides: Sequence[str] = ()) -> Comp
     if exports["a"].resolve() == exports["b"].resolve():
         raise NotComparableError(f"{a} and {b} are the same export; name two runs")
     one, other = (Side(str(run), generations(read_lineage(exports[side]))) for side, run in sides.items())
-    ours, theirs = (asdict(load_recipe(export / CONFIG, overrides)) for export in exports.values())
+    ours, theirs = (asdict(load_recipe(export / CONFIG, overrides, to_train=False)) for export in exports.values())
     answers = [_answers(run, overrides) for run in sides.values()]
     pairs = pair(*answers)
     if not pairs.both:

@@ -107,8 +107,8 @@ def _at_times(
 
 
 def _resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """`[F, H, W, 3]` -> `[F, 3, size, size]`, as those of a file are resized; those of that size stay as they are."""
+    """`[F, H, W, 3]` -> `[F, 3, size, size]`, as those of a file are resized; those of that size are not copied."""
     if pixels.shape[1:3] == (size, size):
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return pixels.transpose(0, 3, 1, 2)
     pictures = (np.ascontiguousarray(picture) for picture in pixels)
     return np.stack([resized(VideoFrame.from_ndarray(picture, "rgb24"), size) for picture in pictures])

@@ -70,15 +70,20 @@ class Question:
                 held.append(pixels[:room])
                 pixels, room = pixels[room:], room - len(held[-1])
                 if room == 0:
-                    yield torch.cat(held) if len(held) > 1 else held[0]
+                    yield _joined(held)
                     held, room = [], count
         if held:
-            yield torch.cat(held) if len(held) > 1 else held[0]
+            yield _joined(held)
 
     def _pixels(self, count: int) -> Iterator[Tensor]:
         for medium in self.media:
             pieces = medium.pieces(count) if isinstance(medium, FrameStream) else (medium.pixels,)
             yield from map(torch.as_tensor, pieces)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Frames one after the other, in the layout of those of a file: other ones would round differently."""
+    return (parts[0] if len(parts) == 1 else torch.cat(list(parts))).contiguous()
 
 
 def read_question(
