@@ -142,7 +142,7 @@ $(WORLD): | $(READY)
 	$(IN_OUT)$(TIMEVIPER) shards world data/world --scale $(SCALE)
 	@touch $@
 
-eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines
+eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines; NPROC=8 shares the questions
 	$(IN_OUT)$(LAUNCH) eval $(RUN) $(ARGS)
 
 compare: $(READY) ## two runs on the same held-out questions: make compare A=runs/tiny/stage2_instruct B=runs/mine

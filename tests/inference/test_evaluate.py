@@ -249,6 +249,28 @@ def test_again_starts_anew_and_is_continued(
     assert isinstance(finished(copy, SETTINGS), Report)
 
 
+def test_options_are_part_of_what_was_asked(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["timeviper", "eval", str(copy), *SETTINGS, "eval.samples=3", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    assert call("--max-new-tokens", "2", "--dtype", "bfloat16") == 0
+    report = json.loads((copy / REPORT).read_text())
+    assert report["overrides"] == [*SETTINGS, "eval.samples=3", "eval.max_new_tokens=2"]
+    assert report["dtype"] == "bfloat16"
+    answered = groups(monkeypatch)
+    assert call("--max-new-tokens", "2") == call("--max-new-tokens", "2", "--dtype", "bfloat16") == 0
+    assert answered == []
+    assert call("--max-new-tokens", "2", "--dtype", "float32") == 0
+    assert sum(map(len, answered)) == 9, "three questions, three variants"
+    assert call("--dtype", "half") == 2
+    assert "must be float32 or bfloat16" in capsys.readouterr().err
+
+
 # ---- several ranks ------------------------------------------------------------------------------------------
 
 

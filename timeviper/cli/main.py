@@ -97,13 +97,14 @@ def evaluate(
 
     if max_new_tokens is not None:
         changes = [*changes, f"eval.max_new_tokens={max_new_tokens}"]
-    report = None if again else finished(run, changes, dtype)
+    report, first = None if again else finished(run, changes, dtype), os.environ.get("RANK", "0") == "0"
     try:
         report = report or answer(run, changes, dtype=dtype, again=again)
     except KeyboardInterrupt:
-        print("stopped: the answers so far are kept, and the same command continues", file=sys.stderr)
+        if first:
+            print("stopped: the answers so far are kept, and the same command continues", file=sys.stderr)
         raise typer.Exit(STOPPED) from None
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         print_table(report)
 
 
