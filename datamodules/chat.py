@@ -79,7 +79,7 @@ class _Writer:
                 self.write(_time_ids(self.tokenizer, time_text(seconds)))
             self.write(frame, Kind.VISION)
             self.prompt_kind = Kind.INSTRUCTION
-        if timed and self.chat.time == "sentence":
+        if timed and self.chat.time in ("sentence", "tokens"):
             self.write(self.tokenizer.encode(time_sentence(media.duration, len(times))))
             return True
         return False
@@ -179,7 +179,7 @@ def _template_tokens(tokenizer: Tokenizer, system: str) -> int:
 @lru_cache(maxsize=4096)
 def _time_tokens(tokenizer: Tokenizer, time: str, frames_per_time: int, num_frames: int) -> int:
     """Tokens that tell the time of a video, as if it had a frame a second."""
-    if time == "sentence":
+    if time in ("sentence", "tokens"):
         return len(tokenizer.encode(time_sentence(num_frames, num_frames)))
     if time == "frames":
         return -(-num_frames // frames_per_time) * len(tokenizer.encode(time_text(num_frames / 2)))

@@ -216,6 +216,8 @@ class TransVConfig:
 
     stages: dict[str, TransVStage] = field(default_factory=dict)
     """Named stages in order of rising layer; set one to null to remove it. None at all: TransV is off."""
+    gate: float = ranged(lambda x: -1 < x < 1, 0.0, "between -1 and 1")
+    """tanh(alpha) of a transfer that begins: 0 as published. What stands behind a gate learns as fast as it is open."""
     prenorm: bool = True
     """Normalise queries and keys before the cross-attention; false is the paper's form."""
     keys: Literal["dropped", "all"] = "dropped"

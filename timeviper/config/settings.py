@@ -28,8 +28,10 @@ class ChatConfig:
 
     system: str = ""
     """System message before every conversation; empty: none (a template may still emit an empty section)."""
-    time: Literal["none", "sentence", "frames"] = "sentence"
-    """What the prompt says of time: nothing; duration and frame count; or a time before each frame group."""
+    time: Literal["none", "sentence", "frames", "tokens"] = "sentence"
+    """How a model knows of time: not at all; by a sentence with duration and frame count; by a text before each frame
+    group, which TransV can never drop; or by that sentence and the frames' own tokens, to which a learned map of their
+    seconds is added."""
     frames_per_time: int = at_least(1, 1)
     """With `time: frames`: frames in a group, that is, how often a time is written."""
 

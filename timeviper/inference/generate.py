@@ -104,16 +104,21 @@ def prefill_pack(model: TimeViper, pack: Pack) -> Prefilled:
 Part = Tensor | Mapping[str, Tensor]  # of the frames: uint8 `[f, 3, H, W]`, or their features `[f, T, C]` by tower
 
 
-def embed_frames(model: TimeViper, ids: Tensor, kind: Tensor, parts: Iterable[Part]) -> Iterator[tuple[Tensor, Tensor]]:
+def embed_frames(
+    model: TimeViper, ids: Tensor, kind: Tensor, parts: Iterable[Part], seconds: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The embedded prompt up to the last vision token of each part of the frames, then what follows them: an hour of
-    video is never in memory. ids and kind `[n]` as in a pack, with 0 at vision positions.
+    video is never in memory. ids and kind `[n]` as in a pack, with 0 at vision positions; seconds `[F]`: when each frame
+    is shown, on the host.
 
     Raises ValueError when the frames do not fill the prompt's vision positions.
     """
     places = torch.nonzero(kind == Kind.VISION).squeeze(1).tolist()
     start = done = 0
     for part in parts:
-        vision = _encode(model, part, ids.device).flatten(0, 1)
+        vision = _encode(model, part, ids.device)  # [f, T, D]
+        first = done // model.tokens_per_frame
+        vision = model.timed(vision, seconds[first : first + len(vision)]).flatten(0, 1)
         done += len(vision)
         if len(vision) == 0 or done > len(places):
             continue

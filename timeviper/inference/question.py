@@ -152,7 +152,8 @@ def _prefill(
         parts = map(change, parts)
     if on_frames is not None and not whole:
         parts = _told(parts, question.num_frames, on_frames)
-    embedded = embed_frames(model, ids, kind, parts)
+    seconds = torch.cat([torch.zeros(0, dtype=torch.float64), *(torch.as_tensor(m.times) for m in question.media)])
+    embedded = embed_frames(model, ids, kind, parts, seconds)
     if whole:
         x = torch.cat([x for x, _ in embedded])
         return prefill(model.decoder, x, Bounds([tokens], device), kind, [vision])

@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_transv_from_attention(self) -> None:
-        """Start every transfer from an attention block (see `transv_origins`). The gates stay shut."""
+        """Start every transfer from an attention block (see `transv_origins`). The gates stay as they are."""
         for name, origin in self.transv_origins().items():
             self.get_parameter(name).copy_(self.get_parameter(origin))
 

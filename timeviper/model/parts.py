@@ -12,6 +12,7 @@ from timeviper.config import PARTS
 _PREFIXES = (
     ("towers.", "tower"),
     ("projectors.", "projector"),
+    ("times.", "projector"),
     ("decoder.transv.", "transv"),
     ("decoder.", "decoder"),
 )

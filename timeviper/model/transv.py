@@ -80,11 +80,12 @@ class Transfer(nn.Module):
         self.v_proj = Linear(cfg.width, cfg.kv_heads * cfg.head_dim, bias=bias)
         self.o_proj = Linear(cfg.heads * cfg.head_dim, cfg.width, gain=1 / math.sqrt(len(cfg.layout)))
         self.alpha = nn.Parameter(torch.empty(1))  # one element, not a scalar: those cannot be sharded
+        self.first_alpha = math.atanh(transv.gate)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The gate starts shut; the projections fill themselves."""
-        nn.init.zeros_(self.alpha)
+        """The gate as `transv.gate` says; the projections fill themselves."""
+        nn.init.constant_(self.alpha, self.first_alpha)
 
     def forward(
         self,

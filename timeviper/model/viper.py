@@ -15,6 +15,7 @@ from timeviper.config import ModelConfig
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.cross_entropy import linear_cross_entropy
 from timeviper.model.decoder import Decoder, DecoderOutput
+from timeviper.model.frame_times import FrameTimes
 from timeviper.model.parts import Parts, part_of
 from timeviper.model.projector import Projector
 from timeviper.model.state import DecoderState
@@ -45,7 +46,8 @@ class ViperOutput:
 class TimeViper(Parts):
     """Every use of the weights goes through `forward`: sharding hooks live there and nowhere else."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, frame_times: bool = False) -> None:
+        """frame_times: the tokens of a frame tell when it is shown (`chat.time: tokens`)."""
         super().__init__()
         towers = cfg.towers
         self.merge_to = {name: tower.tokens for name, tower in towers.items()}
@@ -53,6 +55,7 @@ class TimeViper(Parts):
         self.projectors = nn.ModuleDict(
             {name: Projector(tower.width, cfg.decoder.width) for name, tower in towers.items()}
         )
+        self.times = FrameTimes(cfg.decoder.width) if frame_times else None
         self.decoder = Decoder(cfg.decoder, cfg.transv)
 
     @property
@@ -75,12 +78,17 @@ class TimeViper(Parts):
             parts.append(self.projectors[name](x if order is None else x[order]))
         return torch.cat(parts, dim=1)
 
+    def timed(self, vision: Tensor, seconds: Tensor) -> Tensor:
+        """Tokens `[F, T, D]` of frames that are shown at these seconds `[F]`, on the host: told, if they are to tell."""
+        return vision if self.times is None else vision + self.times(seconds)[:, None].to(vision.dtype)
+
     def embed(self, pack: Pack) -> Tensor:
         """The decoder's input `[L, D]`: token embeddings, with the frames' tokens at vision positions."""
         x = self.decoder.embed(pack.ids)
         if not self.towers:
             return x
-        vision = self.encode(pack.frames, pack.features, pack.frame_order).flatten(0, 1)  # [F * T, D]
+        vision = self.encode(pack.frames, pack.features, pack.frame_order)
+        vision = self.timed(vision, pack.frame_times).flatten(0, 1)  # [F * T, D]
         if pack.num_vision != vision.shape[0]:
             raise ValueError(
                 f"the pack has {pack.num_vision} vision positions, but {pack.num_frames} frames of "

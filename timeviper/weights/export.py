@@ -54,7 +54,9 @@ def meta_model(recipe: Recipe) -> Model:
 
 def _bare(recipe: Recipe) -> Model:
     with torch.device("meta"):
-        return TimeViper(recipe.model) if recipe.train.objective == "answer" else TagModel(recipe.model)
+        if recipe.train.objective == "answer":
+            return TimeViper(recipe.model, recipe.chat.time == "tokens")
+        return TagModel(recipe.model)
 
 
 def build_model(
@@ -186,6 +188,13 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
             recipe,
             f"The export of {previous.name!r} holds another model than this recipe builds:\n        {listed}\n"
             "      Use the model settings of that stage, or name another folder.",
+        )
+    if previous.chat.time == "tokens" and recipe.chat.time != "tokens":
+        log.warning(
+            "train.init_from: in %r the frames' tokens told their times (chat.time: tokens), in %r they do not: what was "
+            "learned of it is left behind",
+            previous.name,
+            recipe.name,
         )
     return parts
 

@@ -8,6 +8,7 @@ for the time of loading), because transformers renames their tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def tower_weights(name: str, cfg: TowerConfig, tower: nn.Module) -> dict[str, Re
 
 
 def transv_from_attention(decoder: Decoder, stored: Mapping[str, Read]) -> dict[str, Read]:
-    """Transfers start as the attention that `Decoder.transv_origins` names, where a file holds it; gates are shut."""
+    """Transfers start as the attention that `Decoder.transv_origins` names, where a file holds it; gates as set."""
     origins = {f"decoder.{name}": f"decoder.{origin}" for name, origin in decoder.transv_origins().items()}
     found = {name: stored[origin] for name, origin in origins.items() if origin in stored}
-    return found | {f"decoder.transv.{name}.alpha": lambda rows: torch.zeros(1)[rows] for name in decoder.transv}
+    first = torch.full((1,), math.atanh(decoder.transv_cfg.gate))
+    return found | {f"decoder.transv.{name}.alpha": lambda rows: first[rows] for name in decoder.transv}
