@@ -53,6 +53,14 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "From when to when is an object visible?",
         "At what time is an object in the video?",
     ),
+    "at": ("What appears at {}?", "Which object is visible at {}?", "Name the object at {}."),
+    "moments": ("What is visible at which time?", "Name the object at each of some times.", "Tell times and objects."),
+    "between": (
+        "How many objects appear between {}?",
+        "How many objects are there between {}?",
+        "Count the objects between {}.",
+    ),
+    "seen": ("Does the {} appear?", "Is the {} in the video?", "Is there a {}?"),
     "needle": ("What object appears?", "What appears in the video?", "Name the object that appears."),
     "needle_colour": ("What colour is the object that appears?", "Which colour does the object have?"),
     "needle_shape": ("What shape is the object that appears?", "Which shape does the object have?"),
@@ -62,7 +70,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 Question = Callable[[Scene, Generator], dict[str, Any] | None]
 
 
-def _ask(rng: Generator, kind: str, prompt: str, answer: str, about: str = "", mark: str = "<video>") -> dict[str, Any]:
+def ask(rng: Generator, kind: str, prompt: str, answer: str, about: str = "", mark: str = "<video>") -> dict[str, Any]:
     """One conversation of a question and its answer."""
     wordings = PROMPTS[prompt]
     question = wordings[rng.integers(len(wordings))].format(about)
@@ -114,22 +122,22 @@ def video_timeline(scene: Scene) -> str:
 
 
 def _caption(scene: Scene, rng: Generator) -> dict[str, Any]:
-    return _ask(rng, "caption", "caption", video_caption(scene))
+    return ask(rng, "caption", "caption", video_caption(scene))
 
 
 def _colour(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "colour", "colour", f"the {event.shape} is {event.colour}", event.shape)
+    return ask(rng, "colour", "colour", f"the {event.shape} is {event.colour}", event.shape)
 
 
 def _shape(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "shape", "shape", f"the {event.colour} object is a {event.shape}", event.colour)
+    return ask(rng, "shape", "shape", f"the {event.colour} object is a {event.shape}", event.colour)
 
 
 def _direction(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "direction", "direction", f"the {event.pair} {moves(event)}", event.pair)
+    return ask(rng, "direction", "direction", f"the {event.pair} {moves(event)}", event.pair)
 
 
 def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
@@ -140,21 +148,21 @@ def _order(scene: Scene, rng: Generator) -> dict[str, Any] | None:
     at = int(rng.integers(len(events) - 1))
     match ("first", "last", "after", "before")[rng.integers(4)]:
         case "after":
-            return _ask(rng, "order", "after", f"a {events[at + 1].pair}", events[at].pair)
+            return ask(rng, "order", "after", f"a {events[at + 1].pair}", events[at].pair)
         case "before":
-            return _ask(rng, "order", "before", f"a {events[at].pair}", events[at + 1].pair)
+            return ask(rng, "order", "before", f"a {events[at].pair}", events[at + 1].pair)
         case end:
-            return _ask(rng, "order", end, f"a {events[0 if end == 'first' else -1].pair}")
+            return ask(rng, "order", end, f"a {events[0 if end == 'first' else -1].pair}")
 
 
 def _count(scene: Scene, rng: Generator) -> dict[str, Any]:
     number = NUMBERS[len(scene.events) - 1]
-    return _ask(rng, "count", "count", "one object" if number == "one" else f"{number} objects")
+    return ask(rng, "count", "count", "one object" if number == "one" else f"{number} objects")
 
 
-def _when(scene: Scene, rng: Generator) -> dict[str, Any]:
+def when_question(scene: Scene, rng: Generator) -> dict[str, Any]:
     event = _any(rng, scene.events)
-    return _ask(rng, "when", "when", f"the {event.pair} {span(event)}", event.pair)
+    return ask(rng, "when", "when", f"the {event.pair} {span(event)}", event.pair)
 
 
 def _times(scene: Scene, rng: Generator) -> dict[str, Any]:
@@ -162,11 +170,11 @@ def _times(scene: Scene, rng: Generator) -> dict[str, Any]:
     to objects. The name stands right before the digits."""
     order = rng.permutation(len(scene.events))
     told = (f"the {e.pair} {span(e)}" for e in (scene.events[i] for i in order))
-    return _ask(rng, "times", "times", ", ".join(told) + ".")
+    return ask(rng, "times", "times", ", ".join(told) + ".")
 
 
 def _timeline(scene: Scene, rng: Generator) -> dict[str, Any]:
-    return _ask(rng, "timeline", "timeline", video_timeline(scene))
+    return ask(rng, "timeline", "timeline", video_timeline(scene))
 
 
 def _named(event: Event, by: str) -> tuple[str, str]:
@@ -191,7 +199,7 @@ def _describe(scene: Scene, rng: Generator) -> dict[str, Any]:
         if at == 0:
             ways.append(("first object", f"a {event.pair}"))
     name, begin = ways[rng.integers(len(ways))]
-    return _ask(rng, "describe", "describe", f"{begin} {moves(event)}.", name)
+    return ask(rng, "describe", "describe", f"{begin} {moves(event)}.", name)
 
 
 QUESTIONS: dict[str, Question] = {
@@ -204,7 +212,7 @@ QUESTIONS: dict[str, Question] = {
     "direction": _direction,
     "order": _order,
     "count": _count,
-    "when": _when,
+    "when": when_question,
 }
 
 
@@ -219,19 +227,19 @@ def image_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
     event, other = _any(rng, scene.events), _any(rng, scene.events)
     name, begin = _named(event, ("shape", "colour")[rng.integers(2)])
     return [
-        _ask(rng, "caption", "caption_image", image_caption(scene), mark="<image>"),
-        _ask(rng, "describe", "describe", f"{begin} at the {event.place}.", name, mark="<image>"),
-        _ask(rng, "size", "size", f"the {other.shape} is {other.size}", other.shape, mark="<image>"),
+        ask(rng, "caption", "caption_image", image_caption(scene), mark="<image>"),
+        ask(rng, "describe", "describe", f"{begin} at the {event.place}.", name, mark="<image>"),
+        ask(rng, "size", "size", f"the {other.shape} is {other.size}", other.shape, mark="<image>"),
     ]
 
 
 def clip_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
     """The caption, and when the one object is there: easy, but a first lesson in telling the time."""
-    caption = _ask(rng, "caption", "caption", clip_caption(scene))
+    caption = ask(rng, "caption", "caption", clip_caption(scene))
     return [
         caption,
         _timeline(scene, rng),
-        _ask(rng, "when", "when_any", f"the object {span(scene.events[0])}"),
+        ask(rng, "when", "when_any", f"the object {span(scene.events[0])}"),
     ]
 
 
@@ -239,13 +247,13 @@ def needle_questions(scene: Scene, rng: Generator) -> list[dict[str, Any]]:
     """About the few objects of a long video: which, what it looks like, when."""
     events = scene.events
     if len(events) == 1:
-        which = _ask(rng, "needle", "needle", f"a {events[0].pair}")
+        which = ask(rng, "needle", "needle", f"a {events[0].pair}")
         if rng.integers(2):
-            detail = _ask(rng, "needle", "needle_colour", f"the object is {events[0].colour}")
+            detail = ask(rng, "needle", "needle_colour", f"the object is {events[0].colour}")
         else:
-            detail = _ask(rng, "needle", "needle_shape", f"the object is a {events[0].shape}")
+            detail = ask(rng, "needle", "needle_shape", f"the object is a {events[0].shape}")
     else:
         end = ("first", "last")[rng.integers(2)]
-        which = _ask(rng, "needle", end, f"a {events[0 if end == 'first' else -1].pair}")
+        which = ask(rng, "needle", end, f"a {events[0 if end == 'first' else -1].pair}")
         detail = {**(_colour, _shape)[rng.integers(2)](scene, rng), "type": "needle"}
-    return [which, detail, _when(scene, rng)]
+    return [which, detail, when_question(scene, rng)]

@@ -57,6 +57,11 @@ def held_out_looks() -> frozenset[tuple[str, str, str]]:
     return _HELD_OUT
 
 
+def is_held_out(look: tuple[str, str, str]) -> bool:
+    """Whether training never shows this (size, colour, shape)."""
+    return look in _HELD_OUT
+
+
 @dataclass(frozen=True)
 class Event:
     """One object from `start` to `end` in seconds; centres run evenly from `begin` to `finish` (x, y in 0..1)."""

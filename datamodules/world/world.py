@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.random import Generator
 from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_path
 from timeviper.datamodules.shards.writer import write_shard
+from timeviper.datamodules.world.crowd import crowd_questions, draw_crowd
 from timeviper.datamodules.world.questions import (
     clip_questions,
     image_questions,
@@ -33,9 +34,10 @@ from timeviper.datamodules.world.questions import (
 )
 from timeviper.datamodules.world.render import GOP, draw, encode_image, encode_video
 from timeviper.datamodules.world.scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
+from timeviper.errors import one_of
 from timeviper.files import write_whole
 
-__all__ = ["SOURCES", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
+__all__ = ["SOURCES", "WORLDS", "WorldSource", "build_world", "describe", "held_out_looks", "world_text"]
 
 VERSION = 3  # of what the same seed draws
 FPS = 2.0
@@ -80,6 +82,28 @@ SOURCES = (
 )
 
 
+@dataclass(frozen=True)
+class CrowdSource(WorldSource):
+    """Videos with many objects."""
+
+    objects: tuple[int, int] = (3, 4)  # fewest and most
+
+
+# The prefix tells the most objects, so that a curriculum can name its part of the folder: train/crowd/n04-*.tar.
+# Objects and the gaps between them fill the time alike in all; a state of fixed size holds those of the first alone.
+CROWDED = (
+    CrowdSource("train/crowd", "crowd", 4000, 250, "n04", (14, 18), (3, 4), (3, 4)),
+    CrowdSource("train/crowd", "crowd", 4000, 250, "n08", (28, 36), (3, 4), (6, 8)),
+    CrowdSource("train/crowd", "crowd", 4000, 125, "n16", (60, 68), (3, 4), (12, 16)),
+    CrowdSource("train/crowd", "crowd", 2000, 50, "n32", (120, 136), (3, 4), (24, 32)),
+    CrowdSource("val/crowd", "crowd", 100, 100, "n08", (32, 32), (3, 4), (6, 8)),
+    CrowdSource("val/crowd", "crowd", 100, 50, "n16", (64, 64), (3, 4), (12, 16)),
+    CrowdSource("val/crowd", "crowd", 100, 50, "n32", (128, 128), (3, 4), (24, 32)),
+)
+
+WORLDS: dict[str, tuple[WorldSource, ...]] = {"default": SOURCES, "crowded": CROWDED}
+
+
 def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[dict[str, Any]]]:
     """The scene and the conversations of one sample: a function of the three arguments alone."""
     rng = np.random.default_rng((seed, zlib.crc32(source.name.encode()), number))
@@ -92,6 +116,11 @@ def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[d
             scene = _draw(rng, source, 1, held_out)
             # Held out, only the caption: "from 0 to the end" is too good an answer to "when" in a short clip.
             return scene, clip_questions(scene, rng)[: None if source.train else 1]
+        case "crowd":
+            assert isinstance(source, CrowdSource)
+            seconds, objects = (float(rng.integers(low, high + 1)) for low, high in (source.seconds, source.objects))
+            scene = draw_crowd(rng, seconds, FPS, int(objects), held_out, source.lasting)
+            return scene, crowd_questions(scene, rng)
         case "video" if source.train:
             scene = _draw(rng, source, 1 + int(rng.integers(3)), held_out)
             return scene, video_questions(scene, rng)
@@ -176,14 +205,19 @@ def build_world(
     workers: int = 2,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    kind: str = "default",
 ) -> None:
-    """Write all sources below `out`, or what is missing of them; `progress` gets samples done and in all.
+    """Write all sources of a kind of world below `out`, or what is missing of them; `progress` gets samples done and in
+    all.
 
-    `scale` multiplies the numbers of samples, or is one of SCALES. ValueError if `out` has another world.
+    `scale` multiplies the numbers of samples, or is one of SCALES. ValueError if `out` has another world, or there is
+    no such kind.
     """
-    folder, scale = Path(out), _amount(scale)
-    _check_manifest(folder, {"version": VERSION, "seed": seed, "scale": scale})
-    jobs = [job for source in SOURCES for job in _jobs(folder, source, scale, seed)]
+    if kind not in WORLDS:
+        raise ValueError(f"there is no {kind!r} world: {one_of(WORLDS)}")
+    folder, scale, sources = Path(out), _amount(scale), WORLDS[kind]
+    _check_manifest(folder, {"version": VERSION, "seed": seed, "scale": scale}, sources)
+    jobs = [job for source in sources for job in _jobs(folder, source, scale, seed)]
     total, done = sum(job.stop - job.first for job in jobs), 0
     jobs.sort(key=lambda job: -(job.stop - job.first) * (1 + job.source.seconds[1]))  # the longest first
     for _, samples in ordered(_Job.run, jobs, max(1, workers)):
@@ -209,9 +243,9 @@ def _jobs(folder: Path, source: WorldSource, scale: float, seed: int) -> Iterato
         yield _Job(path, source, seed, first, min(samples, first + source.per_shard))
 
 
-def _check_manifest(folder: Path, wanted: dict[str, Any]) -> None:
+def _check_manifest(folder: Path, wanted: dict[str, Any], sources: Sequence[WorldSource]) -> None:
     """Note what is being built; an interrupted run may only be continued with the same numbers."""
-    wanted["sources"] = json.loads(json.dumps([asdict(source) for source in SOURCES]))
+    wanted["sources"] = json.loads(json.dumps([asdict(source) for source in sources]))
     path = folder / "world.json"
     if path.exists():
         found = json.loads(path.read_text())

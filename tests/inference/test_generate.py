@@ -206,7 +206,9 @@ def test_frames_are_read_one_part_at_a_time(size: int) -> None:
     assert len(alive) == (5 if size == 1000 else 1)
     left = list(chunks)
     assert {len(x) for x, _ in left[:-1]} <= {size}
-    start = prefill_chunks(model.decoder, in_pieces(embed_frames(model, ids, kind, camera(), torch.zeros(36)), size), 36, 9 + 5)
+    start = prefill_chunks(
+        model.decoder, in_pieces(embed_frames(model, ids, kind, camera(), torch.zeros(36)), size), 36, 9 + 5
+    )
     assert_close(start.hidden, whole.hidden, **CLOSE)
     assert torch.equal(write(model.decoder, start, 5)[0], write(model.decoder, whole, 5)[0])
     with pytest.raises(ValueError, match="36 vision positions, but the frames made 28"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from viper_helpers import config, make_model, sample, samples
 
-from timeviper.config import ChatConfig
+from timeviper.config import ChatConfig, ModelConfig
 from timeviper.datamodules.chat import Media, encode_chat, estimate_tokens
 from timeviper.inference.generate import embed_frames, in_pieces, prefill_pack
 from timeviper.inference.prefill import prefill_chunks
@@ -19,8 +19,13 @@ from timeviper.pack import Kind, Pack
 from timeviper.tokenizer import Tokenizer
 
 
+class _Telling(TimeViper):
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg, frame_times=True)
+
+
 def telling() -> TimeViper:
-    model = make_model(kind=lambda cfg: TimeViper(cfg, frame_times=True))
+    model = make_model(kind=_Telling)
     model.load_state_dict(make_model().state_dict(), strict=False)
     return model
 

@@ -108,9 +108,9 @@ def embed_frames(
     model: TimeViper, ids: Tensor, kind: Tensor, parts: Iterable[Part], seconds: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The embedded prompt up to the last vision token of each part of the frames, then what follows them: an hour of
-    video is never in memory. ids and kind `[n]` as in a pack, with 0 at vision positions; seconds `[F]`: when each frame
-    is shown, on the host.
+    video is never in memory.
 
+    ids and kind `[n]` as in a pack, with 0 at vision positions; seconds `[F]` of each frame, on the host.
     Raises ValueError when the frames do not fill the prompt's vision positions.
     """
     places = torch.nonzero(kind == Kind.VISION).squeeze(1).tolist()

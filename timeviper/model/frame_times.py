@@ -1,7 +1,8 @@
-"""When a frame is shown, told by its tokens: a learned map of the sines of its seconds, added to each of them.
+"""When a frame is shown, told by its tokens: a learned map of sines of its seconds, added to each of them.
 
-In place of text beside every frame (`chat.time: frames`), which no transfer can take out of the stream. The map starts at
-zero, so a model that was trained without it is itself until it learns. Fourier features: Tancik et al., arXiv 2006.10739.
+In place of text beside every frame (`chat.time: frames`), which no transfer can take out of the stream. The map starts
+at zero, so a model that was trained without it is itself until it learns. Fourier features: Tancik et al., arXiv
+2006.10739.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class FrameTimes(nn.Module):
 
 
 def time_features(seconds: Tensor) -> Tensor:
-    """`[F]` -> `[F, 2 K]`: sin and cos - 1 of the angle for each of K periods. At 0 seconds, where pictures are, all are 0:
-    a picture has no time."""
+    """`[F]` -> `[F, 2 K]`: sin and cos - 1 of the angle for each of K periods.
+
+    At 0 seconds, where pictures are, all are 0: a picture has no time.
+    """
     angles = 2 * math.pi * seconds.double()[:, None] / torch.tensor(PERIODS, dtype=torch.float64)
     return torch.cat([angles.sin(), angles.cos() - 1], 1).float()

@@ -79,7 +79,7 @@ class TimeViper(Parts):
         return torch.cat(parts, dim=1)
 
     def timed(self, vision: Tensor, seconds: Tensor) -> Tensor:
-        """Tokens `[F, T, D]` of frames that are shown at these seconds `[F]`, on the host: told, if they are to tell."""
+        """Tokens `[F, T, D]` of frames, with the seconds `[F]` (on the host) of each, if they are to tell it."""
         return vision if self.times is None else vision + self.times(seconds)[:, None].to(vision.dtype)
 
     def embed(self, pack: Pack) -> Tensor:

@@ -191,8 +191,8 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
         )
     if previous.chat.time == "tokens" and recipe.chat.time != "tokens":
         log.warning(
-            "train.init_from: in %r the frames' tokens told their times (chat.time: tokens), in %r they do not: what was "
-            "learned of it is left behind",
+            "train.init_from: in %r the frames' tokens told their times (chat.time: tokens), in %r they do not: "
+            "what was learned of it is left behind",
             previous.name,
             recipe.name,
         )
