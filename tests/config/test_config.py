@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from timeviper.config import Recipe, SourceConfig, TowerConfig, TransVStage
+from timeviper.config import ParallelConfig, Recipe, SourceConfig, TowerConfig, TransVStage
 from timeviper.config import fields as schema
 from timeviper.config import settings as config
 from timeviper.config.callbacks import OwnCallback, SamplesConfig, TransferConfig
@@ -257,6 +257,13 @@ def test_a_callback_that_a_person_set_and_that_has_nothing_to_do_warns() -> None
     recipe.callbacks.transfer, recipe.callbacks.samples = TransferConfig(every=5), SamplesConfig(samples=1)
     keys = [f.key for f in validate.warnings(recipe)]
     assert {"callbacks.transfer", "callbacks.samples"} <= set(keys)
+
+
+def test_pieces_without_checkpointing_warn() -> None:
+    recipe = Recipe(parallel=ParallelConfig(tokens_per_piece=100))
+    assert any(finding.key == "parallel.tokens_per_piece" for finding in validate.warnings(recipe))
+    recipe.parallel.activation_checkpointing = "mamba"
+    assert not any(finding.key == "parallel.tokens_per_piece" for finding in validate.warnings(recipe))
 
 
 def test_a_group_size_without_times_warns() -> None:

@@ -70,6 +70,9 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
     lora = recipe.model.lora
     if lora.rank == 0 and (lora.weights or lora.dropout):
         yield Finding("model.lora.rank", "is 0: there are no adapters, and the other settings have no effect.")
+    if recipe.parallel.tokens_per_piece != ParallelConfig.tokens_per_piece and not recipe.parallel.checkpointed:
+        message = "has no effect without parallel.activation_checkpointing: it is about blocks that are computed again."
+        yield Finding("parallel.tokens_per_piece", message)
     if recipe.data.workers == 0 and recipe.data.prefetch != 2:
         yield Finding("data.prefetch", "has no effect with data.workers = 0.")
 
