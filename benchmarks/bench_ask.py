@@ -223,8 +223,8 @@ formula of `timeviper/inference/prefill.py` says that must be kept; `rest` is th
 the 5-minute video (goal: at most 1.2). `eval` is one question, the mean of the variants with and without sight.
 `early` has one attention block, the last, which a tenth of the vision tokens reaches, and no times in the prompt. What
 the others take beyond it, and what grows with the length, is attention to all tokens before: in 2 blocks of 10 here, in
-4 of 56 in the published model. On a CPU it goes through a mask, of a size that stops growing at about 4,096 tokens
-before as many (MASKS MB as bool and float): that is their `rest`, as much for three hours as for one.
+4 of 56 in the published model. On a CPU such attention goes through masks, of which no more than MASKS MB exist at a
+time: that is their `rest`, as much for three hours as for one.
 """
 HEAD = (
     "| verb | TransV | video | frames | tokens | a piece | CPU s | ms a frame | start MB | peak MB | kept MB | rest |"
