@@ -69,7 +69,7 @@ def wrap_blocks(model: nn.Module, cfg: ParallelConfig) -> None:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for parent, name, kind in list(_blocks(model)):
         block = parent.get_submodule(name)
-        if cfg.compile and kind not in ("tower", "transv"):
+        if cfg.compile and kind not in ("tower", "projector", "transv"):
             # In place, and inside of the checkpoint, because the scan breaks the graph; packs differ in length.
             block.compile(dynamic=True)
         if kind in cfg.checkpointed:
@@ -135,9 +135,9 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             yield model.decoder.blocks, name, BLOCKS[cast(Block, block).letter].name
         for name in model.decoder.transv:
             yield model.decoder.transv, name, "transv"
-    towers = cast(nn.ModuleDict, getattr(model, "towers", nn.ModuleDict()))
-    for name in towers:
-        yield towers, name, "tower"
+    for part, kind in (("towers", "tower"), ("projectors", "projector")):
+        modules = cast(nn.ModuleDict, getattr(model, part, nn.ModuleDict()))
+        yield from ((modules, name, kind) for name in modules)
 
 
 def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -19,7 +19,7 @@ from timeviper.config.ranges import above, at_least, ranged, share
 # The parts of the model that a stage may train, and that may have a learning rate of their own.
 PARTS = ("tower", "projector", "decoder", "transv")
 # What activation checkpointing tells apart.
-BLOCK_TYPES = (*(block.name for block in BLOCKS.values()), "transv", "tower")
+BLOCK_TYPES = (*(block.name for block in BLOCKS.values()), "transv", "tower", "projector")
 
 
 @dataclass
@@ -206,7 +206,7 @@ class ParallelConfig:
     """Dtype in which frozen matrices are kept; bfloat16 halves their memory and rounds them, also in the export."""
     activation_checkpointing: str = "none"
     """What is computed again in the backward pass instead of kept: none, all, or block types (comma-separated) out of
-    mamba, attention, mlp, transv, tower; true means all, false none."""
+    mamba, attention, mlp, transv, tower, projector; true means all, false none."""
     tokens_per_piece: int = at_least(0, 8192, "0 (whole) or more")
     """A checkpointed block is computed again and differentiated this many tokens of a pack at a time, so that what it
     needs does not grow with their number; an encoder as many patches. 0: all at once."""

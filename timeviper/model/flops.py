@@ -140,9 +140,10 @@ class _Count:
         self.merge(tower, tower.patches, again)
         tokens, grads, width = self.shape.num_frames * tower.tokens, self.grads, self.decoder.width
         low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
-        self.add("projector", linear(tokens, C, width, grads.projector, grads.tower, low))
         inside = grads.projector or grads.tower or low > 0
-        self.add("projector", linear(tokens, width, width, grads.projector, inside, high))
+        again = (inside or high > 0) and self.recomputes("projector")
+        self.add("projector", once_more(linear(tokens, C, width, grads.projector, grads.tower, low), again))
+        self.add("projector", once_more(linear(tokens, width, width, grads.projector, inside, high), again))
 
     def recomputes(self, kind: str) -> bool:
         return self.execution is not None and kind in self.execution.checkpointed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,22 @@ class ViperOutput:
     """`[S, V]` float32 after the last token of each sequence, where asked for."""
     label_logits: Tensor | None = None
     """`[M, V]` float32 that predict each label, where asked for."""
+
+
+class _Splice(torch.autograd.Function):
+    """`x.index_copy(0, where, rows)`, which would keep the rows for their shape: those of all frames."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        x, where, rows = inputs
+        ctx.save_for_backward(where)
+        return x.index_copy(0, where, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (where,), dy = ctx.saved_tensors, grads[0]
+        wants_x, _, wants_rows = ctx.needs_input_grad
+        return dy.index_fill(0, where, 0) if wants_x else None, None, dy[where] if wants_rows else None
 
 
 class TimeViper(Parts):
@@ -95,7 +112,7 @@ class TimeViper(Parts):
                 f"{self.tokens_per_frame} tokens make {vision.shape[0]} (sequences: {pack.keys[:3]})"
             )
         where = torch.nonzero_static(pack.kind == Kind.VISION, size=pack.num_vision).squeeze(1)
-        return x.index_copy(0, where, vision.to(x.dtype))
+        return _Splice.apply(x, where, vision.to(x.dtype))  # pyright: ignore[reportReturnType]
 
     def forward(
         self, pack: Pack, state: DecoderState | None = None, last_logits: bool = False, label_logits: bool = False

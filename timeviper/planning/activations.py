@@ -63,8 +63,8 @@ def saved_activations(
     for name, tower in model.towers.items():
         tokens = shape.num_frames * tower.tokens
         saved.append(Saved(f"tower {name}", "tower", *tower_saved(tower, shape, grads.tower, execution, dtype_bytes)))
-        kept = projector_saved(tower, tokens, model.decoder.width, grads, dtype_bytes)
-        saved.append(Saved(f"projector {name}", "projector", kept))
+        kept = projector_saved(tower, tokens, model.decoder.width, grads, execution, dtype_bytes)
+        saved.append(Saved(f"projector {name}", "projector", *kept))
     if objective == "tags":
         return [*saved, Saved("words", "logits", tag_logits_saved(model, shape, grads, dtype_bytes))]
     return saved + _Language(model, shape, grads, execution, dtype_bytes).all()
@@ -100,8 +100,6 @@ class _Language:
             kept += INDEX * stream.num_tokens  # ids
         if self.grads.embedded:
             kept += INDEX * V  # places
-        if self.grads.vision:
-            kept += self.a * V * self.cfg.width  # the frames' tokens, for their shape alone
         return Saved("splice", "projector", kept)
 
     def block(self, i: int, stream: SegmentShape) -> Saved:

@@ -60,8 +60,10 @@ def encoding_bytes(tower: TowerConfig, frames: int, a: int) -> float:
     return max(block, pixels, merging)
 
 
-def projector_saved(tower: TowerConfig, tokens: int, width: int, grads: Gradients, a: int) -> float:
-    """Linear, GELU, Linear on `[tokens, C]`."""
+def projector_saved(
+    tower: TowerConfig, tokens: int, width: int, grads: Gradients, execution: Execution, a: int
+) -> tuple[float, float]:
+    """Linear, GELU, Linear on `[tokens, C]`: what is kept, and what the backward pass of a piece adds."""
     low, high = grads.adapter("projector.in"), grads.adapter("projector.out")
     inside = grads.tower or grads.projector or low > 0
     numbers = low + high  # adapters, between their two products
@@ -74,7 +76,10 @@ def projector_saved(tower: TowerConfig, tokens: int, width: int, grads: Gradient
     kept = a * numbers
     if grads.dropout:  # a thinned copy of what an adapter reads, and its mask of bytes
         kept += (a + 1) * ((tower.width if low else 0) + (width if high else 0))
-    return float(tokens * kept)
+    if "projector" not in execution.checkpointed or not kept:
+        return float(tokens * kept), 0.0
+    piece = max(execution.piece // tower.tokens, 1) * tower.tokens if execution.piece else tokens
+    return float(a * tokens * tower.width), float(kept * min(tokens, piece))
 
 
 def tag_logits_saved(model: ModelConfig, shape: PackShape, grads: Gradients, a: int) -> float:
