@@ -164,9 +164,9 @@ def measure(form: str, pack: Pack, runs: int) -> Row:
 
     seconds = []
     for _ in range(runs + 1):  # the first one warms up
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     model.zero_grad()
     with LiveBytes() as live:
         for p in model.parameters():
@@ -186,7 +186,7 @@ def page(rows: dict[tuple[str, int], Row], tokens: int) -> str:
         f"`python benchmarks/bench_pieces.py`.",
         "",
         "Peak: all that live tensors hold, weights and gradients included. Beside inputs: without the blocks' inputs,",
-        "which checkpointing keeps in every form. Time of a forward and a backward pass, median.",
+        "which checkpointing keeps in every form. Processor seconds of a forward and a backward pass, one thread, median.",
         "",
         f"| blocks are computed again | peak at {tokens:,}, MB | at {long:,} | beside inputs | at {long:,} | ratio "
         f"| seconds at {tokens:,} | at {long:,} | to torch's |",
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # so that the processor's time is that of the step, whatever else runs
     rows = {}
     for tokens in (args.tokens, 8 * args.tokens):
         for form in FORMS:
