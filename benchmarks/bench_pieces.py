@@ -186,7 +186,7 @@ def page(rows: dict[tuple[str, int], Row], tokens: int) -> str:
         f"`python benchmarks/bench_pieces.py`.",
         "",
         "Peak: all that live tensors hold, weights and gradients included. Beside inputs: without the blocks' inputs,",
-        "which checkpointing keeps in every form. Processor seconds of a forward and a backward pass, one thread, median.",
+        "which checkpointing keeps in every form. Seconds: processor time of both passes on one thread, median.",
         "",
         f"| blocks are computed again | peak at {tokens:,}, MB | at {long:,} | beside inputs | at {long:,} | ratio "
         f"| seconds at {tokens:,} | at {long:,} | to torch's |",
