@@ -22,6 +22,11 @@ class Entry(NamedTuple):
     fields: dict[str, Any] | SchemaError
     files: Mapping[str, Payload] | None = None
     """By the ending in the tar (`mp4`, `1.jpg`), for those formats whose media have no path of their own."""
+    notes: tuple[str, ...] = ()
+    """What was done with it that a person may want to know; the same words for all to which the same was done.
+
+    With notes and no fields, nothing is made of it.
+    """
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.datamodules.formats.entry import Entry
+from timeviper.datamodules.formats.names import alike, composed, find
 from timeviper.datamodules.formats.recognise import read_entries
 from timeviper.datamodules.formats.talk import marks, with_talk
 from timeviper.datamodules.shards.schema import PLACEHOLDERS, VIDEO, SchemaError, media_type, parse_record
 from timeviper.datamodules.shards.writer import Payload, Sample
 
 SHOWN = 10  # problems listed in a message
+FRAMES = (
+    "frames of a video are not put together here: make a video of them, at the rate at which they were taken "
+    '(ffmpeg -framerate 1 -i %06d.jpg a.mp4), or give them as "image"'
+)
 
 
 class ManifestError(ValueError):
@@ -57,9 +62,14 @@ def read_manifest(source: str | Path, form: str = "auto", media_root: str | Path
     beside = source if source.is_dir() else source.parent
     root = beside if media_root is None else Path(media_root)
     manifest, problems, keys = Manifest(form), [], _Keys()
+    noted: dict[str, list[str]] = {}
     try:
         manifest.form, entries = read_entries(source, form)
         for entry in entries:
+            for note in entry.notes:
+                noted.setdefault(note, []).append(entry.where)
+            if entry.notes and not entry.fields:
+                continue
             try:
                 sample = _sample(entry, root, confined=media_root is not None)
             except (SchemaError, OSError) as error:
@@ -74,8 +84,12 @@ def read_manifest(source: str | Path, form: str = "auto", media_root: str | Path
         raise ManifestError(source, ["it holds no sample; docs/your-data.md describes what is read"])
     if text_only := sum(len(sample) == 2 for sample in manifest.samples):
         manifest.notes.append(f"{text_only} of {len(manifest.samples)} samples are text alone, without media")
-    manifest.notes += keys.notes()
+    manifest.notes += [_note(note, places) for note, places in noted.items()] + keys.notes()
     return manifest
+
+
+def _note(note: str, places: list[str]) -> str:
+    return f"{note} ({len(places):,}: {'; '.join(places[:3])}{' ...' if len(places) > 3 else ''})"
 
 
 def _sample(entry: Entry, root: Path, confined: bool) -> dict[str, Any]:
@@ -96,7 +110,7 @@ def _sample(entry: Entry, root: Path, confined: bool) -> dict[str, Any]:
     raw = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     if name is None:
         name = as_written or re.sub(r"\W+", "-", entry.where)
-    return {"__key__": re.sub(r"[^\w-]+", "_", str(name)) or "_", "json": raw, **files}
+    return {"__key__": re.sub(r"[^\w-]+", "_", composed(str(name))) or "_", "json": raw, **files}
 
 
 def _check_no_media(fields: dict[str, Any]) -> None:
@@ -138,21 +152,24 @@ def _found(kind: str, name: Any, root: Path, confined: bool) -> Path:
     """The file that an entry means; a video's name may come without its ending, as benchmarks list them."""
     if not isinstance(name, str) or not name.strip():
         raise SchemaError(f"{kind} must be the path of a file, got {name!r}")
-    if confined and (os.path.isabs(name) or os.path.normpath(name).startswith("..")):
+    if confined and (os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith("..")):
         raise SchemaError(f"{name} leaves --media-root {root}; leave that option out to take files from anywhere")
-    path = root / name  # an absolute path stays as it is
+    path = find(root / name)  # an absolute path stays as it is
+    if path.is_dir():
+        raise SchemaError(f"{path} is a folder; {FRAMES}")
     if kind == "video" and not media_type(path.name) and not path.is_file():
         endings = [f".{ending}" for ending in VIDEO]
-        there = [p for e in (*endings, *map(str.upper, endings)) if (p := path.with_name(path.name + e)).is_file()]
+        there = [p for e in (*endings, *map(str.upper, endings)) if (p := find(Path(f"{path}{e}"))).is_file()]
         if len(there) > 1:
             raise SchemaError(f"{name} could be any of {', '.join(p.name for p in there)}; write the ending")
         path = there[0] if there else path
         if not there:
             raise SchemaError(f"there is no file {path} with the ending of a video")
     if media_type(path.name) != kind:
-        raise SchemaError(f"{path.name} has not the ending of a {kind}")
+        frames = f"; {FRAMES}" if media_type(path.name) == "image" else ""
+        raise SchemaError(f"{path.name} has not the ending of a {kind}{frames}")
     if not path.is_file():
-        raise SchemaError(f"there is no file {path}")
+        raise SchemaError(f"there is no file {path}{f', but there is {other}' if (other := alike(path)) else ''}")
     path.open("rb").close()  # OSError if it may not be read
     return path
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError
 
@@ -44,12 +44,22 @@ def _skip_line(file: BinaryIO) -> None:
 
 def read_text(path: Path) -> str:
     """A small file as text, without a byte order mark."""
+    return decode_text(read_bytes(path), path.name)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small file."""
     if (size := path.stat().st_size) > MAX_JSON:
         raise SchemaError(f"{path.name} has {size} bytes, more than {MAX_JSON}; split the sample")
+    return path.read_bytes()
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so, as some editors of Windows write it."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return raw.decode("utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SchemaError(f"{path.name} {not_utf8(error)}") from error
+        raise SchemaError(f"{name} {not_utf8(error)}") from error
 
 
 def read_list(path: Path) -> Any:
@@ -63,9 +73,9 @@ def read_list(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """SchemaError for all that is no JSON, NaN and infinity included."""
+    """SchemaError for all that is no JSON. NaN, which tables leave where they have nothing, is null."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"not valid JSON: {error}") from error
 
@@ -81,8 +91,9 @@ def not_utf8(error: UnicodeDecodeError) -> SchemaError:
     return SchemaError(f"is not UTF-8 ({error.reason} at byte {error.start}); convert it, for instance with iconv")
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number of JSON")
+def _constant(constant: str) -> None:
+    if constant != "NaN":
+        raise ValueError(f"{constant} is not a number of JSON")
 
 
 def files_below(root: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Timed captions: WebVTT, SubRip (SRT) and TTML, as segments {start, end, text} in seconds.
 
 Styling, positions and empty cues are left out; a WebVTT speaker stays as "Name: ". Text that stands in no cue is an
-error, not a loss. Sources: W3C WebVTT (2019), W3C TTML2 (2018); SRT has no standard and is read as players do.
+error, not a loss; lines that stay while captions roll up are said once. Sources: W3C WebVTT (2019), W3C TTML2 (2018);
+SRT has no standard and is read as players do.
 """
 
 from __future__ import annotations
@@ -10,163 +11,138 @@ import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import Any, NamedTuple
 
-from timeviper.datamodules.formats.text_files import read_text
-from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError, check_segments
+from timeviper.datamodules.formats.rollup import Cue, said_once
+from timeviper.datamodules.formats.text_files import decode_text, read_bytes
+from timeviper.datamodules.formats.ttml import clock, read_ttml
+from timeviper.datamodules.shards.schema import SchemaError, check_segments
 
 ENDINGS = (".vtt", ".srt", ".ttml", ".dfxp")
 
 CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?"
 TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
+SRT_HEAD = re.compile(r"\s*-?\d[^<>]*:[^<>]*-->")  # else it is text, such as "A --> B"
+ALMOST = re.compile(r"\s*\d+:\d\d\S*\s*(?:[-=–—]+>|→)\s*\d+:\d\d.*")  # such as 00:01,000 -> 00:02,000
 VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
-TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<[\d:.]+>|\{\\[^{}]*\}")  # <i>, <c.loud>, <00:01.000>, {\an8}
-OTHER_BLOCKS = ("WEBVTT", "NOTE", "STYLE", "REGION")
+BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+VTT_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<[\d:.]+>|\{\\[^{}]*\}")  # <i>, <c.loud>, <00:01.000>, {\an8}
+SRT_TAG = re.compile(r"</?(?:b|i|u|s|c|em|strong|font|span)\b[^<>]*>|<[\d:.]+>|\{\\[^{}]*\}", re.IGNORECASE)
+OTHER_BLOCK = re.compile(r"(?:WEBVTT|NOTE|STYLE|REGION)(?:[ \t\n]|$)")
 
-OFFSET = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s|f|t)")
-CLOCK_TTML = re.compile(r"(\d{2,}):(\d\d):(\d\d)(?:\.(\d+)|:(\d{2,})(?:\.\d+)?)?")
-SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+ROLLED = "captions that roll up the screen; each line is taken once, where it first appears"
+NO_LENGTH = "cues of no length, which no player shows, left out"
+DOUBLED = "cues that are there twice, taken once"
+JOINED = "captions with an empty line inside a cue, where some players cut it; taken whole"
+STREAM_CLOCK = "captions with X-TIMESTAMP-MAP (the clock of a stream), which is not used; times are taken as written"
 
 
-def read_timed_text(path: Path) -> list[dict[str, Any]]:
+class TimedText(NamedTuple):
+    """What a caption file says."""
+
+    segments: list[dict[str, Any]]
+    notes: tuple[str, ...]
+    """What was done with it that a person may want to know."""
+
+
+def read_timed_text(path: Path) -> TimedText:
     """The segments of a caption file, in its order. SchemaError names the file and the cue."""
+    return parse_timed_text(path.name, read_bytes(path))
+
+
+def parse_timed_text(name: str, raw: bytes) -> TimedText:
+    """The segments of the bytes of a caption file; its form is that of the ending of `name`."""
+    notes: dict[str, None] = {}  # each once, in order
+    is_ttml = name.lower().endswith((".ttml", ".dfxp"))
+    text = "" if is_ttml else decode_text(raw, name)
     try:
-        cues = _ttml(path) if path.suffix.lower() in (".ttml", ".dfxp") else _blocks(path)
-        segments = [{"start": start, "end": end, "text": text} for start, end, text in cues if text]
+        found = list(read_ttml(raw) if is_ttml else _cues(text, name.lower().endswith(".vtt"), notes))
+        cues, rolls = said_once(_shown(found, notes))
+        segments = [{"start": cue.start, "end": cue.end, "text": " ".join(cue.lines)} for cue in cues]
         if not segments:
             raise SchemaError("has no cue with text")
         check_segments(segments)
     except SchemaError as error:
-        raise SchemaError(f"{path.name}: {error}", error.kind) from error
-    return segments
+        raise SchemaError(f"{name}: {error}", error.kind) from error
+    return TimedText(segments, (*notes, *([ROLLED] if rolls else [])))
 
 
-Cue = tuple[float, float, str]
+def _shown(cues: list[Cue], notes: dict[str, None]) -> list[Cue]:
+    """Those with text that a player shows, once each."""
+    cues = [cue for cue in cues if cue.lines]
+    lasting = [cue for cue in cues if cue.start != cue.end]
+    once = list(dict.fromkeys(lasting))
+    notes |= dict.fromkeys([NO_LENGTH] * (len(lasting) < len(cues)) + [DOUBLED] * (len(once) < len(lasting)))
+    return once
 
 
-def _blocks(path: Path) -> Iterator[Cue]:
-    """WebVTT and SRT: blocks between blank lines, each with a line of times."""
-    is_vtt = path.suffix.lower() == ".vtt"
-    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+def _cues(text: str, is_vtt: bool, notes: dict[str, None]) -> Iterator[Cue]:
+    """WebVTT and SRT: a line of times, and what stands below it until the next one."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    is_vtt = is_vtt or text.startswith("WEBVTT")  # some tools write it under the other name
     if is_vtt and not re.match(r"WEBVTT(?:[ \t\n]|$)", text):
         raise SchemaError("does not begin with WEBVTT")
-    for number, block in enumerate(re.split(r"\n[ \t]*(?:\n[ \t]*)+", text.strip()), 1):
-        lines = block.split("\n")
-        at = next((i for i, line in enumerate(lines[:2]) if "-->" in line), None)
-        if at is None:
-            if not (is_vtt and block.startswith(OTHER_BLOCKS)):
-                raise SchemaError(
-                    f"block {number} ({block[:40]!r}) has no line of times such as 00:01.000 --> 00:04.000"
-                )
-            continue
-        found = TIMES.fullmatch(lines[at])
+    if is_vtt and "\nX-TIMESTAMP-MAP" in text:
+        notes[STREAM_CLOCK] = None
+    lines = text.split("\n")
+    heads = [i for i, line in enumerate(lines) if "-->" in line and (is_vtt or SRT_HEAD.match(line))]
+    tops = [_top(lines, head, is_vtt) for head in heads] + [len(lines)]
+    header = lines.index("") if is_vtt and "" in lines[: tops[0]] else tops[0] if is_vtt else 0
+    for at, part in _paragraphs(lines, header, tops[0]):
+        if not (is_vtt and OTHER_BLOCK.match(part)):
+            raise _no_times(at, part)
+    for number, (head, end) in enumerate(zip(heads, tops[1:]), 1):
+        found = TIMES.fullmatch(lines[head])
         if not found:
-            raise SchemaError(f"the times of block {number} cannot be read: {lines[at]!r}")
-        yield _clock(*found.groups()[:4]), _clock(*found.groups()[4:]), _plain("\n".join(lines[at + 1 :]))
+            raise SchemaError(f"the times of line {head + 1} cannot be read: {lines[head]!r}")
+        parts = list(_parts(lines, head + 1, end, is_vtt, str(number + 1)))
+        if len(parts) > 1:
+            notes[JOINED] = None
+        yield Cue(clock(*found.groups()[:4]), clock(*found.groups()[4:]), _plain("\n".join(parts), is_vtt))
 
 
-def _clock(hours: str | None, minutes: str, seconds: str, fraction: str | None) -> float:
-    # Rounded, because the sum of parts is not the nearest number to what is written.
-    return round(int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction or 0}"), 9)
+def _top(lines: list[str], head: int, is_vtt: bool) -> int:
+    """Where a cue begins: at its line of times, or at its name in the line above."""
+    name = lines[head - 1].strip() if head > is_vtt else ""
+    return head - bool(name.isdigit() or (name and is_vtt and lines[head - 2] == ""))
 
 
-def _plain(text: str) -> str:
-    text = VOICE.sub(lambda voice: f"{voice[1].strip()}: ", text)
-    return " ".join(html.unescape(TAG.sub("", text)).split())
+def _parts(lines: list[str], at: int, end: int, is_vtt: bool, following: str) -> Iterator[str]:
+    """The texts of a cue, between empty lines, without what belongs to no cue.
+
+    Only an empty line ends a cue, and not one that holds a space; but where editors strip that space, or a cue was
+    written with an empty line inside, what follows can only belong to this cue. `following` is the next one's number.
+    """
+    for line, part in _paragraphs(lines, at, end):
+        if any(ALMOST.fullmatch(row) for row in part.split("\n")):
+            raise _no_times(line, part)
+        if is_vtt and line > at and OTHER_BLOCK.match(part):
+            continue
+        if not is_vtt and line > at and part.split("\n")[0].strip() == following:
+            if part.strip() == following:  # of a cue of nothing
+                continue
+            raise _no_times(line, part)
+        if part.strip():
+            yield part
 
 
-class _Builder(ElementTree.TreeBuilder):
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Entities are declared here, and a kilobyte of them can stand for gigabytes."""
-        raise SchemaError("has a DOCTYPE, which is not allowed; delete it")
+def _paragraphs(lines: list[str], at: int, end: int) -> Iterator[tuple[int, str]]:
+    """Runs of lines that are not empty, with the place of the first."""
+    while at < end:
+        if not lines[at]:
+            at += 1
+            continue
+        stop = next((i for i in range(at, end) if not lines[i]), end)
+        yield at, "\n".join(lines[at:stop])
+        at = stop
 
 
-def _ttml(path: Path) -> Iterator[Cue]:
-    if (size := path.stat().st_size) > MAX_JSON:
-        raise SchemaError(f"has {size} bytes, more than {MAX_JSON}; split it")
-    try:
-        parser = ElementTree.XMLParser(target=_Builder())
-        parser.feed(path.read_bytes())
-        root: ElementTree.Element = parser.close()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        if isinstance(error, SchemaError):
-            raise
-        raise SchemaError(f"is not well-formed XML: {error}") from error
-    if _name(root) != "tt":
-        raise SchemaError(f"is not TTML: its root is {_name(root)!r}, not 'tt'")
-    yield from _Timing(root).cues(root, 0.0, None)
+def _no_times(at: int, part: str) -> SchemaError:
+    return SchemaError(f"line {at + 1} ({part[:40]!r}) is below no line of times such as 00:01.000 --> 00:04.000")
 
 
-def _name(element: ElementTree.Element) -> str:
-    return str(element.tag).rpartition("}")[2]
-
-
-class _Timing:
-    """Times of a TTML document; those of an element count from the begin of the one around it (TTML2, 12.3)."""
-
-    def __init__(self, root: ElementTree.Element) -> None:
-        stated = {str(name).rpartition("}")[2]: value for name, value in root.attrib.items()}
-        try:
-            above, below = (float(n) for n in stated.get("frameRateMultiplier", "1 1").replace(":", " ").split())
-            self.frame_rate = float(stated.get("frameRate", 30)) * above / below
-            self.tick_rate = float(stated.get("tickRate", self.frame_rate if "frameRate" in stated else 1))
-            known = self.frame_rate > 0 and self.tick_rate > 0
-        except (ValueError, ZeroDivisionError):
-            known = False
-        if not known or stated.get("timeBase", "media") != "media":
-            raise SchemaError("its frameRate, frameRateMultiplier, tickRate or timeBase cannot be used")
-
-    def cues(self, element: ElementTree.Element, start: float, end: float | None) -> Iterator[Cue]:
-        """A cue a timed paragraph, or a timed part of one."""
-        attributes = element.attrib
-        if attributes.get("timeContainer", "par") != "par" and len(element):
-            raise SchemaError(f"<{_name(element)}> has timeContainer {attributes['timeContainer']!r}; only par is read")
-        begun = start + self.seconds(attributes.get("begin", "0s"))
-        ends = [] if end is None else [end]
-        if "end" in attributes:
-            ends.append(start + self.seconds(attributes["end"]))
-        if "dur" in attributes:
-            ends.append(begun + self.seconds(attributes["dur"]))
-        parts = [part for part in element.iter() if part is not element and _timed(part)]
-        if parts or _name(element) not in ("p", "span"):
-            if _name(element) in ("p", "span") and (loose := _text(element, timed=False)):
-                raise SchemaError(f"{loose[:40]!r} stands between timed parts of a paragraph; give it times of its own")
-            for child in element:
-                if _name(child) not in ("head", "metadata"):
-                    yield from self.cues(child, begun, min(ends, default=None))
-        elif text := _text(element):
-            if not ends:
-                raise SchemaError(f"the paragraph {text[:40]!r} has no end")
-            yield round(begun, 9), round(min(ends), 9), text
-
-    def seconds(self, written: str) -> float:
-        """A TTML time expression: 00:00:05.5, 00:00:05:12 (frames), 5s, 500ms, 132f, 9000t."""
-        if found := CLOCK_TTML.fullmatch(written.strip()):
-            hours, minutes, seconds, fraction, frames = found.groups()
-            return _clock(hours, minutes, seconds, fraction) + int(frames or 0) / self.frame_rate
-        if found := OFFSET.fullmatch(written.strip()):
-            unit = {**SECONDS, "f": 1 / self.frame_rate, "t": 1 / self.tick_rate}[found[2]]
-            return float(found[1]) * unit
-        raise SchemaError(
-            f"the time {written!r} cannot be read; known are 00:00:05.5, 00:00:05:12, 5s, 500ms, 132f, 9t"
-        )
-
-
-def _timed(element: ElementTree.Element) -> bool:
-    return bool({"begin", "end", "dur"} & element.attrib.keys())
-
-
-def _text(element: ElementTree.Element, timed: bool = True) -> str:
-    """Text of an element on one line; without that of its timed parts if `timed` is False."""
-
-    def pieces(of: ElementTree.Element) -> Iterator[str]:
-        yield of.text or ""
-        for child in of:
-            if _name(child) == "br":
-                yield " "
-            elif _name(child) != "metadata" and (timed or not _timed(child)):
-                yield from pieces(child)
-            yield child.tail or ""
-
-    return " ".join("".join(pieces(element)).split())
+def _plain(text: str, is_vtt: bool) -> tuple[str, ...]:
+    """Lines as they are shown. Tags that SRT does not know are text there."""
+    text = VOICE.sub(lambda voice: f"{voice[1].strip()}: ", BREAK.sub("\n", text))
+    text = html.unescape((VTT_TAG if is_vtt else SRT_TAG).sub("", text))
+    return tuple(line for line in (" ".join(row.split()) for row in text.split("\n")) if line)

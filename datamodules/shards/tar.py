@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,10 @@ from typing import BinaryIO, NamedTuple
 
 from timeviper.datamodules.shards.schema import MAX_JSON
 
+# What macOS, Windows and Synology put beside the files of a person.
+LITTER = re.compile(
+    r"(?:.*/)?(?:\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini|Icon\r|(?:__MACOSX|@eaDir)/.*)", re.IGNORECASE
+)
 TAR_BLOCK = 512  # a tar is a row of such blocks and ends with two of zeros
 CHUNK = 1 << 20
 
@@ -49,6 +54,14 @@ class Slice(NamedTuple):
     offset: int
     size: int
     crc32: int
+
+
+class File(NamedTuple):
+    """One file of a tar, whatever it is called."""
+
+    name: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,13 @@ def scan_tar(path: Path) -> list[Member]:
 
 def iter_tar(path: Path) -> Iterator[Member]:
     """Members in order, until the end or the ShardError where the archive is damaged: what lies before may be whole."""
+    for file in iter_files(path):
+        if not LITTER.fullmatch(file.name):
+            yield _member(path, file)
+
+
+def iter_files(path: Path) -> Iterator[File]:
+    """As `iter_tar`, but every file, also those that are no member of a sample."""
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -147,23 +167,27 @@ def iter_tar(path: Path) -> Iterator[Member]:
                 if not (info.isfile() or info.isdir()) or info.issparse():
                     raise ShardError(path, f"member {info.name!r} is no plain file; a shard may not have links")
                 if info.isfile():  # `tar cf x.tar folder` has an entry for the folder, which says nothing
-                    yield _member(path, info)
+                    yield _named(path, info)
                 end = info.offset_data + -(-info.size // TAR_BLOCK) * TAR_BLOCK
     except (tarfile.TarError, RecursionError, OverflowError) as error:
         raise ShardError(path, f"not an uncompressed tar, or damaged at its start ({error})") from error
     _check_end(path, end)
 
 
-def _member(path: Path, info: tarfile.TarInfo) -> Member:
-    folder, _, name = info.name.rpartition("/")
-    key, dot, field = name.partition(".")
-    if not info.name.isprintable():  # nor could it be written to a report or a terminal
+def _named(path: Path, info: tarfile.TarInfo) -> File:
+    if not info.name.isprintable() and not LITTER.fullmatch(info.name):  # nor could it be written to a report
         raise ShardError(path, f"member {info.name!a} has characters that cannot be shown; rename it")
     if info.name.startswith("/") or ".." in info.name.split("/"):
         raise ShardError(path, f"member {info.name!r} points out of the archive; rename it")
+    return File(info.name, info.offset_data, info.size)
+
+
+def _member(path: Path, file: File) -> Member:
+    folder, _, name = file.name.rpartition("/")
+    key, dot, field = name.partition(".")
     if not (key and dot and field):
-        raise ShardError(path, f"member {info.name!r} is not named <key>.<field>, for instance clip1.mp4")
-    return Member(f"{folder}/{key}" if folder else key, field, info.offset_data, info.size)
+        raise ShardError(path, f"member {file.name!r} is not named <key>.<field>, for instance clip1.mp4")
+    return Member(f"{folder}/{key}" if folder else key, field, file.offset, file.size)
 
 
 def _check_end(path: Path, end: int) -> None:

@@ -152,7 +152,7 @@ def test_files_of_texts_are_bounded_too(tmp_path: Path) -> None:
     for name in ("a.json", "b.ttml"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(MAX_JSON + 1)
-    with pytest.raises(ManifestError, match=r"a.json has \d+ bytes, more than(.|\n)*b.ttml: has \d+ bytes, more than"):
+    with pytest.raises(ManifestError, match=r"a.json has \d+ bytes, more than(.|\n)*b.ttml has \d+ bytes, more than"):
         read_manifest(tmp_path)
     with (tmp_path / "m.json").open("wb") as file:
         file.truncate(3 << 30)
@@ -178,7 +178,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
 
 def test_a_folder_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").mkdir()
-    with pytest.raises(ManifestError, match="there is no file"):
+    with pytest.raises(ManifestError, match="is a folder; frames of a video are not put together"):
         read_manifest(put_lines(tmp_path / "m.jsonl", {"video": "a.mp4", "caption": "x"}))
 
 
