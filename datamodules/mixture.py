@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from timeviper.datamodules.shards.address import split_query
 from timeviper.datamodules.shards.index import Conversation, SampleRecord, ShardIndex
 
 
@@ -28,7 +29,8 @@ class Unit:
 
     @property
     def key(self) -> str:
-        name = self.shard.rpartition("/")[2]  # of a path or URL; asked for many times a step
+        shard = split_query(self.shard)[0] if "?" in self.shard else self.shard  # asked for many times a step
+        name = shard.rpartition("/")[2]
         return f"{self.source}/{name}/{self.record.key}#{self.conversation}"
 
     @property

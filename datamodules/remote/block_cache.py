@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from timeviper.config import DataConfig
+from timeviper.datamodules.shards.address import split_query
 from timeviper.datamodules.shards.block_sums import FileBlock
 from timeviper.files import TEMPORARY
 
@@ -81,7 +82,8 @@ class BlockCache:
             self.max_bytes = 0
 
     def _path(self, shard: str, block: FileBlock) -> Path:
-        name = sha256(f"{shard}\n{block.offset}\n{block.size}\n{block.crc32:08x}".encode()).hexdigest()[:32]
+        place = split_query(shard)[0]  # the same file under a new signature
+        name = sha256(f"{place}\n{block.offset}\n{block.size}\n{block.crc32:08x}".encode()).hexdigest()[:32]
         return self.folder / name[:2] / name[2:]
 
     @contextmanager

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
-from timeviper.datamodules.remote.storage import StorageError, hindrance, is_http, list_tars, notice, read_file
+from timeviper.datamodules.remote.storage import StorageError, hindrance, list_tars, notice, read_file
+from timeviper.datamodules.shards.address import is_http, near, shown, split_query
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, ShardIndex, decode
 
 REMEDY = "run `timeviper shards index FOLDER` where the shards were made, and upload the indexes again"
@@ -28,24 +29,25 @@ def load_remote(where: str) -> list[ShardIndex]:
     (`shard-{00000..00009}.tar`), or a glob where the store can be listed. ValueError for people.
     """
     if problem := hindrance(where):
-        raise ValueError(f"no shards: {where}: {problem}")
+        raise ValueError(f"no shards: {shown(where)}: {problem}")
     try:
-        with notice(f"reading the index of {where}"):
-            shards = _load(list(expand(where)))
+        with notice(f"reading the index of {shown(where)}"):
+            path, query = split_query(where)
+            shards = _load([url + query for url in expand(path)])
             return sorted(shards, key=lambda shard: shard.location)
     except OSError as error:
         raise ValueError(f"no shards: {error}") from error
 
 
 def _load(urls: list[str]) -> list[ShardIndex]:
-    tars = [url for url in urls if url.endswith(".tar") and not _is_glob(url)]
+    tars = [url for url in urls if split_query(url)[0].endswith(".tar") and not _is_glob(url)]
     places = [url for url in urls if url not in set(tars)]
     return [*_find(tars), *(shard for url in places for shard in _listed(url))]
 
 
 def _listed(where: str) -> list[ShardIndex]:
     """The shards of a folder, a merged index or a glob."""
-    if where.endswith(".json"):
+    if split_query(where)[0].endswith(".json"):
         return _read(where)
     sizes = list_tars(where if _is_glob(where) else f"{where.rstrip('/')}/*.tar")
     if sizes is None:
@@ -56,7 +58,8 @@ def _listed(where: str) -> list[ShardIndex]:
 
 
 def _is_glob(where: str) -> bool:
-    return "*" in where or "[" in where
+    path = split_query(where)[0]
+    return "*" in path or "[" in path
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -86,20 +89,21 @@ def _unlisted(where: str) -> list[ShardIndex]:
     """Of a folder that cannot be listed."""
     if _is_glob(where):
         how = "a web server cannot" if is_http(where) else "these credentials may not"
-        raise ValueError(f"no shards: {where}: {how} list files; name the folder or use {{00000..00009}}")
-    url = f"{where.rstrip('/')}/{MERGED}"
+        raise ValueError(f"no shards: {shown(where)}: {how} list files; name the folder or use {{00000..00009}}")
+    path, query = split_query(where)
+    folder = f"{path.rstrip('/')}/"
+    url = f"{folder}{MERGED}{query}"
     try:
         return _read(url)
     except FileNotFoundError as error:
         raise ValueError(
-            f"no shards: {url} does not exist, and without it nothing tells which shards there are; {REMEDY} "
-            f"(or name the tars: {where.rstrip('/')}/shard-{{00000..00009}}.tar)"
+            f"no shards: {shown(url)} does not exist, and without it nothing tells which shards there are; {REMEDY} "
+            f"(or name the tars: {folder}shard-{{00000..00009}}.tar)"
         ) from error
 
 
 def _read(url: str) -> list[ShardIndex]:
-    folder = url.rpartition("/")[0]
-    return decode(read_file(url), url, REMEDY, lambda name: f"{folder}/{name}")
+    return decode(read_file(url), shown(url), REMEDY, lambda name: near(url, name))
 
 
 def _find(tars: list[str], all_of_them: bool = False) -> list[ShardIndex]:
@@ -108,11 +112,14 @@ def _find(tars: list[str], all_of_them: bool = False) -> list[ShardIndex]:
     `all_of_them`: these are all that the folder has, so that the merged index must not know of more.
     """
     found: dict[str, ShardIndex] = {}
-    for folder in sorted({tar.rpartition("/")[0] for tar in tars}):
+    for merged in sorted({near(tar, MERGED) for tar in tars}):
         try:
-            found |= {shard.location: shard for shard in _read(f"{folder}/{MERGED}")}
+            found |= {shard.location: shard for shard in _read(merged)}
         except FileNotFoundError:
             continue
+        except StorageError:  # a signature may be of a tar alone, or of the files beside it, too
+            if not split_query(merged)[1]:
+                raise
     if all_of_them and (gone := sorted(found.keys() - set(tars))):
         raise ValueError(f"{_named(gone)} is in {MERGED} but not there; upload the shards again, or {REMEDY}")
     missing = [tar for tar in tars if tar not in found]
@@ -124,14 +131,22 @@ def _find(tars: list[str], all_of_them: bool = False) -> list[ShardIndex]:
 
 
 def _named(tars: list[str]) -> str:
-    return ", ".join(tars[:3]) + (f" and {len(tars) - 3} more" if len(tars) > 3 else "")
+    return ", ".join(map(shown, tars[:3])) + (f" and {len(tars) - 3} more" if len(tars) > 3 else "")
 
 
 def _own(tar: str) -> ShardIndex | None:
+    name = split_query(tar)[0].rpartition("/")[2].removesuffix(".tar") + SUFFIX
     try:
-        shards = _read(tar.removesuffix(".tar") + SUFFIX)
+        shards = _read(near(tar, name))
     except FileNotFoundError:
         return None
+    except StorageError as error:
+        if not split_query(tar)[1]:
+            raise
+        raise StorageError(
+            f"{error}; a signature must be of the whole folder (a SAS of the container, a policy for a path), as the "
+            f"index {name} beside the tar is read with it, too; or use the store's own address (s3://, gs://, abfs://)"
+        ) from error
     return next((shard for shard in shards if shard.location == tar), None)
 
 

@@ -16,6 +16,7 @@ from av.error import err_check
 
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.storage import StorageError, is_remote, read_range
+from timeviper.datamodules.shards.address import shown
 from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlocks
 from timeviper.datamodules.shards.index_file import SampleRecord
 from timeviper.datamodules.shards.tar import RangeFile, ShardError
@@ -29,7 +30,7 @@ class MemberFile(RangeFile):
 
     def __init__(self, shard: str, record: SampleRecord, field: str) -> None:
         where = record.members[field]
-        super().__init__(f"{shard}[{record.key}.{field}]", where.size)
+        super().__init__(f"{shown(shard)}[{record.key}.{field}]", where.size)
         self.shard, self.key, self.field = shard, record.key, field
         self.blocks = FileBlocks(where, record.blocks.get(field, b""))
         self.error: Exception | None = None
@@ -61,7 +62,7 @@ class MemberFile(RangeFile):
         first = block.offset - self.blocks.where.offset
         what = "do not match their checksum" if got == block.size else f"are cut off after {got}"
         return ShardError(
-            self.shard,
+            shown(self.shard),
             f"{self.field} is damaged: its bytes {first} to {first + block.size} (at {block.offset} of the shard) "
             f"{what}; copy the shard again, or index it anew if it was changed on purpose",
             self.key,

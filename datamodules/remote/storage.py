@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
+from timeviper.datamodules.shards.address import is_http, shown, split_query
+
 T = TypeVar("T")
 
 ATTEMPTS = 6
@@ -42,10 +44,6 @@ class Refused(Exception):
 def is_remote(where: object) -> bool:
     """Whether this names a place behind a URL and not on a disk."""
     return "://" in str(where)
-
-
-def is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 def hindrance(url: str) -> str:
@@ -111,25 +109,28 @@ def notice(text: str) -> Iterator[None]:
 
 def _retried(url: str, what: str, request: Callable[[], T]) -> T:
     """The answer, or an error for people."""
+    place = shown(url)
     for attempt in range(ATTEMPTS):
         try:
             return request()
         except StorageError:
             raise
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{url} does not exist (404)") from error
+            raise FileNotFoundError(f"{place} does not exist (404)") from error
         except PermissionError as error:
-            raise StorageError(f"{url} may not be read (403): the store wants other credentials ({error})") from error
+            wants = "the store wants other credentials"
+            if split_query(url)[1]:
+                wants = "the signature in its query is over, or was made for another file"
+            raise StorageError(f"{place} may not be read (403): {wants} ({error})") from error
         except (Refused, ValueError, TypeError, NotImplementedError, ImportError) as error:
-            raise StorageError(f"{url} cannot be read: {error}") from error
+            raise StorageError(f"{place} cannot be read: {error}") from error
         except Exception as error:  # a store's client raises what it likes: time-outs, resets, 503, ...
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                raise StorageError(f"{url} cannot be read: {error}; set the credentials of the store") from error
+                raise StorageError(f"{place} cannot be read: {error}; set the credentials of the store") from error
             if attempt == ATTEMPTS - 1:
                 reason = str(error) or type(error).__name__
-                raise StorageError(
-                    f"{url} could not be read in {ATTEMPTS} attempts (last: {reason}); is the server up and reachable?"
-                ) from error
+                tried = f"could not be read in {ATTEMPTS} attempts (last: {reason})"
+                raise StorageError(f"{place} {tried}; is the server up and reachable?") from error
             time.sleep(wait(url, what, attempt))
     raise AssertionError
 
@@ -143,13 +144,15 @@ def wait(url: str, what: str, attempt: int) -> float:
 def _filesystem(url: str) -> Any:
     """fsspec's object for a URL; one for each store and process."""
     if problem := hindrance(url):
-        raise StorageError(f"{url} cannot be read: {problem}")
+        raise StorageError(f"{shown(url)} cannot be read: {problem}")
     scheme = url.partition("://")[0]
     if is_http(url):
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=TOTAL_TIMEOUT, sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)
-        return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True})
+        # An address that a server sends on to is followed as it is written: a signature may be of its very letters.
+        options = {"timeout": timeout, "trust_env": True, "requote_redirect_url": False}
+        return fsspec.filesystem("http", client_kwargs=options)
     if scheme not in ("s3", "s3a"):
         return fsspec.filesystem(scheme)
     limits = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT, "retries": {"total_max_attempts": 1}}
@@ -175,12 +178,15 @@ def _request(url: str, span: tuple[int, int] | None) -> bytes:
 
 async def _http_get(fs: Any, url: str, span: tuple[int, int] | None) -> bytes:
     """The body of an answer, once its head says that it is what was asked for."""
+    from yarl import URL
+
     session = await fs.set_session()
     headers = {"Accept-Encoding": "identity"}
     if span:
         headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
     try:
-        async with session.get(fs.encode_url(url), headers=headers) as answer:
+        path, query = split_query(url)
+        async with session.get(URL(f"{URL(path)}{query}", encoded=True), headers=headers) as answer:
             said = f"{answer.status} {answer.reason}"
             if answer.status in (404, 410):
                 raise FileNotFoundError(said)

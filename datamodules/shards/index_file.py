@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from timeviper.datamodules.shards.address import split_query
 from timeviper.datamodules.shards.block_sums import sums_size
 from timeviper.datamodules.shards.tar import Slice
 
@@ -93,7 +94,7 @@ class ShardIndex:
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self.location).name
+        return PurePosixPath(split_query(self.location)[0]).name
 
     @property
     def path(self) -> Path:

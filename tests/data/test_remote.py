@@ -211,6 +211,28 @@ def test_a_folder_has_several_names(folder: Path, server: RangeServer) -> None:
     assert load_index(f"{server.url}/shard-00002.tar") == wanted[2:3]
 
 
+def test_a_folder_behind_a_signature(local: list[StepBatch], server: RangeServer, tmp_path: Path) -> None:
+    """Each name of it takes the query to every file, and none of it into the keys of samples, which logs have."""
+    server.query = "sv=2026&sig=a%2Fb.tar"
+    signed, cache = f"?{server.query}", BlockCache(tmp_path, 10**8)
+    assert_same(stream(f"{server.url}/{signed}", cache), local)
+    for name in ("index.json", "shard-{00000..00003}.tar", "shard-00000.tar"):
+        shards = load_index(f"{server.url}/{name}{signed}")
+        assert [shard.name for shard in shards] == [f"shard-{i:05d}.tar" for i in range(len(shards))]
+        assert all(shard.location.endswith(signed) for shard in shards)
+    assert units(f"{server.url}/shard-00000.tar{signed}")[0].key.startswith("x/shard-00000.tar/clip0")
+
+
+def test_a_signature_of_one_file_is_told_from_that_of_a_folder(server: RangeServer) -> None:
+    server.query = "sig=abc"
+    with pytest.raises(ValueError, match=r"idx.json\?\.\.\. may not be read .*must be of the whole folder") as error:
+        load_index(f"{server.url}/shard-00000.tar?sig=other")
+    assert "sig=" not in str(error.value)
+    server.query = ""
+    with pytest.raises(ValueError, match=r"nowhere/index.json does not exist"):
+        load_index(f"{server.url}/nowhere")
+
+
 @pytest.mark.slow
 def test_loader_processes_read_from_a_server(local: list[StepBatch], server: RangeServer, tmp_path: Path) -> None:
     """Two of them, started anew (spawn), that share a cache, while one request in ten fails."""

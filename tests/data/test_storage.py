@@ -84,6 +84,36 @@ def test_a_server_without_ranges_does_not_send_its_gigabytes(server: RangeServer
         read_range(f"{server.url}/data.tar", 0, 10)
 
 
+SIGNATURE = "X-Cred=AKIA%2F2026%2Fs3&sig=a%2Bb%2F9%3D/[x]*&response=a%20b"
+
+
+def test_a_signature_arrives_letter_by_letter(server: RangeServer) -> None:
+    server.query = SIGNATURE
+    url = f"{server.url}/data.tar?{SIGNATURE}"
+    assert read_range(url, 1000, 1010) == DATA[1000:1010]
+    assert read_file(url) == DATA
+    for other in (f"{server.url}/data.tar", f"{url}x"):
+        with pytest.raises(StorageError, match=r"data.tar(\?\.\.\.)? may not be read \(403\)") as error:
+            read_range(other, 0, 10)
+        assert "AKIA" not in str(error.value), "a log is no place for a signature"
+    assert "signature in its query" in str(error.value)
+
+
+def test_an_address_that_is_sent_on_is_followed_as_it_is_written(server: RangeServer) -> None:
+    """To another host, with a range, and a signature of its own."""
+    server.sends_on = server.query = SIGNATURE
+    assert read_range(f"{server.url}/data.tar", 1000, 1010) == DATA[1000:1010]
+    assert server.requests == [("/data.tar", "bytes=1000-1009"), (f"/data.tar?{SIGNATURE}", "bytes=1000-1009")]
+
+
+def test_the_cache_knows_a_file_under_another_signature(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, max_bytes=10_000)
+    block, data = block_of(1)
+    cache.put("https://host/a.tar?sig=1", block, data)
+    assert cache.get("https://host/a.tar?sig=2", block) == data
+    assert cache.get("https://host/b.tar?sig=1", block) is None
+
+
 def test_silence_ends(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "READ_TIMEOUT", 0.1)
     monkeypatch.setattr(storage, "ATTEMPTS", 2)

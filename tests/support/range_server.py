@@ -25,6 +25,10 @@ class RangeServer(ThreadingHTTPServer):
         """One request in so many gets a 503, is cut in the middle of its body, or has its connection closed."""
         self.status = 0
         """What every request is answered with."""
+        self.query = ""
+        """What every address must have behind its "?", letter by letter; else 403."""
+        self.sends_on = ""
+        """The query of the address that a request without one is sent on to, at another name of this machine."""
         self.delay = 0.0
         """Seconds before each answer."""
         self.sent: dict[str, int] = {}
@@ -56,7 +60,15 @@ class Handler(BaseHTTPRequestHandler):
             server.failures += bool(fails)
             kind = server.failures % 3 if fails else None
         time.sleep(server.delay)
-        path = server.folder / self.path.lstrip("/")
+        name, _, query = self.path.partition("?")
+        path = server.folder / name.lstrip("/")
+        if server.sends_on and not query:
+            place = f"http://localhost:{server.server_address[1]}{name}?{server.sends_on}"
+            self.answer(302, b"", {"Location": place})
+            return
+        if query != server.query:
+            self.answer(403, b"")
+            return
         if server.status or kind == 0:
             self.answer(server.status or 503, b"")
             return

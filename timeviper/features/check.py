@@ -21,6 +21,7 @@ from timeviper.datamodules.frames.video import frame_count
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import open_member
+from timeviper.datamodules.shards.address import shown
 from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex
 from timeviper.datamodules.shards.schema import FEATURES
 from timeviper.errors import ConfigError, Problem
@@ -142,7 +143,7 @@ def _read(shard: ShardIndex, record: SampleRecord, cache: BlockCache) -> Fingerp
         with open_member(shard.location, record, FEATURES, cache) as file:
             return Fingerprint.from_dict(read_metadata(file)["fingerprint"])
     except ValueError as error:
-        raise ValueError(f"shard {shard.location}, sample {record.key!r}: {FEATURES} {error}") from error
+        raise ValueError(f"shard {shown(shard.location)}, sample {record.key!r}: {FEATURES} {error}") from error
 
 
 def _differences(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
