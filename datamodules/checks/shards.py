@@ -94,10 +94,10 @@ def _around(folder: Path, tars: list[Path]) -> Iterator[Defect]:
     for partial_file in sorted(folder.rglob("*.tar.*tmp")):
         name = str(partial_file.relative_to(folder))
         yield Defect(name, "", "shards", "left over from a writer that was stopped; run it again, or delete this")
-    rows: dict[Path, dict[int, Path]] = {}
+    rows: dict[tuple[Path, str], dict[int, Path]] = {}
     for tar in tars:
         if match := NUMBERED.fullmatch(tar.name):
-            rows.setdefault(tar.with_name(match[1]), {})[int(match[2])] = tar
+            rows.setdefault((tar.parent, match[1]), {})[int(match[2])] = tar
     for row in rows.values():
         for before, number in zip(sorted(row), sorted(row)[1:]):
             if number > before + 1:

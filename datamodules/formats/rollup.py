@@ -44,8 +44,9 @@ def said_once(cues: Sequence[Cue]) -> tuple[list[Cue], bool]:
         kept = _carried(last, cue) if last else 0
         screen = screen[len(screen) - kept :]
         for (was, at), line in zip(screen, cue.lines):
-            if was.lines[at] != line or len(cue.lines) == kept:  # it grows, or nothing is added
-                was.lines[at], was.end = line, max(was.end, cue.end)
+            was.lines[at] = line  # which may have grown
+        if kept == len(cue.lines):  # the last line is still being said, or held
+            screen[-1][0].end = max(screen[-1][0].end, cue.end)
         if new := list(cue.lines[kept:]):
             said.append(_Said(cue.start, cue.end, new))
             screen += [(said[-1], at) for at in range(len(new))]

@@ -136,7 +136,8 @@ def _placeholders(messages: list[dict[str, str]], media: list[dict[str, Any]], w
     kinds, expected = [kind for _, kind in marks], [m["type"] for m in media]
     if kinds and kinds != expected:
         raise SchemaError(
-            f"{where} has placeholders for {kinds}, but media {expected}; write one each, in order, or none",
+            f"{where} has placeholders for {kinds}, but media {expected}; write one each, in order, or none "
+            "(and a mark that is meant as text as &lt;video&gt; or &lt;image&gt;)",
             "placeholders",
         )
 

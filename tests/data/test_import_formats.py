@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import image, put, put_json, put_lines, samples, talk, video
+from own_data import image, put, put_json, put_lines, put_tar, samples, talk, video
 
 from timeviper.datamodules.build import load_index
 from timeviper.datamodules.checks.shards import check_shards
@@ -375,19 +374,6 @@ def test_unusable_files_of_a_folder_are_all_named(tmp_path: Path) -> None:
 
 
 # WebDataset tars
-
-
-def put_tar(path: Path, *members: tuple[str, bytes]) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        folder = tarfile.TarInfo("data")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def test_tars(tmp_path: Path) -> None:
