@@ -25,7 +25,7 @@ PARTIAL = ("forced", "signs", "songs", "commentary")
 ENGLISH = ("en", "eng", "english")
 
 SAME = "captions that stand beside the video in several forms and say the same, taken once"
-OTHERS = "captions in several languages; taken is {}, left out: {}"
+OTHERS = "captions in several languages; taken is {}, left out: {} (to take another, leave no other there)"
 TRANSCRIPT = "texts with the words of the timed captions, left out"
 TEXT_UNUSED = "texts that are not used, because the json beside them speaks already"
 INFO_USED = f"info.json: {', '.join(KEPT)} are kept, the rest (chapters, description, ...) is not used"

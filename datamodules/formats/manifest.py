@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from timeviper.datamodules.formats.entry import Entry
 from timeviper.datamodules.formats.names import alike, composed, find
 from timeviper.datamodules.formats.recognise import read_entries
 from timeviper.datamodules.formats.talk import marks, with_talk
+from timeviper.datamodules.shards.address import shown
 from timeviper.datamodules.shards.schema import PLACEHOLDERS, VIDEO, SchemaError, media_type, parse_record
 from timeviper.datamodules.shards.writer import Payload, Sample
 
@@ -152,6 +154,10 @@ def _found(kind: str, name: Any, root: Path, confined: bool) -> Path:
     """The file that an entry means; a video's name may come without its ending, as benchmarks list them."""
     if not isinstance(name, str) or not name.strip():
         raise SchemaError(f"{kind} must be the path of a file, got {name!r}")
+    if name.startswith("file://"):
+        name = unquote(name.removeprefix("file://"))
+    if "://" in name:
+        raise SchemaError(f"{shown(name)} is an address; media are read from a disk: download it, and name the file")
     if confined and (os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith("..")):
         raise SchemaError(f"{name} leaves --media-root {root}; leave that option out to take files from anywhere")
     path = find(root / name)  # an absolute path stays as it is

@@ -305,6 +305,16 @@ def test_names_from_windows_and_in_capitals(tmp_path: Path) -> None:
             read_manifest(put_lines(tmp_path / "x.jsonl", {"video": name, "caption": "x"}), media_root=tmp_path)
 
 
+def test_addresses_of_media(tmp_path: Path) -> None:
+    put(tmp_path, "a b.mp4")
+    own = {"video": f"file://{tmp_path}/a%20b.mp4", "caption": "x"}
+    (entry,) = samples(put_lines(tmp_path / "x.jsonl", own)).values()
+    assert entry["media"][0]["member"] == "mp4"
+    far = put_lines(tmp_path / "y.jsonl", {"video": "https://host/a.mp4?sig=abc", "caption": "x"})
+    with pytest.raises(ManifestError, match=r"line 1: https://host/a.mp4\?... is an address; .*download it"):
+        read_manifest(far)
+
+
 # --- frames, and marks that are text ----------------------------------------------------------------------
 
 
