@@ -19,6 +19,7 @@ from timeviper.datamodules.remote.listing import load_remote
 from timeviper.datamodules.remote.storage import is_remote
 from timeviper.datamodules.shards.index import read_index
 from timeviper.datamodules.shards.index_file import SUFFIX, ShardIndex
+from timeviper.datamodules.shards.tar import is_litter
 from timeviper.model.flops import model_flops
 from timeviper.tokenizer import Tokenizer
 
@@ -117,8 +118,9 @@ def load_index(where: str | Path) -> list[ShardIndex]:
         return load_remote(str(where))
     path = Path(where)
     if path.is_dir():
-        names = {p for p in path.iterdir() if p.suffix == ".tar"}
-        names |= {p.with_name(p.name.removesuffix(SUFFIX) + ".tar") for p in path.iterdir() if p.name.endswith(SUFFIX)}
+        files = [p for p in path.iterdir() if not is_litter(p)]
+        names = {p for p in files if p.suffix == ".tar"}
+        names |= {p.with_name(p.name.removesuffix(SUFFIX) + ".tar") for p in files if p.name.endswith(SUFFIX)}
     else:
         names = {Path(p) for p in glob(str(where)) if p.endswith(".tar")}
     if not names:

@@ -19,7 +19,7 @@ from timeviper.datamodules.checks.twins import Twins
 from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_path, read_index
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, SampleRecord, decode
-from timeviper.datamodules.shards.tar import Member, ShardError, group, iter_tar
+from timeviper.datamodules.shards.tar import Member, ShardError, group, is_litter, iter_tar
 
 __all__ = ["NOTES", "PROBLEMS", "CheckConfig", "Defect", "Report", "check_shards", "find_shards", "walk_shard"]
 
@@ -76,7 +76,7 @@ def _crashed(sample: Sample | Defect) -> Examined:
 
 def find_shards(folder: Path) -> list[Path]:
     """All tars below a folder, in order. ValueError if there is none."""
-    tars = sorted(p for p in folder.rglob("*.tar") if p.is_file())
+    tars = sorted(p for p in folder.rglob("*.tar") if p.is_file() and not is_litter(p))
     if not tars:
         raise ValueError(f"no shards: {folder} has no .tar in it")
     return tars
@@ -84,7 +84,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 def _around(folder: Path, tars: list[Path]) -> Iterator[Defect]:
     """What lies beside the shards, or does not and should."""
-    for index in sorted(folder.rglob(f"*{SUFFIX}")):
+    for index in sorted(p for p in folder.rglob(f"*{SUFFIX}") if not is_litter(p)):
         tar = index.with_name(index.name.removesuffix(SUFFIX) + ".tar")
         if not tar.exists():
             detail = f"the shard is missing, though its index {index.name} is there; put it back or delete the index"

@@ -37,7 +37,7 @@ def read_folder(root: Path) -> Iterator[Entry]:
     files = files_below(root)
     media = [path for path in files if media_type(path.name)]
     beside, alone = _beside(media, [path for path in files if path not in set(media)])
-    videos = {(p.parent, composed(p.stem)) for p in media if media_type(p.name) == "video"}
+    videos = {(p.parent, composed(n)) for p in media if media_type(p.name) == "video" for n in (p.stem, p.name)}
     loose: dict[Path, list[Path]] = defaultdict(list)
     for path in media:
         if media_type(path.name) == "image" and not says(beside[path]) and not _is_thumbnail(path, videos, beside):

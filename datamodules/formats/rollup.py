@@ -1,7 +1,8 @@
-"""Captions that roll up the screen: a line that stays while the next one comes was said once.
+"""Captions that roll up the screen: what stays while something new comes was said once.
 
 Live and automatic captions show a line for two cues or more, between them cues of 10 ms in which nothing changes
-(YouTube), or one cue a word (CEA-608). Taken as they stand, each line would be said two or three times.
+(YouTube), or one cue a word (CEA-608); converters join the lines of a cue. Taken as they stand, each line would be said
+two or three times.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 HOLD = 0.05  # s: no one reads a cue this short; it only holds what is on the screen
 TOGETHER = 0.1  # s between two cues that are one picture to the eye
+WORDS = 3  # that one cue ends with and the next begins with: more than chance
 
 
 class Cue(NamedTuple):
@@ -35,13 +37,29 @@ def said_once(cues: Sequence[Cue]) -> tuple[list[Cue], bool]:
 
     They roll up if most cues carry on what the one before them shows, or if one only holds it.
     """
-    if not _roll_up(cues):
-        return list(cues), False
+    if all(len(cue.lines) == 1 for cue in cues):
+        words = [cue._replace(lines=tuple(cue.lines[0].split())) for cue in cues]
+        carried = [_words_carried(*pair) for pair in pairwise(words)]
+        # Words that only come to those before them are a line that grows, not lines that were joined.
+        gone = any(0 < kept < len(cue.lines) for kept, cue in zip(carried, words))
+        if gone and _roll_up(words, carried):
+            return [cue._replace(lines=(" ".join(cue.lines),)) for cue in _taken_once(words, carried)], True
+    carried = [_lines_carried(*pair) for pair in pairwise(cues)]
+    rolls = _roll_up(cues, carried)
+    return (_taken_once(cues, carried) if rolls else list(cues)), rolls
+
+
+def _roll_up(cues: Sequence[Cue], carried: list[int]) -> bool:
+    held = any(kept == len(cue.lines) and cue.end - cue.start < HOLD for kept, cue in zip(carried, cues[1:]))
+    rolling = sum(kept > 0 for kept in carried)
+    return held or (rolling >= 2 and rolling > len(carried) / 2)
+
+
+def _taken_once(cues: Sequence[Cue], carried: list[int]) -> list[Cue]:
+    """`carried`: for each cue but the first, how many of its lines were on the screen already."""
     said: list[_Said] = []
     screen: list[tuple[_Said, int]] = []
-    last: Cue | None = None
-    for cue in cues:
-        kept = _carried(last, cue) if last else 0
+    for cue, kept in zip(cues, [0, *carried]):
         screen = screen[len(screen) - kept :]
         for (was, at), line in zip(screen, cue.lines):
             was.lines[at] = line  # which may have grown
@@ -50,26 +68,28 @@ def said_once(cues: Sequence[Cue]) -> tuple[list[Cue], bool]:
         if new := list(cue.lines[kept:]):
             said.append(_Said(cue.start, cue.end, new))
             screen += [(said[-1], at) for at in range(len(new))]
-        last = cue
-    return [Cue(s.start, s.end, tuple(s.lines)) for s in said], True
+    return [Cue(s.start, s.end, tuple(s.lines)) for s in said]
 
 
-def _roll_up(cues: Sequence[Cue]) -> bool:
-    pairs = list(pairwise(cues))
-    carried = [_carried(*pair) for pair in pairs]
-    held = any(kept == len(cue.lines) and cue.end - cue.start < HOLD for kept, (_, cue) in zip(carried, pairs))
-    rolling = sum(kept > 0 for kept in carried)
-    return held or (rolling >= 2 and rolling > len(pairs) / 2)
-
-
-def _carried(before: Cue, cue: Cue) -> int:
-    """How many of the last lines before are the first of this cue; the last of them may have grown by words.
-
-    Where nothing is new, only at once after it: later the same words are said again.
-    """
+def _lines_carried(before: Cue, cue: Cue) -> int:
+    """How many of the last lines before are the first of this cue; the last of them may have grown by words."""
     for kept in range(min(len(before.lines), len(cue.lines)), 0, -1):
         *old, last = before.lines[-kept:]
         *now, this = cue.lines[:kept]
         if old == now and (this == last or this.startswith(f"{last} ")):
-            return kept if cue.lines != before.lines[-kept:] or cue.start - before.end <= TOGETHER else 0
+            return kept if _goes_on(before, cue, kept) else 0
     return 0
+
+
+def _words_carried(before: Cue, cue: Cue) -> int:
+    """The same for words: of one of the cues all, or several."""
+    shorter = min(len(before.lines), len(cue.lines))
+    for kept in range(shorter, 0, -1):
+        if before.lines[-kept:] == cue.lines[:kept]:
+            return kept if kept >= min(WORDS, shorter) and _goes_on(before, cue, kept) else 0
+    return 0
+
+
+def _goes_on(before: Cue, cue: Cue, kept: int) -> bool:
+    """Where nothing is new, only at once after it: later, the same words are said again."""
+    return cue.lines != before.lines[-kept:] or cue.start - before.end <= TOGETHER

@@ -84,7 +84,11 @@ def list_tars(pattern: str) -> dict[str, int] | None:
     def request() -> dict[str, int]:
         fs.invalidate_cache()
         found = fs.glob(fs._strip_protocol(pattern), detail=True)
-        return {f"{scheme}://{path}": info["size"] for path, info in sorted(found.items()) if path.endswith(".tar")}
+        return {
+            f"{scheme}://{path}": info["size"]
+            for path, info in sorted(found.items())
+            if path.endswith(".tar") and "/._" not in path
+        }
 
     try:
         return _retried(pattern, "list", request)

@@ -25,7 +25,16 @@ from timeviper.datamodules.shards.index_file import (
     encode,
 )
 from timeviper.datamodules.shards.schema import FEATURES, SchemaError, parse_record
-from timeviper.datamodules.shards.tar import Member, ShardError, Slice, SliceFile, group, read_member, scan_tar
+from timeviper.datamodules.shards.tar import (
+    Member,
+    ShardError,
+    Slice,
+    SliceFile,
+    group,
+    is_litter,
+    read_member,
+    scan_tar,
+)
 from timeviper.files import write_whole
 
 
@@ -125,7 +134,7 @@ def index_shards(folder: str | Path, progress: Callable[[str], None] | None = No
 
     Returns what was written.
     """
-    tars = sorted(Path(folder).rglob("*.tar"))
+    tars = sorted(tar for tar in Path(folder).rglob("*.tar") if not is_litter(tar))
     if not tars:
         raise ValueError(f"{folder} has no .tar shards to index")
     written: list[Path] = []

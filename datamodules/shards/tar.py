@@ -144,6 +144,11 @@ def read_member(path: str | Path, offset: int, size: int, crc32: int | None = No
     return data
 
 
+def is_litter(path: Path) -> bool:
+    """Whether a file is one that a system keeps for itself, such as `._shard-00000.tar` on a disk from a Mac."""
+    return bool(LITTER.fullmatch(path.name))
+
+
 def scan_tar(path: Path) -> list[Member]:
     """All members in order, from the headers. ShardError unless the archive is whole to its last byte."""
     return list(iter_tar(path))

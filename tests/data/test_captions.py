@@ -106,6 +106,19 @@ def test_three_lines_and_a_line_that_is_said_twice() -> None:
     assert [cue.start for cue in said] == [0.0, 1.0, 2.0, 3.0, 9.0]
 
 
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("held", [True, False], ids=["with cues that hold", "without"])
+def test_captions_that_roll_up_in_joined_lines(name: str, held: bool) -> None:
+    """Converters put the two lines of a cue into one; others leave out the cues that hold."""
+    for joined in ("\n", " "):
+        cues = [(a, b, t.replace("\n", joined)) for a, b, t in ROLL if held or b - a > 0.05]
+        found = parse(name, WRITERS[name](cues))
+        assert [(round(a, 1), round(b, 1), t) for a, b, t in rows(found)] == [
+            (round(a, 1), round(b, 1), t) for a, b, t in SAID
+        ]
+        assert found.notes == (ROLLED,)
+
+
 def test_captions_sent_anew_each_second_are_one() -> None:
     cues = [(float(i), i + 1.0, "A dog runs." if i < 3 else "It stops.") for i in range(5)]
     assert rows(parse("a.vtt", vtt(cues))) == [(0.0, 3.0, "A dog runs."), (3.0, 5.0, "It stops.")]
@@ -130,13 +143,13 @@ def test_200_clean_files_of_each_form_are_read_as_they_are() -> None:
     """No note, no line lost or joined: one to three lines, gaps and none, refrains here and there."""
     rng = random.Random(0)
     vocabulary = ("a", "the", "dog", "cat", "runs", "stops", "then", "now", "far away,", "Oh!", "it", "12", "7", "last")
-    for _ in range(200):
+    for most in (1, 3) * 100:
         cues: list[Row] = []
         at = 0.0
         for _ in range(rng.randint(1, 40)):
             start = at + rng.choice([0.0, 0.0, 0.04, 0.5, 3.0])
             at = round(start + rng.uniform(0.3, 6.0), 3)
-            lines = [" ".join(rng.choices(vocabulary, k=rng.randint(2, 8))) for _ in range(rng.randint(1, 3))]
+            lines = [" ".join(rng.choices(vocabulary, k=rng.randint(2, 8))) for _ in range(rng.randint(1, most))]
             if cues and rng.random() < 0.1:
                 lines = cues[-1][2].split("\n")  # said again
             cues.append((round(start, 3), at, "\n".join(lines)))

@@ -38,7 +38,7 @@ def said(found: dict[str, Any]) -> list[str]:
 def test_a_folder_of_a_download_tool(tmp_path: Path) -> None:
     """Title with dots and an id, captions in three languages, thumbnails, descriptions, a playlist's own files."""
     stem = "Part 1.2: fold & cut [dQw4w9WgXcQ]"
-    put(tmp_path, f"{stem}.mp4", f"{stem}.f137.mp4", f"{stem}.jpg", f"{stem}.0.jpg", "All [PL1].jpg")
+    put(tmp_path, f"{stem}.mp4", f"{stem}.f137.mp4", f"{stem}.jpg", f"{stem}.0.jpg", f"{stem}.mp4.jpg", "All [PL1].jpg")
     for language, cues in {"en": ENGLISH, "en-orig": ROLL, "de": GERMAN}.items():
         (tmp_path / f"{stem}.{language}.vtt").write_text(vtt(cues), "utf-8")
     info = {"id": "dQw4w9WgXcQ", "title": "Part 1.2", "language": "en-US", "chapters": None, "duration": 2}
@@ -186,6 +186,8 @@ def test_a_tar_from_a_mac(tmp_path: Path) -> None:
     assert notes(tmp_path / "in") == {tars.OF_SYSTEMS, tars.NO_KEY}
     own = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
     put_tar(tmp_path / "own" / "00.tar", *members[:5], ("./000.json", json.dumps(own).encode()))
+    for name in ("._00.tar", "._00.idx.json", ".DS_Store"):  # as on a disk that macOS has written to
+        (tmp_path / "own" / name).write_bytes(MAC)
     index_shards(tmp_path / "own")
     assert [s.key for s in load_index(tmp_path / "own")[0].samples] == ["./000"]
     assert [p.kind for p in check_shards(tmp_path / "own").problems] == []
