@@ -102,7 +102,7 @@ def _entry(tar: Path, where: str, key: str, members: Members) -> Entry:
         return Entry(where, {}, notes=(FAILED,))
     used = {text.ending for text in texts}
     files = {f: TarSlice(tar, file.offset, file.size) for f, file in members if f not in used}
-    return Entry(where, {"key": key.removeprefix("./"), **said}, files, notes)
+    return Entry(where, {"key": key.removeprefix("./"), **said}, files, notes=notes)
 
 
 def _read(tar: Path, field: str, file: File) -> bytes:
