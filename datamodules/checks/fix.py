@@ -166,7 +166,7 @@ def _is_fit(tar: Path, member: Member, frames: FramesConfig) -> bool:
         timeline = read_timeline(video)
         plain = video.context.name == "h264" and video.context.pix_fmt == "yuv420p" and "mp4" in video.format
         late = lead_in(video, timeline.start) / video.tick > timeline.step / 2
-        if not plain or late or timeline.counted is not None:
+        if not plain or late or timeline.shown is not None:
             return False
         first = next(FrameReader(video, timeline).read([timeline.start]), None)
         if first is None or is_turned(first[0]):

@@ -78,13 +78,13 @@ def _time_stamps(medium: Medium, container: Container, frames: FramesConfig) -> 
     if medium.start > 0.5 * medium.duration / medium.count:  # half a frame
         yield "start", f"its sound begins {medium.start:.3f} s before its first frame; times count from the sound"
     yield from _claim(medium, container)
-    if timeline.counted is not None:
+    if timeline.shown is not None:
         yield "stamps", f"its packets ({container.format}) do not tell when frames are shown: every frame is decoded"
-    stamps = timeline.counted or sorted(
+    stamps = timeline.shown or sorted(
         p.pts for p in container.packets() if p.pts is not None and not p.is_discard
     )  # in ticks
     yield from _steadiness(stamps, container.tick)
-    if timeline.counted is None:
+    if timeline.shown is None:
         yield from _keyframes(medium, stamps, timeline, container.tick, frames)
     with Container(container.source) as again:
         yield from _last_frame(again, read_timeline(again), stamps[-1])

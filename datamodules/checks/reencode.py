@@ -67,7 +67,7 @@ def _shown(video: Container, timeline: Timeline) -> Iterator[tuple[VideoFrame, i
         except FFmpegError:
             continue
         for frame in decoded:
-            stamp = frame.pts if timeline.counted is None else timeline.counted[min(number, timeline.count - 1)]
+            stamp = frame.pts if timeline.shown is None else timeline.shown[min(number, timeline.count - 1)]
             number += 1
             if stamp is not None and stamp >= timeline.start and (last is None or stamp > last):
                 last = stamp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -11,6 +12,7 @@ from typing import IO
 import av
 from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -45,15 +47,32 @@ class VideoError(ValueError):
         return VideoError, (self.where, self.reason)  # loader processes send it to the trainer
 
 
-class Container:
-    """A file opened for reading its first video stream; a context manager.
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Whatever a file makes FFmpeg or PyAV raise is a `VideoError` of that file; what a disk raises stays as it is."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, FFmpegError):
+            raise
+        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise VideoError(where, f"cannot be read as a video or image ({detail})") from error
 
-    Raises `VideoError` for what is missing, empty, foreign, without video or absurdly large; later, when
-    reading or decoding it takes more work than any real video (counted, so the same everywhere).
+
+class Container:
+    """A file opened for reading the video stream that players show; a context manager.
+
+    Raises `VideoError` for what is missing, empty, foreign, without video or absurdly large; later, when reading or
+    decoding it takes more work than any real video (counted, so the same everywhere), and for whatever else than a
+    `VideoError` or a disk's error is raised while it is open.
+
+    still: it is a picture, whatever it holds: the first frame of an animation, without times.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, still: bool = False) -> None:
+        self.source, self._still = source, still
         self.packets_left, self.pixels_left = MAX_PACKETS, MAX_DECODED
         self.where = str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
         self._open()
@@ -62,7 +81,8 @@ class Container:
         """(Re)open at the first packet, with one decoder thread: the loader's processes are the parallelism."""
         self.file = _open_file(self.source, self.where)
         try:
-            self.stream = _video_stream(self.file, self.where)
+            with named(self.where):
+                self.stream = _video_stream(self.file, self.where)
         except BaseException:
             self.file.close()
             raise
@@ -80,10 +100,31 @@ class Container:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+        if error is not None:
+            with named(self.where):
+                raise error
 
     @property
     def is_image(self) -> bool:
-        return self.format == "image2" or self.format.endswith("_pipe")
+        return self._still or self.format == "image2" or self.format.endswith("_pipe")
+
+    @property
+    def usual(self) -> int:
+        """Ticks of a frame at the rate that the container states."""
+        return max(round(1 / float(self.stream.average_rate or 25) / self.tick), 1)
+
+    @property
+    def leaps(self) -> bool:
+        """Whether a leap of its clock means nothing, as in recordings of broadcasts."""
+        return bool(self.file.format.flags & Flags.ts_discont.value)
+
+    def shows(self, packet: Packet) -> bool:
+        """Whether a frame is shown for a packet: not before the start of an edit, nor for a mere reference frame."""
+        if packet.is_discard:
+            return False
+        if self.context.name == "vp8":
+            return bool(memoryview(packet)[0] & 0x10)
+        return True
 
     def seconds(self, stamp: int) -> float:
         """A time stamp of the stream on the container's clock."""
@@ -123,9 +164,9 @@ class Container:
             return False
         return True
 
-    def rewind(self, stamp: int) -> None:
-        """Move to the first packet, whose time stamp this is."""
-        if not self.seek(stamp):
+    def rewind(self, stamp: int | None) -> None:
+        """Move to the first packet, whose time stamp this is; None: where that does not say where it is."""
+        if stamp is None or not self.seek(stamp):
             self.file.close()
             self._open()
 
@@ -143,29 +184,30 @@ def _open_file(source: Source, where: str) -> InputContainer:
             raise VideoError(where, "is empty (0 bytes)")
         source.seek(0)
         target = source
-    try:
-        return av.open(target, "r", options=options, metadata_errors="replace")
-    except FileNotFoundError as error:
-        raise VideoError(where, "no such file") from error
-    except PermissionError as error:
-        raise VideoError(where, "no permission to read it") from error
-    except (FFmpegError, ValueError) as error:
-        detail = getattr(error, "strerror", None) or error
-        if isinstance(error, ArgumentError):  # what FFmpeg says of a format that is not in the list
+    with named(where):
+        try:
+            return av.open(target, "r", options=options, metadata_errors="replace")
+        except FileNotFoundError as error:
+            raise VideoError(where, "no such file") from error
+        except PermissionError as error:
+            raise VideoError(where, "no permission to read it") from error
+        except ArgumentError as error:  # what FFmpeg says of a format that is not in the list
             detail = "not one of the formats that are read, or one that names other files"
-        raise VideoError(where, f"cannot be read as a video or image ({detail})") from error
+            raise VideoError(where, f"cannot be read as a video or image ({detail})") from error
 
 
 def _video_stream(file: InputContainer, where: str) -> VideoStream:
-    """The first video stream that is not the cover picture of a sound file."""
+    """The video stream that FFmpeg's players choose; of those that are not the cover picture of a sound file."""
     streams = [s for s in file.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         kinds = sorted({stream.type for stream in file.streams})
         raise VideoError(where, f"has no video stream (only: {', '.join(kinds) or 'nothing'})")
-    context = streams[0].codec_context
+    best = file.streams.best("video")
+    stream = next((s for s in streams if s is best), streams[0])
+    context = stream.codec_context
     if context is None:
         raise VideoError(where, "its codec is unknown to this build of FFmpeg")
     if context.width * context.height > MAX_PIXELS:
         size = f"{context.width} x {context.height}"
         raise VideoError(where, f"frames of {size} pixels are larger than the limit of {MAX_PIXELS:,} pixels")
-    return streams[0]
+    return stream
