@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.dataset_class import ClassDataset
-from timeviper.datamodules.frames.container import Source
+from timeviper.datamodules.frames.container import Source, Still
 from timeviper.datamodules.frames.stored import decode_features
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, frame_count, read_video
@@ -110,14 +110,21 @@ def _media(
     for medium in record["media"]:
         member, duration = medium["member"], medium.get("duration")
         if dataset:
-            yield partial(_of_class, dataset, unit.record.key, member), duration
+            yield partial(_of_class, dataset, unit.record.key, member, medium["type"]), duration
             continue
         # A frame is wanted for each block, on average: then hardly a block will be left out.
         wanted = frame_count(duration or unit.record.duration, frames)
         dense = wanted * BLOCK_BYTES >= unit.record.members[member].size
-        whole = dense or medium["type"] == "image"
-        yield partial(open_member, unit.shard, unit.record, member, cache, whole), duration
+        opened = partial(open_member, unit.shard, unit.record, member, cache, dense or medium["type"] == "image")
+        yield partial(_still, opened) if medium["type"] == "image" else opened, duration
 
 
-def _of_class(dataset: ClassDataset, key: str, member: str) -> AbstractContextManager[Source]:
-    return nullcontext(dataset.open(key, member))
+def _of_class(dataset: ClassDataset, key: str, member: str, kind: str) -> AbstractContextManager[Source]:
+    source = dataset.open(key, member)
+    return nullcontext(Still(source) if kind == "image" else source)
+
+
+@contextmanager
+def _still(opened: Callable[[], AbstractContextManager[IO[bytes]]]) -> Iterator[Source]:
+    with opened() as file:
+        yield Still(file)

@@ -32,8 +32,11 @@ MENDED = ("tar", "index", "media", "duration")  # by `--fix`, as far as there is
 NOTES = {
     "container": "the container's own length is wrong; the time stamps count",
     "variable": "frames are shown for different times; each is read with its own",
-    "stamps": "packets do not tell their times, so frames are counted from the start",
+    "stamps": "packets do not tell their times rightly, as of joined recordings; the file is read from its start",
     "start": "sound begins before the first frame; times count from the sound",
+    "sound": "sound goes on after the last frame, which is held until it ends",
+    "animation": "several pictures where the json speaks of an image: the first is read",
+    "colours": "a colour matrix that is not converted: read as the nearest that is",
     "rotation": "is shown turned or mirrored; frames are read upright",
     "keyframes": "so far apart that sampled frames cost much more than they need to",
     "fps": "the json's frame rate is not the mean one",

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from timeviper.config import FramesConfig
 from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Signature, signature
 from timeviper.datamodules.checks.reencode import KEY_SECONDS
-from timeviper.datamodules.frames.container import Container, VideoError
+from timeviper.datamodules.frames.container import Container, Source, Still, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
 from timeviper.datamodules.frames.video import is_turned, iter_video, lead_in, read_video, sample_times
@@ -44,24 +45,40 @@ class Medium:
         return self.start + self.duration
 
 
-def examine_medium(open_file: Open, frames: FramesConfig, size: int) -> Medium:
-    """Decode what `frames` asks for, resized to `size` pixels square, and the last frame; look at all time stamps."""
+def examine_medium(open_file: Open, frames: FramesConfig, size: int, still: bool = False) -> Medium:
+    """Decode what `frames` asks for, resized to `size` pixels square, and the last frame; look at all time stamps.
+
+    still: of the file only the first picture is used.
+    """
     medium = Medium()
+
+    def source(file: IO[bytes]) -> Source:
+        return Still(file) if still else file
+
     try:
         with closing(open_file()) as file:
-            _decode(medium, file, frames, size)
-        with closing(open_file()) as file, Container(file) as container:
+            _decode(medium, source(file), frames, size)
+        with closing(open_file()) as file, Container(source(file)) as container:
             if not container.is_image:
                 medium.findings += _time_stamps(medium, container, frames)
+            elif still and len(list(islice(container.packets(), 2))) > 1:
+                medium.findings.append(_moving(container.format))
         with closing(open_file()) as file:
-            medium.seen = signature(read_video(file, SIZE, FRAMES).pixels)
+            medium.seen = signature(read_video(source(file), SIZE, FRAMES).pixels)
     except VideoError as error:
         if not any(kind == "media" for kind, _ in medium.findings):
             medium.findings.append(("media", error.reason))
     return medium
 
 
-def _decode(medium: Medium, file: IO[bytes], frames: FramesConfig, size: int) -> None:
+def _moving(form: str) -> Finding:
+    """An image of several pictures."""
+    if form in ("gif", "apng"):
+        return "animation", f"is an animation ({form}); as an image it is its first picture"
+    return "media", f"the json calls it an image, but it is a video ({form.partition(',')[0]})"
+
+
+def _decode(medium: Medium, file: Source, frames: FramesConfig, size: int) -> None:
     begun, missing = time.process_time(), 0
     for piece in iter_video(file, size, frames, chunk=32):
         medium.frames += len(piece.times)
@@ -73,34 +90,37 @@ def _decode(medium: Medium, file: IO[bytes], frames: FramesConfig, size: int) ->
 
 
 def _time_stamps(medium: Medium, container: Container, frames: FramesConfig) -> Iterator[Finding]:
-    timeline = read_timeline(container)
+    timeline, tick = read_timeline(container), container.tick
     medium.start = lead_in(container, timeline.start)
-    if medium.start > 0.5 * medium.duration / medium.count:  # half a frame
+    if medium.start > 0.5 * timeline.step * tick:
         yield "start", f"its sound begins {medium.start:.3f} s before its first frame; times count from the sound"
-    yield from _claim(medium, container)
+    yield from _ending(container, timeline)
     if timeline.shown is not None:
-        yield "stamps", f"its packets ({container.format}) do not tell when frames are shown: every frame is decoded"
+        how = "every frame is decoded" if timeline.ranks is None else "the whole file is read"
+        yield "stamps", f"its packets ({container.format}) do not tell rightly when frames are shown: {how}"
     stamps = timeline.shown or sorted(
-        p.pts for p in container.packets() if p.pts is not None and not p.is_discard
+        p.pts for p in container.packets() if p.pts is not None and p.pts >= timeline.start and container.shows(p)
     )  # in ticks
-    yield from _steadiness(stamps, container.tick)
+    yield from _steadiness(stamps, tick)
     if timeline.shown is None:
-        yield from _keyframes(medium, stamps, timeline, container.tick, frames)
+        yield from _keyframes(medium, stamps, timeline, tick, frames)
     with Container(container.source) as again:
-        yield from _last_frame(again, read_timeline(again), stamps[-1])
+        yield from _last_frame(again, read_timeline(again))
 
 
-def _claim(medium: Medium, container: Container) -> Iterator[Finding]:
+def _ending(container: Container, timeline: Timeline) -> Iterator[Finding]:
     """The stream's length as the container states it. A promise of more than is there shows as missing frames."""
-    stream = container.stream
+    stream, tick = container.stream, container.tick
+    lasts, longer = (timeline.picture_end - timeline.start) * tick, (timeline.end - timeline.picture_end) * tick
+    if longer:
+        yield "sound", f"its sound goes on for {longer:.2f} s after its pictures; the last one is held until then"
     claimed = container.seconds(stream.duration) if stream.duration else (container.file.duration or 0) / 1e6
     if stream.duration is None and len(container.file.streams) > 1:
         return  # of the whole file: sound may be longer
-    frame = medium.duration / medium.count
     if not claimed:
-        yield "container", f"states no length; it lasts {medium.duration:.2f} s"
-    elif abs(claimed - medium.duration) > max(0.02 * medium.duration, 1.5 * frame, 0.1):
-        yield "container", f"states {claimed:.2f} s; it lasts {medium.duration:.2f} s"
+        yield "container", f"states no length; it lasts {lasts:.2f} s"
+    elif abs(claimed - lasts) > max(0.02 * lasts, 1.5 * timeline.step * tick, 0.1):
+        yield "container", f"states {claimed:.2f} s; it lasts {lasts:.2f} s"
 
 
 def _steadiness(stamps: list[int], tick: float) -> Iterator[Finding]:
@@ -140,10 +160,12 @@ def _decoded(wanted: np.ndarray, keys: np.ndarray) -> int:
     return sum(number - int(keys[max(group, 0)]) + 1 for group, number in last.items())
 
 
-def _last_frame(container: Container, timeline: Timeline, stamp: int) -> Iterator[Finding]:
+def _last_frame(container: Container, timeline: Timeline) -> Iterator[Finding]:
     """Files are cut at their end: the frame that nothing comes after is decoded as well."""
-    frame = next(FrameReader(container, timeline).read([stamp]), None)
+    frame = next(FrameReader(container, timeline).read([timeline.last]), None)
     if frame is None:
-        yield "media", f"the last frame, at {container.seconds(stamp):.2f} s, cannot be decoded: cut or damaged"
+        yield "media", f"the last frame, at {container.seconds(timeline.last):.2f} s, cannot be decoded: cut or damaged"
     elif is_turned(frame[0]):
         yield "rotation", f"is stored turned or mirrored (by {frame[0].rotation % 360} degrees)"
+    if container.odd_matrix is not None:
+        yield "colours", f"its colours have a matrix (H.273: {container.odd_matrix}) that is read as the nearest known"

@@ -6,7 +6,6 @@ as `Frames.times` tells it, so a variable rate stays as it was; the file starts 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, cast
@@ -14,14 +13,14 @@ from typing import IO, cast
 import av
 import numpy as np
 from av.container import OutputContainer
-from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import Container
-from timeviper.datamodules.frames.timeline import Timeline, read_timeline
+from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.timeline import read_timeline
 from timeviper.datamodules.frames.video import is_turned, lead_in, sample_times, upright
 
 KEY_SECONDS = 2.0  # a keyframe at least so often, for recipes that sample other instants
@@ -46,7 +45,7 @@ def reencode(source: IO[bytes], target: Path, frames: FramesConfig) -> float:
         instants = [int(t / video.tick + 1e-6) for t in sample_times(duration, frames, count)]  # as `iter_video` does
         writer = _Writer(out, video, instants, end)
         lost = timeline.count
-        for frame, stamp in _shown(video, timeline):
+        for frame, stamp in FrameReader(video, timeline).every():
             if lead and stamp == timeline.start:
                 writer.add(frame, 0)
             writer.add(frame, stamp - timeline.start + lead)
@@ -54,29 +53,6 @@ def reencode(source: IO[bytes], target: Path, frames: FramesConfig) -> float:
         writer.close()
     cut = (timeline.promised - timeline.end) / timeline.step  # frames that the container speaks of
     return max(lost + cut, 0) / (timeline.count + cut)
-
-
-def _shown(video: Container, timeline: Timeline) -> Iterator[tuple[VideoFrame, int]]:
-    """Frames in order, each with its time stamp."""
-    number, last = 0, None
-    for packet in _with_end(video.packets()):
-        if packet is not None and packet.is_discard:
-            continue
-        try:
-            decoded = video.decode(packet)
-        except FFmpegError:
-            continue
-        for frame in decoded:
-            stamp = frame.pts if timeline.shown is None else timeline.shown[min(number, timeline.count - 1)]
-            number += 1
-            if stamp is not None and stamp >= timeline.start and (last is None or stamp > last):
-                last = stamp
-                yield frame, stamp
-
-
-def _with_end(packets: Iterator[Packet]) -> Iterator[Packet | None]:
-    yield from packets
-    yield None  # drains the decoder
 
 
 class _Writer:
@@ -93,7 +69,8 @@ class _Writer:
         self.lasting: dict[int, int] = {}  # time stamp -> for how long it is shown
 
     def add(self, frame: VideoFrame, stamp: int) -> None:
-        self._encode(until=stamp)
+        if self.held is None or stamp > self.held[1]:  # else the one before is not seen
+            self._encode(until=stamp)
         self.held = frame, stamp
 
     def close(self) -> None:

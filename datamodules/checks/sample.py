@@ -137,7 +137,10 @@ def _features(sample: Sample) -> Iterator[Finding]:
 
 def _medium(sample: Sample, medium: dict[str, Any], config: CheckConfig, examined: Examined) -> Medium:
     member = sample.members[medium["member"]]
-    found = examine_medium(lambda: SliceFile(sample.tar, member.offset, member.size), config.frames, config.image_size)
+    still = medium["type"] == "image"
+    found = examine_medium(
+        lambda: SliceFile(sample.tar, member.offset, member.size), config.frames, config.image_size, still
+    )
     findings = list(found.findings)
     if not any(kind == "media" for kind, _ in findings):
         findings += _claims(medium, found)
@@ -153,7 +156,7 @@ def _claims(medium: dict[str, Any], found: Medium) -> Iterator[Finding]:
     """The json beside the file."""
     kind = "video" if found.duration else "image"
     if kind != medium["type"]:
-        yield "media", f"the json calls it a {medium['type']}, but it is a {kind}"
+        yield "media", f"the json calls it a {medium['type']}, but it is an {kind}"
     if kind == "image" or medium["type"] == "image":
         return
     claimed = medium.get("duration") or found.duration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -18,11 +19,22 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-Source = str | Path | IO[bytes]
+
+@dataclass(frozen=True)
+class Still:
+    """A file that is a picture, whatever it holds: of an animation the first frame, without times."""
+
+    file: str | Path | IO[bytes]
+
+
+Source = str | Path | IO[bytes] | Still
 
 MAX_PIXELS = 2**27  # a larger frame (about 16,000 x 8,000) is refused: one alone takes 400 MB as RGB
 MAX_PACKETS = 2**22  # read of one file, over all passes; 15 hours of 30 frames/s with sound
 MAX_DECODED = 2**40  # pixels decoded of one file: about five hours of Full HD at 30 frames/s, frame by frame
+# Matrices that libswscale converts to RGB, by their number in H.273; and of some others the one that comes nearest.
+MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
+NEAREST = {10: 9, 13: 9, 14: 9}  # BT.2020 for its constant luminance form, derived ones and ICtCp; else BT.709
 LIMITS = {"max_pixels": str(MAX_PIXELS)}  # obeyed too while a picture is opened to learn its size
 # What may be opened at all. Left out is whatever opens other files or addresses because its text says so (hls,
 # dash, concat, sdp, vobsub, ...), and text that would be drawn (tty): data must never choose what is read.
@@ -34,6 +46,12 @@ FORMATS = (
     "pam_pipe,pbm_pipe,pcx_pipe,pgm_pipe,pgmyuv_pipe,png_pipe,ppm_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,"
     "tiff_pipe,webp_pipe,xbm_pipe,xpm_pipe"
 )
+
+
+def name_of(source: Source) -> str:
+    """For messages."""
+    source = source.file if isinstance(source, Still) else source
+    return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
 
 
 class VideoError(ValueError):
@@ -67,14 +85,15 @@ class Container:
     Raises `VideoError` for what is missing, empty, foreign, without video or absurdly large; later, when reading or
     decoding it takes more work than any real video (counted, so the same everywhere), and for whatever else than a
     `VideoError` or a disk's error is raised while it is open.
-
-    still: it is a picture, whatever it holds: the first frame of an animation, without times.
     """
 
-    def __init__(self, source: Source, still: bool = False) -> None:
-        self.source, self._still = source, still
+    def __init__(self, source: Source) -> None:
+        self._still = isinstance(source, Still)
+        self.source = source.file if isinstance(source, Still) else source
+        self.odd_matrix: int | None = None
+        """Of a frame decoded: its colours are converted with another one."""
         self.packets_left, self.pixels_left = MAX_PACKETS, MAX_DECODED
-        self.where = str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+        self.where = name_of(source)
         self._open()
 
     def _open(self) -> None:
@@ -146,7 +165,10 @@ class Container:
                 yield packet
 
     def decode(self, packet: Packet | None) -> list[VideoFrame]:
-        """Frames that the decoder gives out after this packet; None drains it. FFmpegError for a damaged one."""
+        """Frames that the decoder gives out after this packet; None drains it. FFmpegError for a damaged one.
+
+        A colour matrix that cannot be converted is replaced by the nearest that can: greys stay greys.
+        """
         self.pixels_left -= self.context.width * self.context.height
         if self.pixels_left < 0:
             raise VideoError(
@@ -154,7 +176,12 @@ class Container:
                 f"decoding the wanted frames takes more than the limit of {MAX_DECODED:,} pixels; cut it, or encode it "
                 "smaller or with more keyframes (`timeviper shards check --fix` does)",
             )
-        return self.context.decode(packet)
+        frames = self.context.decode(packet)
+        for frame in frames:
+            if frame.colorspace not in MATRICES:
+                self.odd_matrix = int(frame.colorspace)
+                frame.colorspace = NEAREST.get(self.odd_matrix, 1)
+        return frames
 
     def seek(self, stamp: int) -> bool:
         """Move to a keyframe near a time stamp, before it where the container can; whether it could."""
@@ -171,7 +198,7 @@ class Container:
             self._open()
 
 
-def _open_file(source: Source, where: str) -> InputContainer:
+def _open_file(source: str | Path | IO[bytes], where: str) -> InputContainer:
     target: str | IO[bytes]
     options = LIMITS | {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     if isinstance(source, str | Path):

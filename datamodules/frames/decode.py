@@ -80,6 +80,24 @@ class FrameReader:
         """Packets from keyframe number `group` on, each with the number of targets of a run that it serves."""
         return _choose(self._packets(group, run[0]), run, self._shown_until, self.container.shows)
 
+    def every(self) -> Iterator[tuple[VideoFrame, int]]:
+        """All frames that can be decoded, in order, each with its time stamp; instead of `read`."""
+        shown, ranks = self.timeline.shown, self.timeline.ranks
+        packets = self.container.packets()
+        last, number = self.timeline.start - 1, 0
+        for packet in chain(packets if ranks is None else _numbered(packets, ranks), [None]):
+            try:
+                frames = self.container.decode(packet)
+            except FFmpegError:
+                continue
+            for frame in frames:
+                at = number if ranks is None else frame.pts
+                stamp = frame.pts if shown is None or at is None else shown[min(at, len(shown) - 1)]
+                number += 1
+                if stamp is not None and stamp >= last:
+                    last = stamp
+                    yield frame, stamp
+
     def _runs(self, targets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         """Targets that are decoded in one go, with the keyframe (by number) to start from."""
         keys, positions = self.timeline.keys, self.timeline.positions

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.frames.container import Container, Source, VideoError
+from timeviper.datamodules.frames.container import Container, Source, VideoError, name_of
 from timeviper.datamodules.frames.video import Frames, Sampling, iter_video, read_video
 
 
@@ -90,6 +89,6 @@ class FrameStream:
     def _differ(self) -> None:
         if self._sure:
             with self._open() as source:
-                where = str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+                where = name_of(source)
             raise VideoError(where, "gives other frames each time it is decoded: it changes, or its disk is failing")
         raise FramesDifferError(self)

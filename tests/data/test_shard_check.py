@@ -198,7 +198,7 @@ def test_what_is_odd_but_harmless_is_a_note(tmp_path: Path) -> None:
         ({"segments": [{"start": 1, "end": 2, "text": " "}]}, "segments", "has no text"),
         ({"conversations": [{"type": "when", "messages": [QUESTION[0], {"role": "assistant", "content": "3 to 7"}]}]},
          "segments", "answers with 3.0 to 7.0 s"),
-        ({"media": [{"type": "image", "member": "mp4"}]}, "media", "calls it a image, but it is a video"),
+        ({"media": [{"type": "image", "member": "mp4"}]}, "media", "calls it an image, but it is a video"),
         ({"media": [{"type": "video", "member": "mp4", "fps": 25.0}]}, "fps", "has 4.00 frames a second"),
     ],
 )  # fmt: skip
