@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from media_makers import Animal
+from media_zoo import build
 from tree import ROOT, Run
 
 torch.set_num_threads(2)
@@ -22,6 +24,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     build_world(folder, scale=0.02, workers=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def media_zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Animal]:
+    """Small files of every kind, with what a player shows of each."""
+    return build(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture

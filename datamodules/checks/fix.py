@@ -137,11 +137,9 @@ def _mend(sample: Sample, job: _Job, scratch: Path) -> dict[str, Any]:
             raise VideoError(member.field, "; ".join(p.detail for p in broken))
         if medium["type"] == "video" and member.field not in names:
             target = scratch / f"{sum(1 for _ in scratch.iterdir())}.mp4"
-            if broken or not _is_fit(sample.tar, member, job.frames):
-                with _open(TarSlice(sample.tar, member.offset, member.size)) as file:
-                    lost = reencode(file, target, job.frames)
-                if lost > MAX_LOST:
-                    raise VideoError(member.field, f"{member.field}: {lost:.1%} of its frames cannot be decoded")
+            if (broken or not _is_fit(sample.tar, member, job.frames)) and _anew(
+                sample.tar, member, target, job, broken
+            ):
                 names[member.field] = _free_name(member.field, files)
                 del files[member.field]
                 files[names[member.field]] = target
@@ -149,6 +147,20 @@ def _mend(sample: Sample, job: _Job, scratch: Path) -> dict[str, Any]:
             medium["member"] = names.get(member.field, member.field)
             medium |= _lengths(files[medium["member"]])
     return {"__key__": sample.key, "json": record, **files}
+
+
+def _anew(tar: Path, member: Member, target: Path, job: _Job, broken: list[Defect]) -> bool:
+    """Encode a video anew; whether that can be done. VideoError if it must be, and cannot or shows too little."""
+    try:
+        with _open(TarSlice(tar, member.offset, member.size)) as file:
+            lost = reencode(file, target, job.frames)
+    except VideoError:
+        if broken:
+            raise
+        return False  # it plays, so it stays as it is
+    if lost > MAX_LOST:
+        raise VideoError(member.field, f"{member.field}: {lost:.1%} of its frames cannot be decoded")
+    return True
 
 
 def _free_name(field: str, taken: dict[str, Any]) -> str:

@@ -137,12 +137,36 @@ class Container:
         """Whether a leap of its clock means nothing, as in recordings of broadcasts."""
         return bool(self.file.format.flags & Flags.ts_discont.value)
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a codec's stream without a container: time stamps are made up, anew after each seek."""
+        return bool(self.file.format.flags & Flags.no_timestamps.value)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file is known to be as long as its header says; Matroska's says so."""
+        if not self.format.startswith("matroska"):
+            return False
+        if isinstance(self.source, str | Path):
+            if not os.path.isfile(self.source):
+                return False
+            with open(self.source, "rb") as file:
+                return _segment_is_there(file)
+        place = self.source.tell()
+        try:
+            return _segment_is_there(self.source)
+        finally:
+            self.source.seek(place)  # where FFmpeg left it
+
     def shows(self, packet: Packet) -> bool:
-        """Whether a frame is shown for a packet: not before the start of an edit, nor for a mere reference frame."""
+        """Whether a frame is shown for a packet: not before the start of an edit, nor for a mere reference frame, nor
+        for a frame that is not coded because it was dropped."""
         if packet.is_discard:
             return False
         if self.context.name == "vp8":
             return bool(memoryview(packet)[0] & 0x10)
+        if self.context.name == "mpeg4" and packet.size < 8 and not self.context.has_b_frames:
+            return bytes(packet)[:4] != b"\x00\x00\x01\xb6"  # so short a picture says just that it is none
         return True
 
     def seconds(self, stamp: int) -> float:
@@ -199,19 +223,19 @@ class Container:
 
 
 def _open_file(source: str | Path | IO[bytes], where: str) -> InputContainer:
-    target: str | IO[bytes]
     options = LIMITS | {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
-    if isinstance(source, str | Path):
-        if os.path.isfile(source) and not os.path.getsize(source):
-            raise VideoError(where, "is empty (0 bytes)")
-        target = f"file:{source}" if os.path.exists(source) else str(source)  # a colon in a name is no protocol
-        options |= {"protocol_whitelist": "file,http,https,tcp,tls", "pattern_type": "none"}  # of images: %d is %d
-    else:
-        if not source.seek(0, os.SEEK_END):
-            raise VideoError(where, "is empty (0 bytes)")
-        source.seek(0)
-        target = source
     with named(where):
+        target: str | IO[bytes]
+        if isinstance(source, str | Path):
+            if os.path.isfile(source) and not os.path.getsize(source):
+                raise VideoError(where, "is empty (0 bytes)")
+            target = f"file:{source}" if os.path.exists(source) else str(source)  # a colon in a name is no protocol
+            options |= {"protocol_whitelist": "file,http,https,tcp,tls", "pattern_type": "none"}  # of images: %d is %d
+        else:
+            if not source.seek(0, os.SEEK_END):
+                raise VideoError(where, "is empty (0 bytes)")
+            source.seek(0)
+            target = source
         try:
             return av.open(target, "r", options=options, metadata_errors="replace")
         except FileNotFoundError as error:
@@ -221,6 +245,19 @@ def _open_file(source: str | Path | IO[bytes], where: str) -> InputContainer:
         except ArgumentError as error:  # what FFmpeg says of a format that is not in the list
             detail = "not one of the formats that are read, or one that names other files"
             raise VideoError(where, f"cannot be read as a video or image ({detail})") from error
+
+
+def _segment_is_there(file: IO[bytes]) -> bool:
+    """Of Matroska: whether the segment that the file consists of, after a header, ends in it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(4096)
+    at = head.find(b"\x18\x53\x80\x67") + 4  # the segment's ID; then its size, whose first set bit tells its bytes
+    if at < 4 or at >= len(head) or not head[at]:
+        return False
+    width = 9 - head[at].bit_length()
+    length = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
+    return length != (1 << 7 * width) - 1 and at + width + length <= size  # all ones: unknown
 
 
 def _video_stream(file: InputContainer, where: str) -> VideoStream:

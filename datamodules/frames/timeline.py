@@ -18,7 +18,7 @@ from timeviper.datamodules.frames.container import MAX_PACKETS, Container, Video
 from timeviper.datamodules.frames.scan import Scan, scan
 
 HOLD = 0.5  # seconds by which sound must outlast the picture to hold it; encoders pad it by some hundredths
-MAX_REPEATED = 0.25  # share of time stamps that are there twice; with more they are a demuxer's guesses
+MAX_REPEATED = 0.75  # share of time stamps that are there twice; with more they are a demuxer's guesses
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,9 @@ def _from_packets(container: Container) -> Timeline:
     end = own if found.jumped else _held(container, own, found.end_of_sound)
     declared = (container.file.duration or 0) / av.time_base
     cut = declared > 1.1 * found.ends + 1 and not found.jumped  # the header speaks of more than any stream holds
+    if cut and container.is_whole:  # so the last frame stays
+        own = end = max(start + round(declared / container.tick), end)
+        cut = False
     keys = sorted((s, n) for n in found.keys if (s := found.stamps[n]) is not None and s >= start)
     return Timeline(
         start=start,
@@ -170,10 +173,13 @@ def _times(container: Container, found: Scan) -> tuple[list[int], bool]:
     visible = found.visible
     known = sorted(s for n in visible if (s := found.stamps[n]) is not None)
     allowed = 0 if container.leaps else MAX_REPEATED  # packets of broadcasts need not all be stamped
-    if len(known) == len(visible) and len(known) - len(set(known)) <= allowed * len(known):
+    told = len(known) == len(visible) and not container.is_bare
+    if told and len(known) - len(set(known)) <= allowed * len(known):
         # AVI knows decode times only.
         return known, not (container.format == "avi" and container.context.has_b_frames)
     first, step = known[0] if known else 0, container.usual
-    if len(known) > 1 and known[-1] > first:  # even spacing is nearer to the truth than a demuxer's guesses
+    if (
+        len(known) > 1 and known[-1] > first and not container.is_bare
+    ):  # even spacing is nearer to the truth than a demuxer's guesses
         step = max((known[-1] - first) // (len(visible) - 1), 1)
     return [first + i * step for i in range(len(visible))], False

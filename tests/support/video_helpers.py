@@ -38,15 +38,19 @@ def write_clip(
     options: dict[str, object] | None = None,
     container: dict[str, str] | None = None,
     turned: int = 0,
+    form: str | None = None,
+    matrix: int | None = None,
 ) -> Path:
-    """A clip with a frame at each time stamp (in units of 1 / fps)."""
+    """A clip with a frame at each time stamp (in units of 1 / fps). `matrix`: of colours, by its number in H.273."""
     stamps = list(range(stamps)) if isinstance(stamps, int) else stamps
     formats = {"mjpeg": "yuvj420p", "png": "rgb24", "gif": "rgb8"}
     with av.open(str(path), "w", options=container or {}) as out:
         stream = cast(VideoStream, out.add_stream(codec, rate=fps))
         stream.width, stream.height = size
         odd = size[0] % 2 or size[1] % 2
-        stream.pix_fmt = "yuv444p" if odd else formats.get(codec, "yuv420p")
+        stream.pix_fmt = form or ("yuv444p" if odd else formats.get(codec, "yuv420p"))
+        if matrix is not None:
+            stream.codec_context.colorspace = matrix
         stream.options = options or {}
         if turned:
             stream.set_display_rotation(turned)

@@ -1,0 +1,294 @@
+"""How the files of the zoo are made (`media_zoo.py` lists them), and what is true of one.
+
+Frames carry their numbers (`video_helpers.picture`), so truth does not depend on any time stamp. Everything is made
+by PyAV: by its encoders, by copying packets with other stamps, and by joining and cutting bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from video_helpers import picture, write_clip
+
+COUNT = 24  # frames of most
+TENTHS = [n / 10 for n in range(COUNT)]
+VARYING = [0, 1, 2, 10, 11, 30, 31, 32, 33, 60, 61]  # tenths of a second
+GOP: dict[str, object] = {"g": "8"}
+B_FRAMES: dict[str, object] = GOP | {"bf": "2", "sc_threshold": "0"}
+STATIC: dict[str, object] = {"sc_threshold": "0", "bf": "0"}
+
+
+@dataclass(frozen=True)
+class Animal:
+    """One file, and the truth about it."""
+
+    path: Path
+    numbers: list[int]
+    """Of the frames, in the order in which they are shown."""
+    times: list[float]
+    """Seconds from which each is shown."""
+    duration: float
+    notes: frozenset[str] = frozenset()
+    """Kinds that a check may note of it, and does."""
+    honest: bool = True
+    """The time stamps of the file are those of a player; else they jump, or there are none."""
+
+    def shown_at(self, seconds: Iterable[float]) -> list[int]:
+        """The numbers that a player shows then."""
+        at = np.searchsorted(np.array(self.times), np.array(list(seconds)) + 1e-6, side="right") - 1
+        return [self.numbers[max(i, 0)] for i in at]
+
+
+Maker = Callable[[Path], Animal]
+
+
+def regular(
+    codec: str, fps: int | Fraction = 10, notes: str = "", read_as: float = 0, honest: bool = True, **options: Any
+) -> Maker:
+    """Frames in even steps. read_as: frames a second that FFmpeg gives a stream without time stamps."""
+
+    def make(path: Path) -> Animal:
+        write_clip(path, COUNT, codec, fps, **options)
+        rate = read_as or float(fps)
+        times = [n / rate for n in range(COUNT)]
+        numbers = [int(f"{n:08b}"[::-1], 2) if options.get("turned") else n for n in range(COUNT)]
+        return Animal(path, numbers, times, COUNT / rate, frozenset(notes.split()), honest and not read_as)
+
+    return make
+
+
+def varying(codec: str = "libx264", last: float = 0.1, notes: str = "variable", **options: Any) -> Maker:
+    def make(path: Path) -> Animal:
+        write_clip(path, VARYING, codec, **options)
+        times = [stamp / 10 for stamp in VARYING]
+        return Animal(path, [*range(len(times))], times, times[-1] + last, frozenset(notes.split()))
+
+    return make
+
+
+def copied(
+    change: Callable[[int, Packet], Packet | None],
+    times: list[float],
+    duration: float,
+    *,
+    numbers: Iterable[int] = range(COUNT),
+    notes: str = "",
+    container: dict[str, str] | None = None,
+    honest: bool = True,
+    **source: Any,
+) -> Maker:
+    """A plain clip whose packets are written anew, changed or as others."""
+
+    def make(path: Path) -> Animal:
+        whole = write_clip(
+            path.with_name(f"of-{path.stem}.mkv"), COUNT, **cast(Any, {"options": STATIC | GOP} | source)
+        )
+        copy(whole, path, change, container)
+        return Animal(path, [*numbers], times, duration, frozenset(notes.split()), honest)
+
+    return make
+
+
+def copy(
+    source: Path, target: Path, change: Callable[[int, Packet], Packet | None], container: dict[str, str] | None
+) -> None:
+    with av.open(str(source)) as file, av.open(str(target), "w", options=container or {}) as out:
+        stream = out.add_stream_from_template(file.streams.video[0])
+        for i, packet in enumerate(p for p in file.demux(video=0) if p.size):
+            packet = change(i, packet) or packet
+            packet.stream = stream
+            out.mux(packet)
+
+
+def plain(i: int, packet: Packet) -> None:
+    """Changes nothing."""
+
+
+def holding(i: int, packet: Packet) -> None:
+    """The last frame stays for 5 seconds."""
+    if i == COUNT - 1:
+        packet.duration = round(5 / cast(Fraction, packet.time_base))
+
+
+def restamped(tenths: list[int]) -> Callable[[int, Packet], None]:
+    def change(i: int, packet: Packet) -> None:
+        packet.pts = packet.dts = round(Fraction(tenths[i], 10) / cast(Fraction, packet.time_base))
+
+    return change
+
+
+def hidden(i: int, packet: Packet) -> None:
+    """Of VP8: every fifth frame is decoded and never shown, as references to the future are."""
+    if i % 5 == 4:
+        data = bytes(packet)
+        packet.update(bytes([data[0] & ~0x10]) + data[1:])
+
+
+def not_coded(i: int, packet: Packet) -> Packet | None:
+    """Of MPEG-4: every fifth frame is an empty one, as recorders write them for those that they dropped."""
+    if i % 5 != 4:
+        return None
+    data = bytes(packet)
+    data = data[data.index(b"\x00\x00\x01\xb6") :]
+    bits = "".join(f"{byte:08b}" for byte in data[4:12])
+    head = "01" + bits[2 : bits.index("0", 2) + 7]  # predicted; seconds, marker, tenths in four bits, marker
+    head += "00"  # not coded; then stuffing
+    head += "1" * (-len(head) % 8)
+    empty = Packet(data[:4] + int(head, 2).to_bytes(len(head) // 8, "big"))
+    empty.pts, empty.dts, empty.duration = packet.pts, packet.dts, packet.duration
+    empty.time_base = packet.time_base
+    return empty
+
+
+def as_keyframe(i: int, packet: Packet) -> None:
+    packet.is_keyframe = True
+
+
+def joined(*parts: dict[str, Any], suffix: str = ".ts", fps: int = 10, codec: str = "libx264") -> Maker:
+    """Recordings written one after the other into one file, as `cat` does: clocks and numbers begin again."""
+
+    def make(path: Path) -> Animal:
+        data, numbers = b"", []
+        for i, part in enumerate(parts):
+            clip = write_clip(path.with_name(f"{i}-of-{path.stem}{suffix}"), COUNT, codec, fps, **part)
+            data += clip.read_bytes()
+            numbers += range(COUNT)
+        path.write_bytes(data)
+        times = [n / fps for n in range(len(numbers))]
+        return Animal(path, numbers, times, len(times) / fps, frozenset({"stamps", "container"}), honest=False)
+
+    return make
+
+
+def wrapping(path: Path) -> Animal:
+    """The 33 bits of the clock end in the middle."""
+    whole = write_clip(path.with_name("of-wrap.ts"), COUNT, options=B_FRAMES)
+    start = 2**33 - 90000
+
+    def late(i: int, packet: Packet) -> None:
+        packet.pts, packet.dts = cast(int, packet.pts) + start, cast(int, packet.dts) + start
+
+    copy(whole, path, late, None)
+    return Animal(path, [*range(COUNT)], TENTHS, COUNT / 10)
+
+
+def cut(codec: str, suffix: str, fps: int, options: dict[str, object], first: int, notes: str = "container") -> Maker:
+    """A recording that begins `first` packets into a group of pictures: what no decoder can show is not there."""
+
+    def make(path: Path) -> Animal:
+        whole = write_clip(path.with_name(f"of-{path.stem}{suffix}"), COUNT, codec, fps, options=options)
+        with av.open(str(whole)) as file:
+            position = [p.pos for p in file.demux(video=0) if p.size][first]
+        path.write_bytes(whole.read_bytes()[position:])
+        with av.open(str(path)) as file:  # which ones those are, only a decoder can tell
+            left = sum(1 for _ in file.decode(video=0))
+        assert 0 < left <= COUNT - first
+        times = [n / fps for n in range(left)]
+        return Animal(path, [*range(COUNT - left, COUNT)], times, left / fps, frozenset(notes.split()))
+
+    return make
+
+
+def with_sound(
+    first: float, end: float, codec: str = "mp2", picture_options: dict[str, object] | None = None, **options: Any
+) -> Maker:
+    """The picture begins `first` seconds after the sound, which ends at `end`."""
+
+    def make(path: Path) -> Animal:
+        with av.open(str(path), "w", **options) as out:
+            video = cast(VideoStream, out.add_stream("libx264", rate=10))
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+            video.options = picture_options or B_FRAMES
+            audio = cast(AudioStream, out.add_stream(codec, rate=16000, layout="mono"))
+            for i in range(max(round(10 * end), COUNT + round(10 * first))):
+                number = i - round(10 * first)
+                if 0 <= number < COUNT:
+                    frame = av.VideoFrame.from_ndarray(picture(number, 64, 48), format="rgb24")
+                    frame.pts, frame.time_base = i, Fraction(1, 10)
+                    out.mux(video.encode(frame))
+                if i < round(10 * end):
+                    silence = np.zeros((1, 1600), np.float32 if codec == "aac" else np.int16)
+                    kind = "fltp" if codec == "aac" else "s16"
+                    sound = av.AudioFrame.from_ndarray(cast(Any, silence), format=kind, layout="mono")
+                    sound.sample_rate, sound.pts, sound.time_base = 16000, i * 1600, Fraction(1, 16000)
+                    out.mux(audio.encode(sound))
+            out.mux(video.encode(None))
+            out.mux(audio.encode(None))
+        notes = {"start"} if first else {"sound"}
+        times = [first + n / 10 for n in range(COUNT)]
+        return Animal(path, [*range(COUNT)], times, max(first + COUNT / 10, end) - first, frozenset(notes))
+
+    return make
+
+
+def trimmed(path: Path) -> Animal:
+    """Cut at 1.1 s without encoding anew: an edit list hides the frames before."""
+    whole = write_clip(path.with_name("of-trimmed.mp4"), COUNT, options=B_FRAMES)
+
+    def earlier(i: int, packet: Packet) -> None:
+        shift = round(1.1 / cast(Fraction, packet.time_base))
+        packet.pts, packet.dts = cast(int, packet.pts) - shift, cast(int, packet.dts) - shift
+
+    copy(whole, path, earlier, None)
+    times = [n / 10 for n in range(COUNT - 11)]
+    return Animal(path, [*range(11, COUNT)], times, len(times) / 10)
+
+
+def gif(path: Path) -> Animal:
+    """Pictures of 0.1 s; the last one stays for 3 s, as its graphic control says."""
+    write_clip(path, COUNT, "gif")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"\x21\xf9\x04")
+    data[at + 4 : at + 6] = (300).to_bytes(2, "little")
+    path.write_bytes(data)
+    return Animal(path, [*range(COUNT)], TENTHS, TENTHS[-1] + 3)
+
+
+def dropped(path: Path) -> Animal:
+    """AVI with chunks of no bytes, for frames that a recorder dropped."""
+    write_clip(path, VARYING, "mpeg4", options={"bf": "0"})
+    times = [stamp / 10 for stamp in VARYING]
+    return Animal(path, [*range(len(times))], times, times[-1] + 0.1, frozenset({"variable"}))
+
+
+def two_streams(path: Path) -> Animal:
+    """A small preview comes first; players show the stream that is the default."""
+    with av.open(str(path), "w") as out:
+        preview = cast(VideoStream, out.add_stream("libx264", rate=10))
+        preview.width, preview.height, preview.pix_fmt = 32, 32, "yuv420p"
+        main = cast(VideoStream, out.add_stream("libx264", rate=10))
+        main.width, main.height, main.pix_fmt, main.options = 64, 48, "yuv420p", B_FRAMES
+        preview.disposition, main.disposition = Disposition(0), Disposition.default
+        for number in range(COUNT):
+            for stream, content in ((preview, np.zeros((32, 32, 3), np.uint8)), (main, picture(number, 64, 48))):
+                frame = av.VideoFrame.from_ndarray(content, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                out.mux(stream.encode(frame))
+        out.mux(preview.encode(None))
+        out.mux(main.encode(None))
+    return Animal(path, [*range(COUNT)], TENTHS, COUNT / 10)
+
+
+def live(path: Path) -> Animal:
+    """Written to a pipe: no length, no index."""
+    with path.open("wb") as file:
+        pipe = type("Pipe", (), {"write": file.write, "name": "pipe"})()  # cannot seek
+        with av.open(pipe, "w", format="webm", options={"live": "1"}) as out:
+            stream = cast(VideoStream, out.add_stream("libvpx", rate=10))
+            stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", GOP
+            for number in range(COUNT):
+                frame = av.VideoFrame.from_ndarray(picture(number, 64, 48), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    return Animal(path, [*range(COUNT)], TENTHS, COUNT / 10, frozenset({"container"}))

@@ -1,0 +1,178 @@
+"""A zoo of small video files: codecs, containers, clocks and edits, each with what a player shows when."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+from media_makers import (
+    B_FRAMES,
+    COUNT,
+    GOP,
+    STATIC,
+    TENTHS,
+    Animal,
+    Maker,
+    as_keyframe,
+    copied,
+    cut,
+    dropped,
+    gif,
+    hidden,
+    holding,
+    joined,
+    live,
+    not_coded,
+    regular,
+    restamped,
+    trimmed,
+    two_streams,
+    varying,
+    with_sound,
+    wrapping,
+)
+
+X265: dict[str, object] = {"x265-params": "keyint=8:min-keyint=8:bframes=3:open-gop=1:scenecut=0:log-level=none"}
+OPEN = B_FRAMES | {"x264-params": "open-gop=1:keyint=8:min-keyint=8"}
+REFRESH = STATIC | {"x264-params": "intra-refresh=1:keyint=8"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+SEEN = [n for n in range(COUNT) if n % 5 != 4]
+PAIRED = [n // 2 * 2 for n in range(COUNT)]  # two frames at a time
+
+ZOO: dict[str, Maker] = {
+    # Codecs and containers.
+    "x264.mp4": regular("libx264", options=B_FRAMES),
+    "x264.mov": regular("libx264", options=B_FRAMES),
+    "x264.mkv": regular("libx264", options=B_FRAMES),
+    "x264.ts": regular("libx264", options=B_FRAMES),
+    "x264.flv": regular("libx264", options=B_FRAMES, notes="container"),
+    "x264.avi": regular("libx264", options=B_FRAMES, notes="stamps", honest=False),
+    "x264.m4v": regular("libx264", options=B_FRAMES),
+    "x264.3gp": regular("libx264", options=B_FRAMES),
+    "x264.nut": regular("libx264", options=B_FRAMES),
+    "x264-open.mp4": regular("libx264", options=OPEN),
+    "x264-open.ts": regular("libx264", options=OPEN),
+    "x264-refresh.mp4": regular("libx264", options=REFRESH),
+    "x264-refresh.mkv": regular("libx264", options=REFRESH),
+    "x264-refresh.ts": regular("libx264", options=REFRESH),
+    "x264-odd.mp4": regular("libx264", size=(65, 47)),
+    "x264-turned.mp4": regular("libx264", options=B_FRAMES, turned=180, notes="rotation"),
+    "x264-bare.h264": regular("libx264", 25, "stamps container", 25, options=B_FRAMES),
+    "x265.mp4": regular("libx265", options=X265),
+    "x265.mkv": regular("libx265", options=X265),
+    "x265.ts": regular("libx265", options=X265),
+    "x265.mov": regular("libx265", options=X265),
+    "av1.mp4": regular("libsvtav1", options=GOP),
+    "av1.webm": regular("libsvtav1", options=GOP),
+    "av1.ivf": regular("libsvtav1", options=GOP),
+    "vp8.webm": regular("libvpx", options=GOP | {"auto-alt-ref": "1", "lag-in-frames": "8"}),
+    "vp8.ivf": regular("libvpx", options=GOP),
+    "vp9.webm": regular("libvpx-vp9", options=GOP | {"auto-alt-ref": "1", "lag-in-frames": "8"}),
+    "vp9.mp4": regular("libvpx-vp9", options=GOP),
+    "mpeg1.mpg": regular("mpeg1video", 25, options=B_FRAMES, notes="container"),
+    "mpeg1-bare.m1v": regular("mpeg1video", 25, "stamps container", 25, options=GOP),
+    "mpeg2.mpg": regular("mpeg2video", 25, options=B_FRAMES),
+    "mpeg2.vob": regular("mpeg2video", 25, options=B_FRAMES),
+    "mpeg2.ts": regular("mpeg2video", 25, options=B_FRAMES),
+    "mpeg2.mkv": regular("mpeg2video", 25, options=B_FRAMES),
+    "mpeg2-interlaced.ts": regular("mpeg2video", 25, options=B_FRAMES | {"flags": "+ilme+ildct"}),
+    "mpeg4.mp4": regular("mpeg4", options=B_FRAMES),
+    "mpeg4.avi": regular("mpeg4", options=GOP),
+    "mpeg4-b.avi": regular("mpeg4", options=B_FRAMES, notes="stamps"),
+    "mpeg4.mkv": regular("mpeg4", options=GOP),
+    "msmpeg4.avi": regular("msmpeg4", options=GOP),
+    "msmpeg4.asf": regular("msmpeg4", options=GOP),
+    "wmv1.wmv": regular("wmv1", options=GOP),
+    "wmv2.wmv": regular("wmv2", options=GOP),
+    "h263.3gp": regular("h263", size=(128, 96), options=GOP),
+    "h263p.avi": regular("h263p", options=GOP),
+    "flv1.flv": regular("flv", options=GOP),
+    "flv1.swf": regular("flv", options=GOP, notes="container"),
+    "mjpeg.avi": regular("mjpeg"),
+    "mjpeg.mov": regular("mjpeg"),
+    "png.mov": regular("png"),
+    "ffv1.mkv": regular("ffv1"),
+    "huffyuv.avi": regular("huffyuv", form="yuv422p"),
+    "utvideo.avi": regular("utvideo"),
+    "prores.mov": regular("prores_ks", form="yuv422p10le"),
+    "jpeg2000.mkv": regular("jpeg2000", form="rgb24"),
+    "cinepak.mov": regular("cinepak", form="rgb24", options=GOP),
+    "qtrle.mov": regular("qtrle", form="rgb24", options=GOP),
+    "svq1.mov": regular("svq1", form="yuv410p", options=GOP),
+    "snow.avi": regular("snow", options=GOP),
+    "asv1.avi": regular("asv1"),
+    "flashsv.flv": regular("flashsv", form="bgr24"),
+    "rv20.rm": regular("rv20", options=GOP),
+    "raw.nut": regular("rawvideo"),
+    "even.gif": regular("gif"),
+    # Colours.
+    "ten-bit.mkv": regular("libx265", form="yuv420p10le", options=X265),
+    "rgb.mp4": regular("libx264rgb", form="rgb24"),
+    "ycgco.mp4": regular("libx264", matrix=8, notes="colours"),
+    "constant-luminance.mkv": regular("libx264", matrix=10, notes="colours"),
+    "ictcp.mp4": regular("libx264", matrix=14, notes="colours"),
+    # Clocks.
+    "ntsc.mp4": regular("libx264", Fraction(30000, 1001), options=B_FRAMES),
+    "ntsc.mkv": regular("libx264", Fraction(24000, 1001), options=B_FRAMES),
+    "fast.mkv": regular("libx264", 500, options=STATIC),
+    "slow.mp4": regular("libx264", Fraction(1, 4), options=B_FRAMES),
+    "varying.mp4": varying(options={"bf": "2", "g": "4"}, notes="variable container"),
+    "varying.mkv": varying(options={"bf": "2", "g": "4"}),
+    "varying.webm": varying("libvpx-vp9", options={"g": "4"}),
+    "varying.ts": varying(options={"bf": "0", "g": "4"}),
+    "varying.flv": varying(options={"bf": "0", "g": "4"}),
+    "dropped.avi": dropped,
+    "negative.mp4": regular("libx264", options=B_FRAMES, container={"movflags": "negative_cts_offsets"}),
+    "fragments.mp4": regular("libx264", options=B_FRAMES, container=FRAGMENTS),
+    "late.mp4": copied(restamped([n + 50 for n in range(COUNT)]), TENTHS, 2.4),
+    "late.ts": copied(restamped([n + 36000 for n in range(COUNT)]), TENTHS, 2.4),
+    "hour.mp4": copied(restamped([n + 3600000 for n in range(COUNT)]), TENTHS, 2.4, container=FRAGMENTS),
+    "live.webm": live,
+    "wrapping.ts": wrapping,
+    "joined.ts": joined({"options": STATIC | GOP}, {"options": STATIC | GOP}),
+    "joined-b.ts": joined({"options": B_FRAMES}, {"options": B_FRAMES}, {"options": OPEN}),
+    "joined-sizes.ts": joined({"options": B_FRAMES}, {"options": B_FRAMES, "size": (128, 96)}),
+    "joined-mpeg2.ts": joined({"options": GOP}, {"options": GOP}, fps=25, codec="mpeg2video"),
+    "joined.mpg": joined({"options": GOP}, {"options": GOP}, suffix=".mpg", fps=25, codec="mpeg2video"),
+    "leaping.ts": copied(
+        restamped([n + (900 if n > 9 else 0) for n in range(COUNT)]),
+        TENTHS,
+        2.4,
+        notes="stamps container",
+        honest=False,
+    ),
+    "hidden.webm": copied(
+        hidden, [n / 10 for n in SEEN], 2.4, numbers=SEEN, notes="variable", codec="libvpx", options=GOP
+    ),
+    "not-coded.avi": copied(
+        not_coded, [n / 10 for n in SEEN], 2.4, numbers=SEEN, notes="variable", codec="mpeg4", options={"g": "1"}
+    ),
+    "repeated.mkv": copied(restamped(PAIRED), [n / 10 for n in PAIRED], 2.3, notes="stamps variable"),
+    # The last frame.
+    "held.mp4": copied(holding, TENTHS, 7.3),
+    "held-fragments.mp4": copied(holding, TENTHS, 7.3, container=FRAGMENTS),
+    "held.mkv": copied(holding, TENTHS, 7.3),
+    "held.webm": copied(holding, TENTHS, 7.3, codec="libvpx", options=GOP),
+    "held.gif": gif,
+    "sound-first.mkv": with_sound(0.8, 3.2),
+    "sound-first.ts": with_sound(0.8, 3.2),
+    "sound-longer.mkv": with_sound(0, 8),
+    "sound-longer.mp4": with_sound(0, 8, "aac"),
+    "sound-longer.ts": with_sound(0, 8),
+    "sound-longer-fragments.mp4": with_sound(0, 8, "flac", STATIC, options=FRAGMENTS),
+    # Edits.
+    "trimmed.mp4": trimmed,
+    "false-keys.mkv": copied(as_keyframe, TENTHS, 2.4),
+    "false-keys.mp4": copied(as_keyframe, TENTHS, 2.4),
+    "false-keys.avi": copied(as_keyframe, TENTHS, 2.4, codec="mpeg4", options=GOP),
+    "cut.ts": cut("libx264", ".ts", 10, B_FRAMES, 3),
+    "cut-open.ts": cut("libx264", ".ts", 10, OPEN, 8),
+    "cut-mpeg2.ts": cut("mpeg2video", ".ts", 25, B_FRAMES, 4),
+    "cut-hevc.ts": cut("libx265", ".ts", 10, X265, 5, ""),
+    "two-streams.mkv": two_streams,
+}
+
+
+def build(folder: Path) -> dict[str, Animal]:
+    """Every file of the zoo in a folder, and the truth about it."""
+    return {name: make(folder / name) for name, make in ZOO.items()}
