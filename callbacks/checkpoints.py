@@ -112,10 +112,11 @@ class Checkpoints(pl.Callback):
         last = step >= trainer.max_steps
         if stop or last or step % self.train.checkpoint_every == 0:
             self.save(trainer)
+        # Lightning validates when it is to stop, so the last weights are validated whatever train.validate_every is.
+        trainer.should_stop = stop or last
         if stop and not last:
             self.finish()
             self.stopped = True
-            trainer.should_stop = True
             if trainer.is_global_zero:
                 print(f"saved {self._strategy.store.path(step)}. To continue: {self.resume_hint}", flush=True)
 

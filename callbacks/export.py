@@ -1,13 +1,15 @@
-"""At the last step: the full weights in a folder that the next stage, evaluation and `ask` read."""
+"""Once the last step is there: the full weights in a folder that the next stage, evaluation and `ask` read."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
 from torch import nn
 
+from timeviper.callbacks.guard import Guard
 from timeviper.config import Recipe
 from timeviper.parallel import WholeTensors
 from timeviper.tokenizer import Tokenizer
@@ -16,18 +18,52 @@ from timeviper.weights.lineage import source_digest
 
 
 class Export(pl.Callback):
-    def __init__(self, folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
-        self.folder, self.recipe, self.tokenizer = folder, recipe, tokenizer
+    """Acts at the end of a fit, also of one that finds the last step done: a process that ended while the export was
+    written, or the last validation ran, left only the checkpoint."""
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step < self.recipe.train.steps:
+    def __init__(self, folder: Path, recipe: Recipe, tokenizer: Tokenizer, guard: Guard, resume_hint: str) -> None:
+        """resume_hint: the command that writes an export which could not be written, for messages."""
+        self.folder, self.recipe, self.tokenizer, self.guard = folder, recipe, tokenizer, guard
+        self.resume_hint = resume_hint
+        self._validated = -1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = trainer.global_step
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = trainer.global_step
+        if step < self.recipe.train.steps:
             return
+        if self.recipe.data.val and self._validated != step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
         state = WholeTensors(cast(nn.Module, pl_module.model))
         if trainer.is_global_zero:
             sources = cast(Any, trainer).datamodule.plan.sources  # a VideoDataModule: trainer.py gives it to fit
             data = {name: source_digest(source) for name, source in sources.items()}
-            write_export(self.folder, state, self.recipe, self.tokenizer, trainer.global_step, data=data)
+            try:
+                write_export(
+                    self.folder, state, self.recipe, self.tokenizer, step, data=data, doubts=self._doubts(trainer)
+                )
+            except OSError as error:
+                raise OSError(
+                    f"could not write the export {self.folder}: {error}. The checkpoint of the last step is there: "
+                    f"free space, then write the export with: {self.resume_hint}"
+                ) from error
             print(f"exported {self.folder}", flush=True)
         else:
             follow_export(state, self.recipe.model.lora)
         trainer.strategy.barrier()
+
+    def _doubts(self, trainer: pl.Trainer) -> list[str]:
+        """Why the weights can hardly be what was wanted."""
+        steps, skipped, found = self.recipe.train.steps, self.guard.skipped, []
+        if skipped > steps / 2:
+            found.append(f"{skipped} of {steps} steps were skipped (train.guard.policy), so little was learned")
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and not math.isfinite(loss):
+            found.append(
+                f"the held-out loss at the end is {float(loss)}: the weights, or all held-out samples, are bad"
+            )
+        return found

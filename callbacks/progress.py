@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -19,8 +20,12 @@ class Progress(pl.Callback):
         """throughput: where the speed is read; None: it is not shown."""
         self.name, self.steps, self.every, self.throughput = name, steps, every, throughput
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.line = ProgressLine(every=0)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start, self.line = trainer.global_step, ProgressLine(every=0)
+        self._start = trainer.global_step
+        self.line.begun = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -135,9 +136,58 @@ class _Loader(DataLoader[StepBatch]):
             if self.num_workers:
                 resource_tracker.ensure_running()  # else it is started with the first process, and unblocks some
                 signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-            return super().__iter__()
+            found = super().__iter__()
+            return _Watched(found) if self.num_workers else found
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Watched:
+    """Items of loader processes. When one is gone, torch may find out from a closed socket and say only that: here it is
+    always torch's own "DataLoader worker (pid N) is killed by signal: ...", which `lost_loader` reads."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        return self
+
+    def __next__(self) -> StepBatch:
+        try:
+            return next(self.items)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            for process in () if _LOST.search(str(error)) else self.items._workers:
+                process.join(0.5)  # its socket may be closed before its end is known
+                if code := process.exitcode:
+                    cause = f"is killed by signal: {signal.Signals(-code).name}." if code < 0 else _exit(code)
+                    raise RuntimeError(f"DataLoader worker (pid {process.pid}) {cause}") from error
+            raise
+
+
+def _exit(code: int) -> str:
+    return f"exited unexpectedly with exit code {code}."
+
+
+_LOST = re.compile(r"DataLoader worker \(pid.*?(\d+)\) (?:is killed by signal: (.*?)\.|exited unexpectedly(.*))", re.DOTALL)
+_CAUSES = {
+    "kill": "as the system does when memory runs out (dmesg tells): lower data.workers, data.prefetch_gb or "
+    "data.tokens_per_pack, or give the job more memory.",
+    "bus error|sigbus": "as happens when shared memory runs out: give the container more (docker run --shm-size=...), "
+    "or lower data.workers or data.tokens_per_pack.",
+    "segmentation|sigsegv|abort|sigabrt|illegal|sigill": "as happens when a damaged file brings a decoder down: "
+    "`timeviper shards check` looks at each; data.workers=0 shows where.",
+}
+
+
+def lost_loader(error: BaseException) -> str | None:
+    """What has ended a loader process, and what to do about it; None if the error says nothing of one."""
+    found = _LOST.search(str(error))
+    if found is None:
+        return None
+    cause = (found[2] or found[3] or "").strip(" .")
+    advice = next((advice for words, advice in _CAUSES.items() if re.search(words, cause, re.IGNORECASE)), "")
+    read = " ".join(getattr(error, "__notes__", []))
+    return " ".join(f"a loader process (pid {found[1]}) is gone: {cause or 'it ended of itself'}, {advice} {read}".split())
 
 
 def ignore_signals(_: int) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -48,9 +48,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def new_folder(path: str | Path) -> Path:
+    """`path`, which may be an empty folder or nothing yet. FileExistsError if it holds anything."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already and is not overwritten: name a new folder, or remove it first")
+    return path
+
+
 def put(partial: Path, path: Path) -> None:
     """Give a file or folder its name once all of it is on the disk, in the place of an older one."""
     for part in (*partial.rglob("*"), partial):
+        if part.is_file():
+            part.chmod(0o666 & ~_umask())  # some writers (safetensors) make files that only their owner may read
         _to_disk(part)
     old = _aside(path) if path.is_dir() else None
     partial.replace(path)
@@ -68,6 +78,16 @@ def _aside(folder: Path) -> Path:
     gone = folder.with_name(f"{folder.name}.old{TEMPORARY}")
     shutil.rmtree(gone, ignore_errors=True)
     return folder.rename(gone)
+
+
+def _umask() -> int:
+    """The process's mask for new files; read where that needs no change of it, which other threads would feel."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _to_disk(path: Path) -> None:

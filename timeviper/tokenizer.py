@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -27,6 +31,9 @@ ENGLISH = (
     "with a ball for about five minutes. What does the man on the left do before he leaves the house?"
 )
 MARK = "\ue000"  # stands for a message's content while a template is rendered; a private-use character
+
+# What templates that ask for the date are told: a prompt must not change with the day. (Llama 3's own default.)
+TODAY = date(2024, 7, 26)
 
 Message = dict[str, str]  # role: system | user | assistant; content
 
@@ -134,9 +141,21 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_texts,
             )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(m["role"] for m in messages)
-            raise ValueError(f"the chat template refuses the messages ({roles}): {error}") from error
+        except Exception as error:  # what its code does with the messages may raise anything
+            roles = [m["role"] for m in messages]
+            hint = ""
+            if "system" in roles and self._takes([m for m in messages if m["role"] != "system"]):
+                hint = (
+                    "; it takes them without the system message: write that into the first user's message of the data "
+                    "(or leave chat.system empty), or give the tokenizer's folder a chat_template.jinja that has one"
+                )
+            raise ValueError(f"the chat template refuses the messages ({', '.join(roles)}): {error}{hint}") from error
+
+    def _takes(self, messages: Sequence[Message]) -> bool:
+        try:
+            return bool(self.render(messages))
+        except ValueError:
+            return False
 
 
 class TextStream:
@@ -167,18 +186,33 @@ class TextStream:
         return self.tokenizer.decode(self.ids[self.start :])[len(before) :]
 
 
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`, with which templates mark what an assistant writes for programs that
+    look for labels there (transformers); here labels come from the messages, and the tags print what is in them."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
-    """A template of unknown origin, in a sandbox. It gets no clock: a prompt must not change with the date."""
+    """A template of unknown origin, in a sandbox, with what transformers' own sandbox has."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
+    def tojson(value: Any, ensure_ascii: bool = False, **kwargs: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **kwargs)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = raise_exception
-    environment.filters["tojson"] = lambda value, **kwargs: json.dumps(value, ensure_ascii=False, **kwargs)
+    environment.globals["strftime_now"] = TODAY.strftime
+    environment.filters["tojson"] = tojson
     try:
         return environment.from_string(template)
     except jinja2.TemplateError as error:

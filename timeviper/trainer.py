@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
+from enum import Enum
+from functools import reduce
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -24,17 +27,20 @@ from timeviper.config.fields import differences
 from timeviper.config.load import dump, load_recipe
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
+from timeviper.datamodules.loader import lost_loader
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
 from timeviper.planning.host import check_host_memory
 from timeviper.tokenizer import Tokenizer
-from timeviper.training.inputs import ready_recipe
+from timeviper.training.ends import foreseen
+from timeviper.training.inputs import check_template, ready_recipe
 from timeviper.training.launch import check_ranks, ranks
+from timeviper.training.lock import run_lock
 from timeviper.training.module import ViperModule
 from timeviper.training.store import CheckpointStore, check_readable, step_of
 from timeviper.training.strategy import Sharded
-from timeviper.weights.export import CONFIG, check_previous_stage, is_export, read_lineage
+from timeviper.weights.export import CONFIG, check_previous_stage, find_export, is_export, read_lineage
 
 log = logging.getLogger("timeviper")
 
@@ -60,20 +66,18 @@ _MAY_CHANGE = (
     "train.stop_within",
     "train.guard",
     "train.watchdog",
-    "parallel",
+    "parallel.activation_checkpointing",
+    "parallel.tokens_per_piece",
+    "parallel.offload_activations",
+    "parallel.offload_params",
+    "parallel.reduce_every_pack",
+    "parallel.replicas",
+    "parallel.compile",
     "model.kernel",
 )
 
-
-# What collectives say when another rank has ended: gloo, then NCCL.
-_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Timed out waiting",
-    "remote process exited",
-    "Watchdog caught collective operation timeout",
-)
+# Of these, what rounds otherwise: it may have to change with the machine, and is said.
+_ROUNDS = ("parallel.compile", "model.kernel")
 
 
 def train(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Path:
@@ -89,25 +93,39 @@ def train(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Path:
         KeyboardInterrupt: when it was asked to stop (Ctrl-C, SIGTERM, SIGUSR1), once its state is saved.
     """
     ready = ready_recipe(recipe, overrides)
-    if not run_stage(ready, command="the same call"):
+    if run_stage(ready, command="the same call") is Outcome.STOPPED:
         raise KeyboardInterrupt(f"stopped and saved in {ready.run_dir}; the same call continues")
     return Path(ready.run_dir)
 
 
-def run_stage(recipe: Recipe, *, command: str = "the same command") -> bool:
-    """Run or continue a stage; True when it has reached its last step, False when it was asked to stop.
+class Outcome(Enum):
+    """How a stage has ended."""
+
+    FINISHED = "finished"
+    STOPPED = "asked to stop, and saved"
+    DOUBTFUL = "finished, but its export can hardly be what was wanted; why was said"
+
+
+def run_stage(recipe: Recipe, *, command: str = "the same command") -> Outcome:
+    """Run or continue a stage to its last step and its export, or until it is asked to stop.
 
     `command` is what continues the run, for messages.
-    Raises ConfigError or ValueError with what to do; what is on disk stays valid whatever happens.
+    Raises ConfigError, ValueError or OSError with what to do; what is on disk stays valid whatever happens.
     """
     run = Path(recipe.run_dir)
     if _finished(run, recipe):
         print(f"{recipe.name}: finished already, nothing to do ({run}/export)")
-        return True
+        return _outcome(run)
     local, nodes = ranks()
     check_ranks(recipe, local * nodes)
     check_host_memory(recipe, local, nodes, "cuda" if torch.cuda.is_available() else "cpu")
     check_previous_stage(recipe)
+    with run_lock(run, "name another folder (out=runs/...)"):
+        return _run_alone(recipe, run, command)
+
+
+def _run_alone(recipe: Recipe, run: Path, command: str) -> Outcome:
+    """`run_stage` while no other process writes into the run folder."""
     store = CheckpointStore(run / "checkpoints", recipe.train.keep_checkpoints, recipe)
     checkpoint = store.latest()
     if checkpoint:
@@ -115,25 +133,32 @@ def run_stage(recipe: Recipe, *, command: str = "the same command") -> bool:
         _check_same_recipe(checkpoint if (checkpoint / CONFIG).is_file() else run, recipe)
     tokenizer = Tokenizer.load(recipe.model.tokenizer)
     _check_vocabulary(recipe, tokenizer)
+    check_template(recipe, tokenizer)
     left_out = read_left_out(run)
     quiet_lightning()
     share_cores(recipe.data.workers)
     while True:
         try:
-            return _fit(recipe, tokenizer, store, checkpoint, left_out, command)
+            finished = _fit(recipe, tokenizer, store, checkpoint, left_out, command)
+            return _outcome(run) if finished else Outcome.STOPPED
         except Rewind as back:
             checkpoint = back.checkpoint
             left_out = _without(back, recipe, left_out, run)
-        except RuntimeError as error:
-            lost = next((words for words in _LOST if words in str(error)), None)
-            if lost is None:
+        except (RuntimeError, EOFError, OSError) as error:
+            told = foreseen(error)
+            if told is None:
                 raise
             kept = store.latest()
-            raise ConnectionError(
-                f"another rank is gone, or does not answer ({lost}). What ended it stands in its own output, and the "
-                "launcher's report names the first rank that failed. The run continues from "
-                f"{kept.name if kept else 'its beginning'} with: {command}"
-            ) from error
+            start = kept.name if kept else "its beginning"
+            raise OSError(f"{told} The run continues from {start} with: {command}") from error
+
+
+def _outcome(run: Path) -> Outcome:
+    """Of a stage that has been exported; what speaks against the export is said each time."""
+    doubts = read_lineage(run / "export").get("doubts", [])
+    for doubt in doubts if int(os.environ.get("RANK", 0)) == 0 else ():
+        print(f"warning: {run / 'export'}: {doubt}", file=sys.stderr)
+    return Outcome.DOUBTFUL if doubts else Outcome.FINISHED
 
 
 def _fit(
@@ -159,7 +184,12 @@ def _fit(
     trainer = build_trainer(recipe, run, store, callbacks.in_order, step_of(checkpoint) if checkpoint else 0)
     if checkpoint and trainer.is_global_zero:
         print(f"{recipe.name}: continuing from {checkpoint.name}")
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, OSError, EOFError) as error:
+        if lost_loader(error) and (reading := data.reading.now()):  # a slot is kept by a process that is gone
+            error.add_note(f"Being read then: {', '.join(key for key, _ in reading)}.")
+        raise
     return not callbacks.checkpoints.stopped
 
 
@@ -247,15 +277,25 @@ def _finished(run: Path, recipe: Recipe) -> bool:
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse to continue, or to count as finished, a run of other settings."""
+    """Refuse to continue, or to count as finished, a run of other settings; say what will round otherwise."""
     before = load_recipe(folder / CONFIG)
+    now, then = (_only(r, _ROUNDS) for r in (recipe, before))
+    if folder.name != "export" and (changed := differences(now, then)) and int(os.environ.get("RANK", 0)) == 0:
+        print(f"{recipe.name}: continuing with other kernels, so with other rounding: {'; '.join(changed)}", flush=True)
     if changed := differences(_fixed(recipe), _fixed(before)):
         listed = "\n        ".join(changed)
+        longer = ""
+        if recipe.train.steps > before.train.steps:
+            longer = (
+                "\n      Learning rates and phases are functions of train.steps, so a run never changes it. To train "
+                f"longer, let a run of its own start from this one: train.init_from={recipe.run_dir} out=runs/... "
+                "train.steps=MORE (a new schedule; optim.warmup=0 goes on without a new warm-up)."
+            )
         problem = Problem(
             "out",
             recipe.run_dir,
             f"This folder holds a run with other settings:\n        {listed}\n"
-            "      Give these settings a folder of their own (out=runs/...), or remove this one.",
+            f"      Give these settings a folder of their own (out=runs/...), or remove this one.{longer}",
         )
         raise ConfigError(recipe.name, [problem])
 
@@ -269,7 +309,15 @@ def _fixed(recipe: Recipe) -> dict:
         for name in path:
             section = section[name]
         section.pop(last)
+    start = data["train"]["init_from"]  # a run folder means the export in it
+    data["train"]["init_from"] = str(find_export(start)) if start else start
     return data
+
+
+def _only(recipe: Recipe, keys: Sequence[str]) -> dict:
+    """Some settings, by their dotted keys."""
+    data = dataclasses.asdict(recipe)
+    return {key: reduce(dict.__getitem__, key.split("."), data) for key in keys}
 
 
 def _check_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> None:

@@ -19,6 +19,7 @@ from timeviper.cli.shards import HELP, STOPPED, shards
 from timeviper.errors import ConfigError, one_of
 from timeviper.planning.hardware import GPUS
 
+DOUBTFUL = 4  # a stage that has finished with weights that can hardly be what was wanted
 # `--steps=3` must reach the recipe loader, whose message says how an override is written.
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
 
@@ -57,7 +58,10 @@ def train(
         bool, typer.Option("--check", help="Only check the recipe, and whether it fits the ranks of this launch.")
     ] = False,
 ) -> None:
-    """Run a stage, or continue it where it stopped."""
+    """Run a stage, or continue it where it stopped.
+
+    Ends with 0: finished; 4: finished with weights that can hardly be right; 130: stopped and saved; 2: the recipe; 1.
+    """
     from timeviper.config.load import load_recipe
     from timeviper.training.inputs import ready_recipe
     from timeviper.training.launch import check_ranks, ranks
@@ -65,10 +69,11 @@ def train(
     if check:
         return check_ranks(load_recipe(recipe, overrides or []), math.prod(ranks()))
     ready = ready_recipe(recipe, overrides or [])  # what a person can mend is said before the slow imports
-    from timeviper.trainer import run_stage
+    from timeviper.trainer import Outcome, run_stage
 
-    if not run_stage(ready, command=_again()):
-        raise typer.Exit(STOPPED)
+    outcome = run_stage(ready, command=_again())
+    if outcome is not Outcome.FINISHED:
+        raise typer.Exit(STOPPED if outcome is Outcome.STOPPED else DOUBTFUL)
 
 
 @app.command("eval", context_settings=OVERRIDES)
@@ -245,13 +250,31 @@ def import_weights(
 @app.command("export")
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, its export, or imported weights.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder in Hugging Face layout.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, in Hugging Face layout without options.")],
+    checkpoint: Annotated[
+        str, typer.Option(metavar="STEP", help="Write this checkpoint of RUN (a step, or latest) as its last step is.")
+    ] = "",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the LoRA adapters of the language model alone, in peft's format.")
+    ] = False,
 ) -> None:
-    """Write the language model of a run for other programs; towers, projectors and TransV stay behind."""
-    from timeviper.weights.hub.convert import describe, export_hf
+    """Write the language model of a run for other programs; towers, projectors and TransV stay behind.
 
-    folder = run / "export" if (run / "export").is_dir() else run
-    print(f"{describe(export_hf(folder, out))}: {out}")
+    With --checkpoint, write the whole model at any checkpoint as a finished stage's export, for ask, eval and
+    train.init_from.
+    """
+    from timeviper.weights.hub.convert import describe, export_hf
+    from timeviper.weights.lineage import find_export
+
+    if checkpoint:
+        from timeviper.training.restore import export_checkpoint
+
+        return print(f"exported {export_checkpoint(run, checkpoint, out).name}: {out}")
+    if adapter:
+        from timeviper.weights.hub.peft import export_adapter
+
+        return print(f"{export_adapter(find_export(run), out)}: {out}")
+    print(f"{describe(export_hf(find_export(run), out))}: {out}")
 
 
 @app.command(context_settings=OVERRIDES)
@@ -286,9 +309,15 @@ def main() -> None:
     sys.argv = [arg for arg in sys.argv if arg != "--debug"]
     try:
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if debug:
             raise
+        if isinstance(error, RuntimeError):
+            from timeviper.training.ends import foreseen
+
+            if (told := foreseen(error)) is None:
+                raise
+            error = OSError(told)
         if _is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr)
             if type(error) is ValueError:  # perhaps not meant for people: our own errors are subclasses

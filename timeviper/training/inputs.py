@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.config.load import load_recipe
 from timeviper.datamodules.remote.storage import hindrance, is_remote
 from timeviper.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from timeviper.tokenizer import Tokenizer  # not for the sake of what needs no template
 
 
 def ready_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -33,6 +37,21 @@ def check_inputs(recipe: Recipe) -> None:
     """Raises ConfigError with every file or folder that a recipe names and that is not there or not writable."""
     if problems := list(missing(recipe)):
         raise ConfigError(recipe.name, problems)
+
+
+def check_template(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError if the chat template refuses the conversations that this recipe makes of any data."""
+    message = {"role": "user", "content": "?"}
+    system = {"role": "system", "content": recipe.chat.system}
+    try:
+        tokenizer.render([message, {"role": "assistant", "content": "!"}])
+    except ValueError as error:
+        raise ConfigError(recipe.name, [Problem("model.tokenizer", recipe.model.tokenizer, f"{error}.")]) from error
+    try:
+        if recipe.chat.system:
+            tokenizer.render([system, message, {"role": "assistant", "content": "!"}])
+    except ValueError as error:
+        raise ConfigError(recipe.name, [Problem("chat.system", recipe.chat.system, f"{error}.")]) from error
 
 
 def missing(recipe: Recipe) -> Iterator[Problem]:

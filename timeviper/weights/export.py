@@ -31,7 +31,7 @@ from timeviper.parallel import sharding_plan
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights import initialize
 from timeviper.weights.initialize import Read
-from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, read_lineage
+from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, find_export, read_lineage
 from timeviper.weights.tensors import INDEX, TensorFolder, write_tensors
 
 log = logging.getLogger("timeviper")
@@ -105,7 +105,7 @@ def stored_tensors(model: Model, recipe: Recipe) -> dict[str, Read]:
 
 
 def _previous(model: Model, recipe: Recipe) -> dict[str, Read]:
-    files = TensorFolder(Path(recipe.train.init_from))
+    files = TensorFolder(find_export(recipe.train.init_from))
     own = model.state_dict()
     stray = [k for k in files.files if k not in own and part_of(k) in ("projector", "decoder")]
     if stray:
@@ -121,11 +121,12 @@ def write_export(
     step: int,
     shard_bytes: int = 2 << 30,
     data: Mapping[str, str] | None = None,
+    doubts: Sequence[str] = (),
 ) -> None:
     """Write an export next to its place and move it there whole, so that a half export never has the name.
 
     Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held. data: digests of
-    the training data for the lineage.
+    the training data for the lineage; doubts: as `lineage.describe` takes them. Raises OSError.
     """
     merged, digest = lora.Merged(state, recipe.model.lora), WeightsDigest()
     with whole_folder(folder) as partial:
@@ -134,7 +135,7 @@ def write_export(
             lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
         dump(recipe, partial / CONFIG)
         tokenizer.save(partial)
-        lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data)
+        lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data, doubts)
         (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
 
 
@@ -173,12 +174,15 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
     """
     if not recipe.train.init_from:
         return []
-    export = Path(recipe.train.init_from)
+    export = find_export(recipe.train.init_from)
     if not is_export(export):
+        begun = ""
+        if (export / "checkpoints").is_dir():
+            begun = f" Of a run that has not finished: timeviper export {export} OUT --checkpoint latest."
         raise _refused(
             recipe,
             f"This is not the export of a finished stage. Run the stage before {recipe.name!r} first "
-            "(make train-stage1 and so on), or name another folder.",
+            f"(make train-stage1 and so on), or name another folder.{begun}",
         )
     previous = load_recipe(export / CONFIG)
     parts = read_lineage(export)["parts"]
@@ -233,12 +237,6 @@ def load_export(
     model.to_empty(device=place)
     initialize.fill(model, model, initialize.from_folder(files, {name: name for name in own}))
     return model.eval().requires_grad_(False), recipe, Tokenizer.load(str(export))
-
-
-def find_export(run: str | Path) -> Path:
-    """A run folder or the export in it."""
-    run = Path(run)
-    return run / "export" if (run / "export").is_dir() else run
 
 
 def pick_device() -> torch.device:

@@ -31,9 +31,15 @@ class LineageError(ValueError):
 
 
 def describe(
-    recipe: Recipe, step: int, parts: Iterable[str], weights: str, data: Mapping[str, str] | None = None
+    recipe: Recipe,
+    step: int,
+    parts: Iterable[str],
+    weights: str,
+    data: Mapping[str, str] | None = None,
+    doubts: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The content of `lineage.json`. weights: a `WeightsDigest`; data: `source_digest` by name, where it is known.
+    """The content of `lineage.json`. weights: a `WeightsDigest`; data: `source_digest` by name, where it is known;
+    doubts: sentences on why the weights can hardly be what was wanted.
 
     Raises as `read_lineage` does for the stage before.
     """
@@ -48,8 +54,15 @@ def describe(
         "recipe": recipe_digest(recipe),
         "weights": weights,
         "data": None if data is None else dict(data),
-        "from": read_lineage(Path(recipe.train.init_from)) if recipe.train.init_from else None,
+        "doubts": list(doubts),
+        "from": read_lineage(find_export(recipe.train.init_from)) if recipe.train.init_from else None,
     }
+
+
+def find_export(run: str | Path) -> Path:
+    """A run folder or the export in it."""
+    run = Path(run)
+    return run / "export" if (run / "export").is_dir() else run
 
 
 def read_lineage(export: Path) -> dict[str, Any]:

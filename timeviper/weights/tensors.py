@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,14 @@ from torch import Tensor
 
 from timeviper.files import TEMPORARY, put, write_whole
 
+log = logging.getLogger("timeviper")
+
+# What safetensors files call dtypes.
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+}  # fmt: skip
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30  # the most that is held in memory while weights are copied
 
@@ -32,7 +41,15 @@ class TensorFolder:
     @cached_property
     def files(self) -> dict[str, Path]:
         """The file of every tensor, by name."""
-        found = {name: path for path in self._paths() for name in self._handle(path).keys()}  # noqa: SIM118
+        found: dict[str, Path] = {}
+        for path in self._paths():
+            for name in self._handle(path).keys():  # noqa: SIM118
+                if name in found:
+                    raise ValueError(
+                        f"{self.path} holds {name} twice, in {found[name].name} and in {path.name}, and no {INDEX} "
+                        "says which counts: remove the files of one of them"
+                    )
+                found[name] = path
         if (self.path / INDEX).is_file():
             listed = json.loads((self.path / INDEX).read_text())["weight_map"]
             if lost := sorted(set(listed) - set(found)):
@@ -45,6 +62,11 @@ class TensorFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._handle(self.files[name]).get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """In torch's words, or the file's where it has others."""
+        stored = str(self._handle(self.files[name]).get_slice(name).get_dtype())
+        return _DTYPES.get(stored, stored.lower())
+
     def read(self, name: str) -> Tensor:
         return self._handle(self.files[name]).get_tensor(name)
 
@@ -56,6 +78,12 @@ class TensorFolder:
         if (self.path / INDEX).is_file():
             names = set(json.loads((self.path / INDEX).read_text())["weight_map"].values())
             paths = sorted(self.path / name for name in names)
+            if (whole := self.path / "model.safetensors").is_file() and whole.name not in names:
+                log.warning(
+                    "%s holds %s beside the shards of %s: the shards are read (transformers would read the former). "
+                    "Remove what is stale",
+                    self.path, whole.name, INDEX,
+                )  # fmt: skip
         else:
             paths = sorted(self.path.glob("*.safetensors"))
         if missing := [path.name for path in paths if not path.is_file()]:
@@ -108,5 +136,8 @@ def _parts(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
 
 
 def _save(path: Path, part: dict[str, Tensor]) -> tuple[Path, list[str], int]:
-    save_file(part, path, metadata={"format": "pt"})
+    try:
+        save_file(part, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # all that it says of a full disk
+        raise OSError(f"{path.parent}: a file could not be written whole ({error})") from error
     return path, list(part), sum(tensor.nbytes for tensor in part.values())

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig, TowerConfig, TransVConfig
 from timeviper.config.load import CONFIG, load_recipe
 from timeviper.config.model import TOUCH_NO_TENSOR
-from timeviper.files import write_whole
+from timeviper.errors import one_of
+from timeviper.files import new_folder, whole_folder, write_whole
 from timeviper.model.decoder import Decoder
 from timeviper.weights.hub import towers as hub_towers
 from timeviper.weights.hub.config import decoder_config, hub_config, read_config
+from timeviper.weights.hub.family import hub_family
 from timeviper.weights.hub.names import hub_names, hub_shape, match
-from timeviper.weights.tensors import SHARD_BYTES, TensorFolder, write_tensors
+from timeviper.weights.tensors import FLOATS, SHARD_BYTES, TensorFolder, write_tensors
 
 SETTINGS, ORIGINAL = "decoder.json", "hf_config.json"
 # What comes along unread: tokenizer, chat template, generation defaults.
@@ -85,9 +87,39 @@ def open_weights(path: str | Path, cfg: DecoderConfig | None = None) -> Weights:
         found, problems = result.found, result.problems
     else:
         found, problems = _match_own(files, shapes, prefix)
+    problems = _not_weights(original, files) + problems
     if problems:
         raise ValueError("\n  ".join([f"{path} does not hold the decoder its config describes:", *problems]))
+    if own.tie_embeddings:
+        _check_tied(path, own, files, found)
     return Weights(path, own, found, files, original)
+
+
+def _not_weights(original: dict[str, Any], files: TensorFolder) -> list[str]:
+    """Quantised weights are numbers that mean nothing without their scales, under whatever names."""
+    odd: dict[str, list[str]] = {}
+    for name in files.files:
+        if (dtype := files.dtype(name)) not in FLOATS:
+            odd.setdefault(dtype, []).append(name)
+    found = [
+        f"{dtype}: {len(names)} tensors, such as {names[0]}, are quantised weights" for dtype, names in odd.items()
+    ]
+    if method := original.get("quantization_config"):
+        kind = method.get("quant_method", "?") if isinstance(method, dict) else method
+        found.insert(0, f"quantization_config says that the weights are quantised ({kind})")
+    if found:
+        found.append(f"only {one_of(FLOATS)} are read: fetch the release in bfloat16, or dequantise it first")
+    return found
+
+
+def _check_tied(path: Path, cfg: DecoderConfig, files: TensorFolder, found: dict[str, str]) -> None:
+    """Some programs read a head of its own whatever the config says; one that differs must not be lost."""
+    head = "lm_head.weight"
+    if head in files.files and not torch.equal(files.read(head), files.read(found["embeddings.weight"])):
+        raise ValueError(
+            f"{path}: the config says tie_word_embeddings, but {head} is not the embeddings. If the head is meant, "
+            "write tie_word_embeddings: false into config.json; if not, remove it from the files"
+        )
 
 
 def _check_settings(path: Path, own: DecoderConfig, cfg: DecoderConfig | None) -> None:
@@ -165,14 +197,15 @@ def import_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     """
     raw = read_config(Path(src)) if not (Path(src) / SETTINGS).is_file() else {}
     if raw.get("model_type") in hub_towers.encoders():
-        return hub_towers.copy_tower(raw, Path(src), _new_folder(src, dst))
+        with whole_folder(_new_folder(src, dst)) as partial:
+            return hub_towers.copy_tower(raw, Path(src), partial)
     weights = open_weights(src)
-    dst = _new_folder(src, dst)
-    write_tensors(dst, weights.tensors(), shard_bytes)
-    write_whole(dst / SETTINGS, json.dumps(asdict(replace(weights.cfg, weights="")), indent=2) + "\n")
-    if weights.original:
-        write_whole(dst / ORIGINAL, json.dumps(weights.original, indent=2) + "\n")
-    _copy_companions(Path(src), dst)
+    with whole_folder(_new_folder(src, dst)) as partial:
+        write_tensors(partial, weights.tensors(), shard_bytes)
+        write_whole(partial / SETTINGS, json.dumps(asdict(replace(weights.cfg, weights="")), indent=2) + "\n")
+        if weights.original:
+            write_whole(partial / ORIGINAL, json.dumps(weights.original, indent=2) + "\n")
+        _copy_companions(Path(src), partial)
     return weights.cfg
 
 
@@ -184,20 +217,21 @@ def export_hf(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) 
     if (Path(src) / "config.json").is_file():  # an encoder, which has that layout already
         return import_hf(src, dst, shard_bytes)
     weights = open_weights(src)
-    dst = _new_folder(src, dst)
-    names = hub_names(weights.cfg)
+    names, head = hub_names(weights.cfg), "lm_head.weight"
     dtypes: list[torch.dtype] = []
 
     def renamed() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights.tensors():
             dtypes.append(tensor.dtype)
             yield names[name], tensor.view(hub_shape(name, tuple(tensor.shape)))
+            if name == "embeddings.weight" and weights.cfg.tie_embeddings and hub_family(weights.cfg.family).own_head:
+                yield head, tensor.clone()
 
-    write_tensors(dst, renamed(), shard_bytes)
-    dtype = str(dtypes[0]).removeprefix("torch.")
-    config = hub_config(weights.cfg, weights.original, dtype)
-    write_whole(dst / "config.json", json.dumps(config, indent=2) + "\n")
-    _copy_companions(Path(src), dst)
+    with whole_folder(_new_folder(src, dst)) as partial:
+        write_tensors(partial, renamed(), shard_bytes)
+        config = hub_config(weights.cfg, weights.original, str(dtypes[0]).removeprefix("torch."))
+        write_whole(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        _copy_companions(Path(src), partial)
     return weights.cfg
 
 
@@ -211,8 +245,7 @@ def describe(cfg: DecoderConfig | TowerConfig) -> str:
 def _new_folder(src: str | Path, dst: str | Path) -> Path:
     if Path(src).resolve() == Path(dst).resolve():
         raise ValueError(f"{dst}: source and destination are the same folder; give another one")
-    Path(dst).mkdir(parents=True, exist_ok=True)
-    return Path(dst)
+    return new_folder(dst)
 
 
 def _copy_companions(src: Path, dst: Path) -> None:

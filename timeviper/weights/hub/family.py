@@ -19,6 +19,9 @@ class HubFamily:
     blocks: Mapping[str, Mapping[str, str]]
     """By block letter: our name inside the block -> their name inside the layer."""
 
+    own_head = False
+    """Whether other programs read a head of its own (`lm_head`) even where `tie_word_embeddings` is true."""
+
     def read(self, raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         """The settings of `DecoderConfig` that a `config.json` holds; what cannot be computed here joins `problems`."""
         raise NotImplementedError

@@ -46,6 +46,8 @@ class NemotronH(HubFamily):
         "-": _same("norm.weight", "mixer.up_proj.weight", "mixer.down_proj.weight"),
     }
 
+    own_head = True
+
     def canonical(self, name: str) -> str:
         """Checkpoints begin with `backbone.` or `model.` and spell `embeddings` or `embedding`."""
         name = re.sub(r"^model\.", "backbone.", name)

@@ -14,8 +14,10 @@ import torch
 
 from timeviper.config import TowerConfig
 from timeviper.config.model import TOWER_FACTS
+from timeviper.errors import one_of
 from timeviper.model.vision.build import tower_class
 from timeviper.model.vision.pretrained import Pretrained
+from timeviper.weights.tensors import FLOATS
 
 
 def encoders() -> dict[str, tuple[str, type[Pretrained]]]:
@@ -66,8 +68,11 @@ def copy_tower(raw: dict[str, Any], src: Path, dst: Path) -> TowerConfig:
     problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
     for name, stored, needed in sorted(info["mismatched_keys"]):
         problems.append(f"another shape: {name} is {list(stored)}, the config asks for {list(needed)}")
+    buffers = {name for name, _ in model.named_buffers()}
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if str(tensor.dtype).removeprefix("torch.") not in FLOATS and name not in buffers:
+            problems.append(f"quantised: {name} is {tensor.dtype}; only {one_of(FLOATS)} are read")
+        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             problems.append(f"not finite: {name} holds NaN or infinity; the file is damaged")
     if problems:
         raise ValueError("\n  ".join([f"{src} does not hold the encoder its config describes:", *problems]))

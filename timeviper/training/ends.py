@@ -1,0 +1,36 @@
+"""What ends a run from outside, as one sentence for people: other ranks, loader processes, memory."""
+
+from __future__ import annotations
+
+import torch
+
+from timeviper.datamodules.loader import lost_loader
+
+# What collectives say when another rank has ended: gloo, then NCCL.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+    "Watchdog caught collective operation timeout",
+)
+_MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")
+
+
+def foreseen(error: BaseException) -> str | None:
+    """What has happened and what to do about it; None for what nobody foresaw, which deserves its traceback."""
+    text = str(error)
+    if told := lost_loader(error):
+        return told
+    if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _MEMORY):
+        return (
+            f"out of memory ({text.splitlines()[0]}). Smaller packs (data.tokens_per_pack), "
+            "parallel.activation_checkpointing=all, more ranks or LoRA need less; `timeviper plan` tells how much each."
+        )
+    if isinstance(error, RuntimeError) and (lost := next((words for words in _LOST if words in text), None)):
+        return (
+            f"another rank is gone, or does not answer ({lost}). What ended it stands in its own output, and the "
+            "launcher's report names the first rank that failed."
+        )
+    return None
