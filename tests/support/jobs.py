@@ -78,7 +78,7 @@ class Pictures:
     KEY = f"pictures/jobs:Pictures/{ODD}#0"
 
     def __init__(self, count: int = 40, odd: str = "", rank: int = 0) -> None:
-        """odd: hang or die, on the rank that reads it."""
+        """odd: hang, or how the process ends that reads it: die (SIGKILL), crash (SIGSEGV), leave (exit code 3)."""
         self.count, self.odd = count, odd
 
     def __len__(self) -> int:
@@ -94,6 +94,11 @@ class Pictures:
             time.sleep(3600)
         if i == self.ODD and self.odd == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if i == self.ODD and self.odd == "crash":
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if i == self.ODD and self.odd == "leave":
+            os._exit(3)
         return encode_image(np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8), "png")
 
 
