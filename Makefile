@@ -15,7 +15,7 @@ DATA ?=
 OUT ?= .
 NPROC ?= 1
 NNODES ?= 1
-HEAD ?= localhost:29400
+HEAD ?=
 SCALE ?= default
 RUN ?= runs/$(SIZE)/stage2_instruct
 VIDEO ?=
@@ -40,6 +40,9 @@ TIMEVIPER := $(call here,.venv/bin/timeviper)
 SINGLE := $(filter 1,$(NPROC))$(filter 1,$(NNODES))
 # Several ranks: whether the stage that is named fits them is said before those it needs are trained.
 FITS := $(if $(filter 11,$(SINGLE)),,fits)
+ifneq ($(if $(HEAD)$(filter 1,$(NNODES)),,$(filter train% eval,$(MAKECMDGOALS))),)
+$(error NNODES=$(NNODES) needs HEAD=host:port, one of the nodes, the same on all of them)
+endif
 RENDEZVOUS := $(if $(filter 1,$(NNODES)),--standalone,--rdzv-backend c10d --rdzv-endpoint $(HEAD))
 TORCHRUN := $(call here,.venv/bin/torchrun) --nnodes $(NNODES) --nproc-per-node $(NPROC) $(RENDEZVOUS) --no-python
 LAUNCH := $(if $(filter 11,$(SINGLE)),,$(TORCHRUN) )$(TIMEVIPER)

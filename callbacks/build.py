@@ -5,13 +5,16 @@ Those that a recipe may switch off, and a person's own, are there as `callbacks`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger
 
 from timeviper.callbacks.checkpoints import Checkpoints
 from timeviper.callbacks.curriculum import Curriculum
@@ -25,11 +28,14 @@ from timeviper.callbacks.throughput import Throughput
 from timeviper.callbacks.transfer_meter import TransferMeter
 from timeviper.callbacks.watchdog import Watchdog
 from timeviper.config import Recipe
-from timeviper.config.callbacks import OwnCallback
 from timeviper.config.checks.recipe import answers_held_out, drops_tokens
 from timeviper.config.plugin import find_class
 from timeviper.errors import ConfigError, Problem
+from timeviper.planning.hardware import gpu_of
+from timeviper.planning.stage import plan_stage
 from timeviper.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def build_callbacks(
 
     Raises ConfigError with everything that is wrong with a person's own callbacks.
     """
-    watchdog = Watchdog(recipe.train.watchdog, at_hand)
+    watchdog = Watchdog(recipe.train.watchdog, at_hand, planned_step(recipe))
     guard = Guard(recipe, run, left_out, command, watchdog.pause)
     checkpoints = Checkpoints(recipe.train, command, watchdog.pause)
     optional = optional_callbacks(recipe, run, watchdog.pause)
@@ -70,6 +76,18 @@ def build_callbacks(
         watchdog,  # the last: its clock runs until everything that belongs to the step is done
     ]
     return Callbacks(guard, checkpoints, in_order)
+
+
+def planned_step(recipe: Recipe) -> float:
+    """Seconds of the longest step that is expected of this GPU; 0 where nothing is known of it, or nobody asks."""
+    gpu = gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if gpu is None or recipe.train.watchdog.seconds is not None:
+        return 0.0
+    try:
+        phases = plan_stage(recipe, int(os.environ.get("WORLD_SIZE", 1)), gpu).phases
+    except ValueError:  # what cannot be planned may still run
+        return 0.0
+    return max(phase.time.seconds for phase in phases)
 
 
 def optional_callbacks(
@@ -102,22 +120,33 @@ def optional_callbacks(
 
 
 def _own(recipe: Recipe) -> list[pl.Callback]:
+    wanted = {f"callbacks.own.{name}": (own.callback, own.options) for name, own in recipe.callbacks.own.items()}
+    return _made(recipe, wanted, pl.Callback)
+
+
+def own_loggers(recipe: Recipe) -> list[Logger]:
+    """Those of `log.loggers`. Raises ConfigError with everything that is wrong with them."""
+    wanted = {f"log.loggers.{name}": (own.logger, own.options) for name, own in recipe.log.loggers.items()}
+    return _made(recipe, wanted, Logger)
+
+
+def _made(recipe: Recipe, wanted: Mapping[str, tuple[str, dict[str, Any]]], base: type[T]) -> list[T]:
     made, problems = [], []
-    for name, own in recipe.callbacks.own.items():
+    for key, (place, options) in wanted.items():
         try:
-            made.append(_make(own))
+            made.append(_make(place, options, base))
         except ValueError as error:
-            problems.append(Problem(f"callbacks.own.{name}", own.callback, str(error)))
+            problems.append(Problem(key, place, str(error)))
     if problems:
         raise ConfigError(recipe.name, problems)
     return made
 
 
-def _make(own: OwnCallback) -> pl.Callback:
-    cls = find_class(own.callback)
-    if not (isinstance(cls, type) and issubclass(cls, pl.Callback)):
-        raise ValueError(f"{own.callback} is no subclass of lightning.pytorch.Callback")
+def _make(place: str, options: dict[str, Any], base: type[T]) -> T:
+    cls = find_class(place)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ValueError(f"{place} is no subclass of lightning.pytorch's {base.__name__}")
     try:
-        return cls(**own.options)
-    except Exception as error:  # a stranger's code may raise anything
-        raise ValueError(f"{own.callback}(...) failed: {type(error).__name__}: {error}") from error
+        return cls(**options)
+    except Exception as error:  # a stranger's code may raise anything, also for a package that is not installed
+        raise ValueError(f"{place}(...) failed: {type(error).__name__}: {error}") from error

@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 from timeviper.config import WatchdogConfig
 
 FIRST = 5.0  # a start loads weights, starts loader processes and compiles: it may take so many times as long
+USUAL, MARGIN = 600.0, 5.0  # seconds that no step takes unless it is planned to; how much longer one may take
 GRACE = 10.0  # seconds between the message and `abort`: time for the other ranks to say where they are
 EXIT = 75  # exit code of an abort: sysexits' "temporary failure", the same command may continue
 
@@ -26,9 +27,12 @@ class Watchdog(pl.Callback):
     Only steps and waits for data are timed: validation, checkpoints and bundles take as long as they take.
     """
 
-    def __init__(self, config: WatchdogConfig, at_hand: Callable[[int], str]) -> None:
-        """at_hand: a sentence on the samples that this rank reads for a step; called only for a message."""
+    def __init__(self, config: WatchdogConfig, at_hand: Callable[[int], str], planned: float = 0.0) -> None:
+        """at_hand: a sentence on the samples that this rank reads for a step; called only for a message. planned:
+        seconds that a step is expected to take, by which the limit goes where the recipe names none."""
         self.config, self.at_hand = config, at_hand
+        self.seconds = max(USUAL, MARGIN * planned) if config.seconds is None else config.seconds
+        self._began = self._longest = 0.0
         self._what, self._step, self._since, self._limit = "", 0, 0.0, 0.0
         self._paused = 0
         self._end = threading.Event()
@@ -51,19 +55,21 @@ class Watchdog(pl.Callback):
             self._since = time.monotonic()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.config.seconds:
+        if not self.seconds:
             return
-        self._rank, self._limit = trainer.global_rank, self.config.seconds * FIRST
+        self._rank, self._limit = trainer.global_rank, self.seconds * FIRST
         self._does("starting, before", trainer.global_step)  # the first data are read before `on_train_start`
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self._does("in", trainer.global_step)
+        self._began = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         over = trainer.should_stop or trainer.global_step >= trainer.max_steps
-        self._limit = self.config.seconds
+        self._longest = max(self._longest, time.monotonic() - self._began)
+        self._limit = self.seconds if self.config.seconds is not None else max(self.seconds, MARGIN * self._longest)
         # Not "of" the step: the data that are waited for may be those of the step after it.
         self._does("" if over else "waiting for data before", trainer.global_step)
 
@@ -89,7 +95,7 @@ class Watchdog(pl.Callback):
 
     def _watch(self) -> None:
         told: float | None = None
-        while not self._end.wait(min(self.config.seconds / 10, 5.0)):
+        while not self._end.wait(min(self.seconds / 10, 5.0)):
             what, since = self._what, self._since
             late = bool(what) and not self._paused and time.monotonic() - since > self._limit
             if late and since != told:
@@ -107,7 +113,7 @@ class Watchdog(pl.Callback):
         wish = "the process ends" if self.config.abort else "it waits on (train.watchdog.abort=true would end it)"
         print(
             f"watchdog: rank {self._rank} has been {what} step {self._step} for {seconds:.0f} s "
-            f"(train.watchdog.seconds={self.config.seconds:g}); {wish}. {samples}. Its threads:",
+            f"(train.watchdog.seconds={self._limit:g}); {wish}. {samples}. Its threads:",
             file=sys.stderr,
             flush=True,
         )

@@ -184,10 +184,11 @@ def lost_loader(error: BaseException) -> str | None:
     found = _LOST.search(str(error))
     if found is None:
         return None
-    cause = (found[2] or found[3] or "").strip(" .")
+    code = re.search(r"exit code \d+", found[3] or "")
+    cause = found[2] or (f"it ended with {code[0]}" if code else "it ended of itself")
     advice = next((advice for words, advice in _CAUSES.items() if re.search(words, cause, re.IGNORECASE)), "")
     read = " ".join(getattr(error, "__notes__", []))
-    return " ".join(f"a loader process (pid {found[1]}) is gone: {cause or 'it ended of itself'}, {advice} {read}".split())
+    return " ".join(f"a loader process (pid {found[1]}) is gone: {cause}{', ' if advice else '. '}{advice} {read}".split())
 
 
 def ignore_signals(_: int) -> None:

@@ -104,12 +104,13 @@ class Plan:
         self.cost = cost
         self.seed = seed
 
-    def steps(self, start: int = 0) -> Iterator[StepPlan]:
-        """Global steps from `start` on, for ever."""
+    def steps(self, start: int = 0, begin: int = 0) -> Iterator[StepPlan]:
+        """Global steps from `start` on, for ever. begin: where the replay begins; other than 0, it gives steps like
+        those of the run, and not the same ones."""
         epochs = {name: source.epochs for name, source in self.data.sources.items()}
         mixture = Mixture(self.sources, self.seed, self.data.shuffle_window, epochs)
         waiting: list[Unit] = []
-        step = 0
+        step = begin
         while True:
             phase, cost = phase_at(step, self.data, self.phases), self.cost.at(step)
             mixture.set_weights(phase.weights)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from timeviper.callbacks.build import build_callbacks
+from timeviper.callbacks.build import build_callbacks, own_loggers
 from timeviper.callbacks.guard import Rewind
 from timeviper.config import LogConfig, Recipe
 from timeviper.config.fields import differences
@@ -28,19 +28,20 @@ from timeviper.config.load import dump, load_recipe
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.datamodules.loader import lost_loader
+from timeviper.datamodules.outlook import outlook, too_often
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
 from timeviper.planning.host import check_host_memory
 from timeviper.tokenizer import Tokenizer
-from timeviper.training.ends import foreseen
+from timeviper.training.ends import chain, foreseen
 from timeviper.training.inputs import check_template, ready_recipe
 from timeviper.training.launch import check_ranks, ranks
 from timeviper.training.lock import run_lock
 from timeviper.training.module import ViperModule
 from timeviper.training.store import CheckpointStore, check_readable, step_of
 from timeviper.training.strategy import Sharded
-from timeviper.weights.export import CONFIG, check_previous_stage, find_export, is_export, read_lineage
+from timeviper.weights.export import CONFIG, check_previous_stage, find_export, is_export, read_lineage, starting_points
 
 log = logging.getLogger("timeviper")
 
@@ -153,10 +154,15 @@ def _run_alone(recipe: Recipe, run: Path, command: str) -> Outcome:
             raise OSError(f"{told} The run continues from {start} with: {command}") from error
 
 
+def _first() -> bool:
+    """Whether this is the rank that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _outcome(run: Path) -> Outcome:
     """Of a stage that has been exported; what speaks against the export is said each time."""
     doubts = read_lineage(run / "export").get("doubts", [])
-    for doubt in doubts if int(os.environ.get("RANK", 0)) == 0 else ():
+    for doubt in doubts if _first() else ():
         print(f"warning: {run / 'export'}: {doubt}", file=sys.stderr)
     return Outcome.DOUBTFUL if doubts else Outcome.FINISHED
 
@@ -173,6 +179,11 @@ def _fit(
     run = Path(recipe.run_dir)
     data = VideoDataModule(recipe, tokenizer, left_out)
     check_features(recipe, data.plan.sources, data.val_sources)
+    if _first():
+        for line in () if checkpoint else starting_points(recipe):
+            print(f"{recipe.name}: {line}", flush=True)
+        for line in (*map(str, found := outlook(data.plan, recipe.train)), *too_often(found)):
+            print(f"{recipe.name}: {line}", flush=True)
     run.mkdir(parents=True, exist_ok=True)
     with whole_file(run / CONFIG) as partial:  # every rank writes the same
         dump(recipe, partial)
@@ -187,8 +198,9 @@ def _fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, OSError, EOFError) as error:
-        if lost_loader(error) and (reading := data.reading.now()):  # a slot is kept by a process that is gone
-            error.add_note(f"Being read then: {', '.join(key for key, _ in reading)}.")
+        reading = ", ".join(key for key, _ in data.reading.now())  # a process that is gone has kept its slot
+        for lost in (seen for seen in chain(error) if reading and lost_loader(seen)):
+            lost.add_note(f"Being read then: {reading}.")
         raise
     return not callbacks.checkpoints.stopped
 
@@ -253,7 +265,7 @@ def build_trainer(
         enable_checkpointing=False,  # callbacks/checkpoints.py does it, atomically
         enable_progress_bar=False,  # callbacks/progress.py
         enable_model_summary=False,
-        logger=_loggers(recipe.log, run, start),
+        logger=[*_loggers(recipe.log, run, start), *own_loggers(recipe)],
         callbacks=callbacks,
     )
 
@@ -280,7 +292,7 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """Refuse to continue, or to count as finished, a run of other settings; say what will round otherwise."""
     before = load_recipe(folder / CONFIG)
     now, then = (_only(r, _ROUNDS) for r in (recipe, before))
-    if folder.name != "export" and (changed := differences(now, then)) and int(os.environ.get("RANK", 0)) == 0:
+    if folder.name != "export" and (changed := differences(now, then)) and _first():
         print(f"{recipe.name}: continuing with other kernels, so with other rounding: {'; '.join(changed)}", flush=True)
     if changed := differences(_fixed(recipe), _fixed(before)):
         listed = "\n        ".join(changed)

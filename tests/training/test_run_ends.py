@@ -1,11 +1,10 @@
-"""Ends of runs that people meet: a folder in use, a loader that is killed, an export that is missing, doubtful weights."""
+"""Ends of runs that people meet: a folder in use, a killed loader, an export that is missing, doubtful weights."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -18,12 +17,14 @@ import pytest
 import torch
 from jobs import Job, run, weights, write_recipe
 from safetensors.torch import load_file
-from tree import Run
+from tree import ROOT
 
 from timeviper.datamodules.loader import lost_loader
 from timeviper.training import lock
 from timeviper.training.ends import foreseen
 from timeviper.training.lock import LOCK, Held, run_lock
+from timeviper.training.restore import export_checkpoint
+from timeviper.weights.hub.convert import export_hf
 
 VAL = ["data.val.pictures.dataset=jobs:Pictures", "data.val.pictures.options={count: 5}"]
 ALONE = [f"callbacks.{name}=null" for name in ("throughput", "memory", "transfer", "samples")]
@@ -36,7 +37,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(recipe: Path) -> Path:
-    """One rank, 8 steps; checkpoints of steps 6 and 8, held-out data, validation asked for after more steps than it has."""
+    """One rank, 8 steps, checkpoints of steps 6 and 8; asked to validate after more steps than there are."""
     out = recipe.parent / "done"
     job = run(recipe.parent, 1, "train", str(recipe), f"out={out}", "train.validate_every=100", *VAL)
     assert "small 8 held out: loss" in job.said(), "the last weights are validated whatever validate_every is"
@@ -158,15 +159,17 @@ def test_what_is_refused_later_leaves_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("odd", "words"), [("die", "SIGKILL|Killed"), ("crash", "SIGSEGV|Segmentation"), ("leave", "exit code 3")]
+    ("odd", "words"),
+    [("die", "SIGKILL|Killed"), ("crash", "SIGSEGV|Segmentation"), ("leave", "it ended with exit code 3")],
 )
 def test_a_loader_process_that_ends_is_one_message_with_its_sample(
     recipe: Path, tmp_path: Path, odd: str, words: str
 ) -> None:
     options = ["data.workers=1", f"data.sources.pictures.options={{odd: {odd}}}", "train.checkpoint_every=1"]
-    job = Job(tmp_path, 1, "train", str(recipe), f"out={tmp_path / 'run'}", *options)
-    assert job.end() == [1]
-    said = " ".join(job.said().split())
+    command = [sys.executable, "-m", "timeviper.cli", "train", str(recipe), f"out={tmp_path / 'run'}", *options]
+    ended = subprocess.run(command, cwd=ROOT / "tests/support", capture_output=True, text=True, timeout=120)
+    said = " ".join((ended.stdout + ended.stderr).split())
+    assert ended.returncode == 1
     assert "Traceback" not in said
     assert any(f"is gone: {word}" in said for word in words.split("|")), said[-800:]
     assert "Being read then: pictures/jobs:Pictures/12#0." in said
@@ -233,21 +236,26 @@ def test_two_ranks_write_a_missing_export(recipe: Path, done: Path, tmp_path: Pa
     assert all(torch.equal(a, weights(out)[k]) for k, a in weights(done).items())
 
 
-def test_any_checkpoint_becomes_an_export_without_its_data(done: Path, tmp_path: Path, cli: Run) -> None:
+def test_any_checkpoint_becomes_an_export_without_its_data(done: Path, tmp_path: Path) -> None:
     last = tmp_path / "last"
-    cli("export", str(done), str(last), "--checkpoint", "latest")
+    export_checkpoint(done, "latest", last)
     assert all(torch.equal(a, load_file(last / "model.safetensors")[k]) for k, a in weights(done).items())
-    assert json.loads((last / "lineage.json").read_text())["step"] == 8
-    cli("export", str(done), str(tmp_path / "six"), "--checkpoint", "step=6")
-    assert json.loads((tmp_path / "six/lineage.json").read_text())["step"] == 6
-    refused = cli("export", str(done), str(tmp_path / "x"), "--checkpoint", "7", check=False)
-    assert refused.returncode
-    assert "there are step=6, step=8" in refused.stderr
-    again = cli("export", str(done), str(last), "--checkpoint", "6", check=False)
-    assert again.returncode
-    assert "not overwritten" in again.stderr
-    cli("export", str(last), str(tmp_path / "hub"))
-    assert (tmp_path / "hub/config.json").is_file()
+    for i, named in enumerate(("step=6", "6", str(done / "checkpoints/step=6"))):
+        export_checkpoint(done, named, tmp_path / str(i))
+        assert json.loads((tmp_path / str(i) / "lineage.json").read_text())["step"] == 6
+    with pytest.raises(ValueError, match="no checkpoint '7'; there are step=6, step=8"):
+        export_checkpoint(done, "7", tmp_path / "x")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        export_checkpoint(done, "6", last)
+    export_hf(last, tmp_path / "hub")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        export_hf(last, tmp_path / "hub")
+    torn = Path(shutil.copytree(done, tmp_path / "torn"))
+    for file in (torn / "checkpoints/step=6").glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="damaged"):
+        export_checkpoint(torn, "6", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_exported_files_have_the_mode_of_other_new_files(done: Path, tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ class OwnCallback:
 
 
 @dataclass
+class OwnLogger:
+    """A Lightning logger beside the files in <run>/logs."""
+
+    logger: str = ""
+    """A subclass of lightning.pytorch.loggers.Logger as module:Class, such as lightning.pytorch.loggers:WandbLogger."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that class, such as {project: timeviper, name: stage2, id: stage2, resume: allow}."""
+
+
+@dataclass
 class CallbacksConfig:
     """What is measured and shown while a stage trains; `callbacks.<name>: null` switches one off."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
-from timeviper.config.callbacks import CallbacksConfig
+from timeviper.config.callbacks import CallbacksConfig, OwnLogger
 from timeviper.config.model import BLOCKS, ModelConfig
 from timeviper.config.ranges import above, at_least, ranged, share
 
@@ -138,9 +138,10 @@ class GuardConfig:
 class WatchdogConfig:
     """Says where each rank is when a step, or the wait for its data, takes too long."""
 
-    seconds: float = at_least(0, 600.0, "0 (off) or more")
+    seconds: float | None = at_least(0, None, "0 (off) or more, or null for the planned step")
     """Longest step or wait for data; validation and checkpoints do not count, a start may take 5 times as long.
-    0: off."""
+    0: off; null: 600, or 5 times the step that `timeviper plan` expects of this GPU where that is more; from the second
+    step on also 5 times the longest step so far."""
     abort: bool = False
     """End the process afterwards, and with it the job, instead of waiting on."""
 
@@ -152,13 +153,13 @@ class TrainConfig:
     steps: int = at_least(1, 1000)
     """Optimizer steps of the stage."""
     init_from: str = ""
-    """Export folder of the previous stage; empty: start from `weights` of the parts, or at random."""
+    """Run folder of the previous stage, or its export; empty: start from `weights` of the parts, or at random."""
     trainable: list[str] = field(default_factory=lambda: ["projector"])
     """Parts that learn: tower, projector, decoder, transv. The others stay frozen and in eval mode."""
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """Named phases with rising start: what changes while the stage runs."""
     validate_every: int = at_least(0, 0, "0 (at the end only) or more")
-    """Steps between validations on held-out shards; 0: only at the end."""
+    """Steps between validations on held-out shards; 0: only at the end. The last weights are always validated."""
     validate_samples: int = at_least(1, 256)
     """Held-out samples of one validation."""
     checkpoint_every: int = at_least(1, 500)
@@ -250,6 +251,8 @@ class LogConfig:
     tensorboard: bool = True
     csv: bool = True
     """Which logs are written to <run>/logs."""
+    loggers: dict[str, OwnLogger] = field(default_factory=dict)
+    """Other Lightning loggers (Weights & Biases, MLflow, your own), by names that you choose."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from timeviper.config.curriculum import phase_at
 from timeviper.console import console
 from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.mixture import UsedUp
+from timeviper.datamodules.outlook import outlook, too_often
 from timeviper.datamodules.plan import Plan, StepPlan
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.launch import check_ranks
@@ -39,6 +40,10 @@ def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: boo
         _add_step(table, step, ranks, limit, keys)
     out.print(table)
     _summary(out, plan, shown, ranks)
+    whole = outlook(plan, recipe.train)
+    out.print(f"all {recipe.train.steps:,} steps: {'; '.join(map(str, whole))}", markup=False, highlight=False)
+    for note in too_often(whole):
+        out.print(note, markup=False, highlight=False, style="yellow")
     if ended:
         out.print(ended, markup=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from timeviper.datamodules.loader import lost_loader
@@ -20,6 +22,20 @@ _MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out o
 
 def foreseen(error: BaseException) -> str | None:
     """What has happened and what to do about it; None for what nobody foresaw, which deserves its traceback."""
+    for seen in chain(error):  # Lightning may fall over what is left of it, on its way out
+        if told := _foreseen(seen):
+            return told
+    return None
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came up with or from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _foreseen(error: BaseException) -> str | None:
     text = str(error)
     if told := lost_loader(error):
         return told

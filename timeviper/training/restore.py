@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         stored, about = self.stored[name]
         tensor = torch.empty(about.size, dtype=about.properties.dtype)
         try:
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as is meant: one process reads all
             dcp.load({stored: tensor}, checkpoint_id=self.checkpoint, no_dist=True)
         except CheckpointException as error:
             raise ValueError(f"{self.checkpoint} is damaged: {name} cannot be read ({error})") from error

@@ -203,6 +203,40 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
     return parts
 
 
+def starting_points(recipe: Recipe) -> list[str]:
+    """Sentences on where the first values of each part of a stage's model come from, and what speaks against that.
+
+    Raises ConfigError as `check_previous_stage` does.
+    """
+    model, parts = recipe.model, check_previous_stage(recipe)
+    given = {"tower": all(t.weights for t in model.towers.values()), "decoder": bool(model.decoder.weights)}
+    wanted = (
+        ("tower", "projector", "decoder", "transv") if recipe.train.objective == "answer" else ("tower", "projector")
+    )
+    before = [p for p in wanted if p in parts]
+    stored = [p for p in wanted if given.get(p) and p not in before]
+    random = [p for p in wanted if p not in (*before, *stored)]
+    if "decoder" not in random and any(stage.transfer for stage in model.transv.stages.values()):
+        random = [p for p in random if p != "transv"]  # from the decoder's attention
+    else:
+        random = [p for p in random if p != "transv" or any(s.transfer for s in model.transv.stages.values())]
+    told = [f"{', '.join(before)} from {recipe.train.init_from}"] if before else []
+    told += [f"{', '.join(stored)} from their `weights`"] if stored else []
+    told += [f"{', '.join(random)} at random"] if random else []
+    found = [f"starts with {'; '.join(told)}"]
+    if "decoder" in random and parts:
+        found.append(
+            f"the decoder starts at random: {recipe.train.init_from} is a stage without one, and "
+            "model.decoder.weights is empty. A stage that has trained it, or a language model, is the usual start."
+        )
+    if idle := [p for p in random if p not in recipe.train.trainable]:
+        found.append(
+            f"{', '.join(idle)}: random, and not in train.trainable, so nothing is ever learned there. Give it "
+            "`weights`, a stage before (train.init_from), or train it."
+        )
+    return found
+
+
 def check_export(export: Path) -> None:
     """Raises FileNotFoundError with what to run when there is none."""
     if not is_export(export):

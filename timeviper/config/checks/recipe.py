@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from timeviper.config.callbacks import CallbacksConfig, SamplesConfig, TransferConfig
+from timeviper.config.callbacks import SamplesConfig, TransferConfig
 from timeviper.config.checks.finding import Finding, out_of_range
 from timeviper.config.checks.model import model_disagreements
 from timeviper.config.checks.phases import phase_problems, phase_warnings
@@ -37,7 +37,7 @@ def problems(recipe: Recipe, to_train: bool = True) -> Iterator[Finding]:
     yield from _adapters(recipe)
     yield from _parallel(recipe.parallel)
     yield from phase_problems(recipe)
-    yield from _own_callbacks(recipe.callbacks)
+    yield from _own_classes(recipe)
 
 
 def warnings(recipe: Recipe) -> Iterator[Finding]:
@@ -192,11 +192,15 @@ def _parallel(parallel: ParallelConfig) -> Iterator[Finding]:
         yield Finding("parallel.frozen_dtype", message)
 
 
-def _own_callbacks(callbacks: CallbacksConfig) -> Iterator[Finding]:
-    for name, own in callbacks.own.items():
+def _own_classes(recipe: Recipe) -> Iterator[Finding]:
+    for name, own in recipe.callbacks.own.items():
         if not PLACE.fullmatch(own.callback):
             message = "is named as module:Class, such as my_callbacks:Ema."
             yield Finding(f"callbacks.own.{name}.callback", message)
+    for name, own in recipe.log.loggers.items():
+        if not PLACE.fullmatch(own.logger):
+            message = "is named as module:Class, such as lightning.pytorch.loggers:WandbLogger."
+            yield Finding(f"log.loggers.{name}.logger", message)
 
 
 def callback_warnings(recipe: Recipe) -> Iterator[Finding]:
