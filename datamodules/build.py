@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from glob import glob
 from pathlib import Path
 
 from timeviper.config import ModelConfig, Recipe, SourceConfig
 from timeviper.config.curriculum import ramps, transv_at
 from timeviper.config.shape import PackShape, kept_share, tokens_per_frame
-from timeviper.datamodules.chat import estimate_tokens
+from timeviper.datamodules.chat import estimate_text
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel, Plan
@@ -33,6 +32,7 @@ def pack_format(recipe: Recipe) -> PackFormat:
         tokens_per_frame=tokens_per_frame(recipe.model),
         max_tokens=recipe.model.decoder.max_tokens,
         supervise="last" if guided else "all",
+        split=recipe.data.turns == "split",
     )
 
 
@@ -43,15 +43,10 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
         tokens_per_frame=form.tokens_per_frame,
         vision_share=kept_share(transv, depth),
         frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
-        estimate=partial(_estimate, tokenizer=tokenizer, chat=recipe.chat, tokens_per_frame=form.tokens_per_frame),
+        estimate=lambda size, frames, turns: estimate_text(tokenizer, size, frames, recipe.chat, turns),
+        split=form.split,
         share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(phases) else None,
     )
-
-
-def _estimate(text_bytes: int, num_frames: int, *, tokenizer: Tokenizer, chat, tokens_per_frame: int) -> int:
-    """Text tokens only: the estimate of the chat form less its vision tokens."""
-    total = estimate_tokens(tokenizer, text_bytes, num_frames, tokens_per_frame, chat)
-    return total - num_frames * tokens_per_frame
 
 
 def load_sources(configs: dict[str, SourceConfig]) -> dict[str, Source]:

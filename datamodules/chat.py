@@ -10,7 +10,6 @@ without any of them, all media open the first user message. Frames are runs of p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,11 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from timeviper.config import ChatConfig
-from timeviper.datamodules.shards.schema import ROLES
+from timeviper.datamodules.shards.schema import PLACEHOLDER, ROLES
 from timeviper.pack import IGNORE, Kind
 from timeviper.tokenizer import MARK, Message, Tokenizer
-
-PLACEHOLDER = re.compile("<(?:video|image)>")
 
 
 @dataclass
@@ -155,23 +152,22 @@ def encode_chat(
     return writer.encoded()
 
 
-def estimate_tokens(
-    tokenizer: Tokenizer, text_bytes: int, num_frames: int, tokens_per_frame: int, chat: ChatConfig
+def estimate_text(
+    tokenizer: Tokenizer, text_bytes: int, frames: Sequence[int], chat: ChatConfig, turns: int = 1
 ) -> int:
-    """About how long `encode_chat` will be, from the UTF-8 bytes of all messages; no text is read.
+    """About how many text tokens `encode_chat` will make, from the UTF-8 bytes of all messages; no text is read.
 
-    A single frame is taken for an image, several for one video; one question and one answer are assumed.
+    frames: of each medium; a single one is taken for an image. turns: pairs of a question and an answer.
     """
-    tokens = _template_tokens(tokenizer, chat.system) + text_bytes / tokenizer.bytes_per_token
-    if num_frames > 1:
-        tokens += _time_tokens(tokenizer, chat.time, chat.frames_per_time, num_frames)
-    return round(tokens) + num_frames * tokens_per_frame
+    tokens = _template_tokens(tokenizer, chat.system, turns) + text_bytes / tokenizer.bytes_per_token
+    tokens += sum(_time_tokens(tokenizer, chat.time, chat.frames_per_time, n) for n in frames if n > 1)
+    return round(tokens)
 
 
-@lru_cache(maxsize=16)
-def _template_tokens(tokenizer: Tokenizer, system: str) -> int:
-    """Tokens of a question and an answer without any text, and of the system message."""
-    roles = ("system", "user", "assistant") if system else ("user", "assistant")
+@lru_cache(maxsize=256)
+def _template_tokens(tokenizer: Tokenizer, system: str, pairs: int) -> int:
+    """Tokens of so many questions and answers without any text, and of the system message."""
+    roles = (*(["system"] if system else []), *["user", "assistant"] * pairs)
     turns = _template(tokenizer, roles)
     return sum(len(turn.before) + len(turn.end) for turn in turns) + len(tokenizer.encode(system))
 

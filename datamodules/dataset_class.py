@@ -94,7 +94,8 @@ class ClassDataset:
     def _sample(self, key: str) -> SampleRecord:
         record = self.record(key)
         media = [measured(m, lambda m=m: self.open(key, m["member"])) for m in record["media"]]
-        return SampleRecord.of(key, {}, media, tuple(conversation_sizes(c) for c in record["conversations"]))
+        sizes = tuple(conversation_sizes(c, len(media)) for c in record["conversations"])
+        return SampleRecord.of(key, {}, media, sizes)
 
     def _call(self, what: str, function: Callable[[], Any]) -> Any:
         try:

@@ -78,7 +78,7 @@ def make_loader(
 def plan_bytes(plan: StepPlan, image_size: int) -> int:
     """Bytes of a step, or a rank's share of one, when it is read."""
     items = [item for pack in plan.packs for item in pack]
-    return sum(item.num_frames * 3 * image_size**2 + item.tokens * TOKEN_BYTES for item in items)
+    return sum(item.read * 3 * image_size**2 + item.tokens * TOKEN_BYTES for item in items)
 
 
 def most_bytes(packs: int, tokens_per_pack: int, tokens_per_frame: int, vision_share: float, image_size: int) -> int:
@@ -168,7 +168,9 @@ def _exit(code: int) -> str:
     return f"exited unexpectedly with exit code {code}."
 
 
-_LOST = re.compile(r"DataLoader worker \(pid.*?(\d+)\) (?:is killed by signal: (.*?)\.|exited unexpectedly(.*))", re.DOTALL)
+_LOST = re.compile(
+    r"DataLoader worker \(pid.*?(\d+)\) (?:is killed by signal: (.*?)\.|exited unexpectedly(.*))", re.DOTALL
+)
 _CAUSES = {
     "kill": "as the system does when memory runs out (dmesg tells): lower data.workers, data.prefetch_gb or "
     "data.tokens_per_pack, or give the job more memory.",
@@ -188,7 +190,9 @@ def lost_loader(error: BaseException) -> str | None:
     cause = found[2] or (f"it ended with {code[0]}" if code else "it ended of itself")
     advice = next((advice for words, advice in _CAUSES.items() if re.search(words, cause, re.IGNORECASE)), "")
     read = " ".join(getattr(error, "__notes__", []))
-    return " ".join(f"a loader process (pid {found[1]}) is gone: {cause}{', ' if advice else '. '}{advice} {read}".split())
+    return " ".join(
+        f"a loader process (pid {found[1]}) is gone: {cause}{', ' if advice else '. '}{advice} {read}".split()
+    )
 
 
 def ignore_signals(_: int) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig
 from timeviper.config.curriculum import phase_at
-from timeviper.datamodules.frames.video import frame_count
+from timeviper.datamodules.frames.share import frame_counts
 from timeviper.datamodules.mixture import Mixture, Source, Unit, UsedUp
+from timeviper.datamodules.shards.index_file import Turn
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Item:
 
     unit: Unit
     num_frames: int
+    """Of all its sequences."""
     tokens: int
     """Decoder tokens at the input."""
     cost: float
@@ -33,6 +36,22 @@ class Item:
     """Computation, in text tokens that cost as much: what ranks are balanced by."""
     spares: tuple[Item, ...] = ()
     """No dearer units of the same source that take its place, the first that can be read, if it cannot be."""
+    sequences: tuple[SequenceShape, ...] = ()
+    """What it is in a pack: one, or one for each turn."""
+
+    @property
+    def read(self) -> int:
+        """Frames that are decoded for it: turns share them."""
+        return max((sum(s.groups) for s in self.sequences), default=self.num_frames)
+
+
+class SequenceShape(NamedTuple):
+    """One sequence of a pack."""
+
+    text: int
+    """Text tokens."""
+    groups: tuple[int, ...]
+    """Frames of the media of each turn that has any (see `timeviper.pack.vision_groups`)."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +82,10 @@ class CostModel:
     """Share of the vision tokens that a block sees on average (see `config.shape.kept_share`)."""
     frame_work: float
     """Computation of a frame, tower included, in text tokens that cost as much."""
-    estimate: Callable[[int, int], int]
-    """Text tokens of a conversation from its bytes and its number of frames."""
+    estimate: Callable[[int, tuple[int, ...], int], int]
+    """Text tokens of a conversation from its bytes, the frames of each of its media (1: an image), and its turns."""
+    split: bool = False
+    """Each turn is a sequence of its own, with all that comes before it."""
     share_at: Callable[[int], float] | None = None
     """The vision share of every step, where the curriculum changes it. A frame's work is not counted anew: it only
     balances ranks, and most of it does not depend on what TransV keeps."""
@@ -74,13 +95,23 @@ class CostModel:
         return replace(self, vision_share=self.share_at(step)) if self.share_at else self
 
     def item(self, unit: Unit, frames: FramesConfig) -> Item:
-        record = unit.record
-        is_video = record.media == "video"
-        num_frames = frame_count(record.duration, frames, record.frames) if is_video else record.frames
-        text = self.estimate(unit.spec.text_bytes, num_frames)
+        sequences = tuple(self._sequences(unit, frame_counts(unit.record.each, frames)))
+        num_frames, text = sum(sum(s.groups) for s in sequences), sum(s.text for s in sequences)
         vision = num_frames * self.tokens_per_frame
         work = text + num_frames * self.frame_work
-        return Item(unit, num_frames, text + vision, text + vision * self.vision_share, work)
+        cost = text + vision * self.vision_share
+        return Item(unit, num_frames, text + vision, cost, work, sequences=sequences)
+
+    def _sequences(self, unit: Unit, counts: tuple[int, ...]) -> Iterator[SequenceShape]:
+        """What a unit becomes in a pack, given the frames of each of its media."""
+        spec = unit.spec
+        turns = spec.turns or (Turn(spec.text_bytes, spec.answer_bytes, len(counts)),)
+        size, media, groups = 0, 0, ()
+        for number, turn in enumerate(turns, 1):
+            new = counts[media : media + turn.media]
+            size, media, groups = size + turn.text_bytes, media + turn.media, (*groups, *([sum(new)] if new else []))
+            if self.split or number == len(turns):
+                yield SequenceShape(self.estimate(size, counts[:media], number), groups)
 
 
 class Plan:

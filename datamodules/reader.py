@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
 from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.shards.schema import PLACEHOLDER
 from timeviper.pack import Lost, Pack, StepBatch
 from timeviper.tokenizer import Tokenizer
 
@@ -38,6 +39,8 @@ class PackFormat:
     max_tokens: int
     supervise: Literal["all", "last"] = "all"
     """last: with attention-guided TransV a later question would shape an earlier answer, so only the last counts."""
+    split: bool = False
+    """Training sees each turn as a sequence of its own, with all that comes before it."""
 
 
 def build_pack(
@@ -50,7 +53,19 @@ def build_pack(
     key: str = "",
     type: str = "",
 ) -> Pack:
-    """One conversation about decoded media as a pack of one sequence."""
+    """One conversation about decoded media as a pack of one sequence, or, if the form splits turns, of one for each."""
+    if form.split and not prompt_only:
+        turns = [*_turns(messages, media)]
+        parts = [
+            build_pack(tokenizer, replace(form, split=False, supervise="last"), *turn, key=key, type=type)
+            for turn in turns
+        ]
+        begun = [0, *(len(shown) for _, shown in turns)]
+        for part, (_, shown), old in zip(parts[1:], turns[1:], begun[1:]):
+            frames = sum(len(m.times) for m in shown[:old])
+            part.frames, part.goes_on = part.frames[frames:], [True]
+            part.features = {tower: f[frames:] for tower, f in part.features.items()}
+        return Pack.join(parts)
     answer = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     if prompt_only and answer:
         messages = messages[:-1]
@@ -80,6 +95,14 @@ def build_pack(
         features={tower: torch.cat([f[tower] for f in stored]) for tower in (stored[0] if stored else {})},
         from_features=[bool(stored)],
     )
+
+
+def _turns(messages: list[dict[str, str]], media: list[Frames]) -> Iterator[tuple[list[dict[str, str]], list[Frames]]]:
+    """The conversation up to each answer, with the media that stand there; all stand first where nothing says so."""
+    marks = [len(PLACEHOLDER.findall(m["content"])) if m["role"] == "user" else 0 for m in messages]
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield messages[: i + 1], media[: sum(marks[: i + 1])] if any(marks) else media
 
 
 class PackReader(Dataset[StepBatch]):
@@ -149,7 +172,7 @@ class PackReader(Dataset[StepBatch]):
             batch.skipped.append(Lost(unit.source, unit.key, str(error)))
             return None
         if fetched.missing:
-            wanted = fetched.missing + pack.num_frames
+            wanted = fetched.missing + sum(len(m.times) for m in fetched.media)
             reason = f"{fetched.missing} of {wanted} frames could not be decoded"
             batch.truncated.append(Lost(unit.source, unit.key, reason))
         return pack

@@ -77,6 +77,8 @@ class Pack:
     """`[F', T, C]` by tower: what the frozen towers made of other F' frames beforehand, merged."""
     from_features: list[bool] = field(default_factory=list)
     """Which of the S sequences have their frames in `features`, all of them; empty: none."""
+    goes_on: list[bool] = field(default_factory=list)
+    """Which of the S sequences begin with the frames of the one before them, that are here once; empty: none."""
 
     def __post_init__(self) -> None:
         L = self.ids.shape[0]
@@ -88,7 +90,8 @@ class Pack:
 
     @property
     def num_frames(self) -> int:
-        return self.frames.shape[0] + max((len(f) for f in self.features.values()), default=0)
+        """Frames of the stream, those of features and those that several sequences share among them."""
+        return sum(self.frame_counts)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, those of `features` as `features.<tower>`."""
@@ -143,6 +146,7 @@ class Pack:
                 for tower in next((p.features for p in parts if p.features), {})
             },
             from_features=[b for p in parts for b in p.from_features or [False] * len(p.lengths)],
+            goes_on=[b for p in parts for b in p.goes_on or [False] * len(p.lengths)],
         )
 
     @staticmethod
@@ -162,10 +166,18 @@ class Pack:
     @cached_property
     def frame_order(self) -> Tensor | None:
         """`[F + F']` int64: where each frame of the stream stands in `frames` and then `features`; None: in order."""
-        if not self.features or not len(self.frames):
+        mixed = bool(self.features) and len(self.frames) > 0
+        if not mixed and not any(self.goes_on):
             return None
-        stored = torch.tensor(self.from_features).repeat_interleave(torch.tensor(self.frame_counts))
-        return torch.where(stored, len(self.frames) + stored.cumsum(0), (~stored).cumsum(0)) - 1
+        stored, shared = (flags or [False] * len(self.lengths) for flags in (self.from_features, self.goes_on))
+        ends = [0, len(self.frames)] if mixed else [0, 0]  # of what is encoded, and of features behind it
+        parts: list[Tensor] = []
+        for count, is_stored, is_shared in zip(self.frame_counts, stored, shared):
+            before = parts[-1] if is_shared else torch.zeros(0, dtype=torch.int64)
+            start = ends[is_stored]
+            ends[is_stored] += count - len(before)
+            parts.append(torch.cat([before, torch.arange(start, ends[is_stored])]))
+        return torch.cat(parts)
 
     @cached_property
     def num_labels(self) -> int:

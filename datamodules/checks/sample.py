@@ -178,7 +178,8 @@ def _index(sample: Sample, slices: dict[str, Slice], record: dict[str, Any]) -> 
         at = slices[medium["member"]]
         with SliceFile(sample.tar, at.offset, at.size) as file:
             media.append(measured(medium, lambda file=file: file))
-    now = SampleRecord.of(sample.key, slices, media, tuple(conversation_sizes(c) for c in record["conversations"]))
-    for name in ("media", "duration", "fps", "frames", "conversations", "keyframe_spacing"):
+    sizes = tuple(conversation_sizes(c, len(media)) for c in record["conversations"])
+    now = SampleRecord.of(sample.key, slices, media, sizes)
+    for name in ("media", "duration", "fps", "frames", "conversations", "keyframe_spacing", "lengths"):
         if getattr(now, name) != getattr(sample.known, name):
             yield "index", f"{name} is {getattr(sample.known, name)!r} in the index, but {getattr(now, name)!r}"

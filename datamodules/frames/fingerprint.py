@@ -6,12 +6,13 @@ Free of torch, because the index of a shard is written and read without it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, BinaryIO
 
 from timeviper.config import FramesConfig
+from timeviper.datamodules.frames.share import Length, shared
 from timeviper.datamodules.frames.video import frame_count
 
 # Raised with every change of decoding, resizing, encoding or merging that makes other features of the same file.
@@ -51,9 +52,13 @@ class Fingerprint:
             raise ValueError(f"the fingerprint of the features cannot be read: {error}") from error
 
 
-def same_count(duration: float, frames: FramesConfig, other: FramesConfig) -> bool:
-    """Whether both take the same frames of a video of `duration` seconds: those of n equal bins, with the same n."""
-    return frames == other or frame_count(duration, frames) == frame_count(duration, other)
+def same_frames(media: Sequence[Length], frames: FramesConfig, other: FramesConfig) -> bool:
+    """Whether both take the same frames of each medium of a sample: those of n equal bins, with the same n."""
+
+    def counts(wanted: FramesConfig) -> list[int]:
+        return [frame_count(m.duration, each) for m, each in zip(media, shared(media, wanted)) if m.duration]
+
+    return frames == other or counts(frames) == counts(other)
 
 
 def read_metadata(file: BinaryIO) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.frames.fingerprint import METADATA, Fingerprint, read_metadata, same_count
-from timeviper.datamodules.frames.video import Frames, frame_count
+from timeviper.datamodules.frames.fingerprint import METADATA, Fingerprint, read_metadata, same_frames
+from timeviper.datamodules.frames.share import Length, added, frame_counts
+from timeviper.datamodules.frames.video import Frames
 
 FACTS = ("kind", "duration", "count", "fps", "missing")  # of `Frames`, in the metadata
 
@@ -63,14 +64,22 @@ def decode_features(raw: bytes, image_size: int, frames: FramesConfig | None = N
         raise ValueError(f"its features cannot be read: {error!r}") from error
     if wrong := _wrong(stored, features, times, sum(counts)):
         raise ValueError(f"its features are not what they should be: {wrong}")
+    lengths = [Length(medium.duration, medium.count) for medium in media]
+    if frames is not None and not same_frames(lengths, frames, stored.frames):
+        there, here = (frame_counts(lengths, each) for each in (stored.frames, frames))
+        what, seconds = "a video" if len(media) == 1 else "media", added([f"{m.duration:.1f}" for m in lengths])
+        raise ValueError(
+            f"its features are of {added(there)} frames of {what} of {seconds} s, but "
+            f"{added(here)} are wanted (data.frames: fps {frames.fps:g}, at most {frames.max_frames})"
+        )
+    there, here = tuple(n + m.missing for n, m in zip(counts, media)), frame_counts(lengths, stored.frames)
+    if len(media) > 1 and there != here:  # each of several media had as many as one alone, once
+        raise ValueError(
+            f"its features are of {added(there)} frames of {len(media)} media, but {added(here)} are read of them: "
+            "write them anew (timeviper shards features)"
+        )
     start = 0
     for medium, n in zip(media, counts):
-        if frames is not None and medium.kind == "video" and not same_count(medium.duration, frames, stored.frames):
-            raise ValueError(
-                f"its features are of {frame_count(medium.duration, stored.frames)} frames of a video of "
-                f"{medium.duration:.1f} s, but {frame_count(medium.duration, frames)} are wanted "
-                f"(data.frames: fps {frames.fps:g}, at most {frames.max_frames})"
-            )
         medium.times = times[start : start + n]
         medium.features = {tower: f[start : start + n] for tower, f in features.items()}
         start += n

@@ -21,10 +21,11 @@ from timeviper.datamodules.shards.index_file import (
     Conversation,
     SampleRecord,
     ShardIndex,
+    Turn,
     decode,
     encode,
 )
-from timeviper.datamodules.shards.schema import FEATURES, SchemaError, parse_record
+from timeviper.datamodules.shards.schema import FEATURES, PLACEHOLDER, SchemaError, parse_record
 from timeviper.datamodules.shards.tar import (
     Member,
     ShardError,
@@ -78,7 +79,7 @@ def index_sample(path: Path, key: str, members: dict[str, Member]) -> SampleReco
         slices[name], sums = summed(path, m.offset, m.size)
         if sums:
             blocks[name] = sums
-    sizes = tuple(conversation_sizes(c) for c in record["conversations"])
+    sizes = tuple(conversation_sizes(c, len(media)) for c in record["conversations"])
     return SampleRecord.of(key, slices, media, sizes, _fingerprint(path, key, members), blocks)
 
 
@@ -116,12 +117,21 @@ def measured(medium: dict[str, Any], source: Callable[[], Source]) -> dict[str, 
     return found | {name: value for name, value in medium.items() if value is not None}
 
 
-def conversation_sizes(conversation: dict[str, Any]) -> Conversation:
-    """What the index notes of a conversation."""
-    size = {"system": 0, "user": 0, "assistant": 0}
+def conversation_sizes(conversation: dict[str, Any], num_media: int) -> Conversation:
+    """What the index notes of a conversation about so many media."""
+    turns, text, marks = [], 0, 0
     for message in conversation["messages"]:
-        size[message["role"]] += len(message["content"].encode())
-    return Conversation(conversation["type"], sum(size.values()), size["assistant"])
+        size = len(message["content"].encode())
+        text += size
+        if message["role"] == "user":
+            marks += len(PLACEHOLDER.findall(message["content"]))
+        if message["role"] == "assistant":
+            turns.append(Turn(text, size, marks))
+            text = marks = 0
+    if not any(turn.media for turn in turns):  # without marks all media stand in the first question
+        turns[0] = turns[0]._replace(media=num_media)
+    sums = [sum(turn[i] for turn in turns) for i in (0, 1)]
+    return Conversation(conversation["type"], sums[0] + text, sums[1], tuple(turns) if len(turns) > 1 else ())
 
 
 def write_index(index: ShardIndex) -> Path:

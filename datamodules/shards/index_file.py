@@ -3,7 +3,7 @@
 `name.idx.json` beside `name.tar` holds the index of one shard, `index.json` those of all shards of a folder, so that
 a reader far away asks once. Both have the same form, a line a shard:
 
-    {"version":2,"crc32":"89abcdef","shards":[
+    {"version":3,"crc32":"89abcdef","shards":[
     {"shard":"a.tar","bytes":10240,"samples":[{"key":"clip1","members":{"mp4":[512,4711,305419896]}, ...}]},
     {"shard":"b.tar", ...}
     ]}
@@ -19,16 +19,25 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+from timeviper.datamodules.frames.share import STILL, Length
 from timeviper.datamodules.shards.address import split_query
 from timeviper.datamodules.shards.block_sums import sums_size
 from timeviper.datamodules.shards.tar import Slice
 
-VERSION = 2
+VERSION = 3
 SUFFIX = ".idx.json"
 MERGED = "index.json"
 TAIL = b"\n]}\n"
+
+
+class Turn(NamedTuple):
+    """A question and its answer, in UTF-8 bytes, and the media that stand in the question."""
+
+    text_bytes: int
+    answer_bytes: int
+    media: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Conversation:
     type: str
     text_bytes: int  # all messages
     answer_bytes: int  # what the assistant says
+    turns: tuple[Turn, ...] = ()  # where there are several
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,14 @@ class SampleRecord:
     fingerprint: str | None = None  # digest of what its features were made with (fingerprint.py)
     blocks: dict[str, bytes] = field(default_factory=dict)
     """For each member larger than one block (block_sums.py): the crc32 of its blocks, little-endian uint32."""
+    lengths: tuple[Length, ...] = ()
+    """Of each medium, where there are several."""
+
+    @property
+    def each(self) -> tuple[Length, ...]:
+        """Of each medium, in the order of the json."""
+        alone = () if self.media == "none" else (Length(self.duration, self.frames),)
+        return self.lengths or alone
 
     @classmethod
     def of(
@@ -69,17 +87,19 @@ class SampleRecord:
         """From media whose lengths are known (see `measured`)."""
         videos = [m for m in media if m["type"] == "video"]
         still = "image" if media else "none"
+        lengths = [Length(float(m["duration"]), int(m["frames"])) if m["type"] == "video" else STILL for m in media]
         return cls(
             key=key,
             members=members,
             media="video" if videos else still,
             duration=float(sum(m["duration"] for m in videos)),
             fps=float(videos[0]["fps"]) if videos else 0.0,
-            frames=sum(int(m["frames"]) for m in videos) + len(media) - len(videos),
+            frames=sum(length.frames for length in lengths),
             keyframe_spacing=videos[0].get("keyframe_spacing") if videos else None,
             conversations=conversations,
             fingerprint=fingerprint,
             blocks=blocks or {},
+            lengths=tuple(lengths) if len(lengths) > 1 else (),
         )
 
 
@@ -111,7 +131,8 @@ def encode(shards: Iterable[ShardIndex]) -> bytes:
 def _line(shard: ShardIndex) -> bytes:
     samples = []
     for sample in shard.samples:
-        entry = {k: v for k, v in asdict(sample).items() if v is not None and v != {}}
+        entry = {k: v for k, v in asdict(sample).items() if v is not None and v not in ({}, ())}
+        entry["conversations"] = [{k: v for k, v in asdict(c).items() if v != ()} for c in sample.conversations]
         if sample.blocks:
             entry["blocks"] = {name: b64encode(sums).decode() for name, sums in sample.blocks.items()}
         samples.append(entry)
@@ -158,7 +179,11 @@ def _sample(entry: dict[str, Any], shard_bytes: int) -> SampleRecord:
         **entry
         | {
             "members": {name: Slice(*where) for name, where in entry["members"].items()},
-            "conversations": tuple(Conversation(**c) for c in entry["conversations"]),
+            "conversations": tuple(
+                Conversation(**c | {"turns": tuple(Turn(*turn) for turn in c.get("turns", ()))})
+                for c in entry["conversations"]
+            ),
             "blocks": blocks,
+            "lengths": tuple(Length(*length) for length in entry.get("lengths", ())),
         }
     )

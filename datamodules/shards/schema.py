@@ -14,6 +14,7 @@ without any mark they go before the first user message.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from typing import Any, TypeGuard
 
@@ -25,6 +26,7 @@ IMAGE = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 FEATURES = "features.safetensors"
 ROLES = ("system", "user", "assistant")
 PLACEHOLDERS = {"video": "<video>", "image": "<image>"}
+PLACEHOLDER = re.compile("|".join(PLACEHOLDERS.values()))
 MAX_NUMBER = 1e15  # of seconds or frames; what is larger is no float, or no time
 MAX_JSON = 64 << 20  # bytes; an hour of dense captions is below 1 MB
 

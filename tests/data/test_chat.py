@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timeviper.config import ChatConfig
-from timeviper.datamodules.chat import Media, encode_chat, estimate_tokens, time_sentence
+from timeviper.datamodules.chat import Media, encode_chat, estimate_text, time_sentence
 from timeviper.datamodules.world.vocabulary import train
 from timeviper.datamodules.world.world import world_text
 from timeviper.pack import IGNORE, Kind
@@ -294,7 +294,7 @@ def test_estimate(chat: ChatConfig, frames: int):
     for question, answer in zip(lines[::2], lines[1::2]):
         messages = [user("<video>\n" + question), assistant(answer)]
         size = sum(len(m["content"].encode()) for m in messages)
-        estimated.append(estimate_tokens(SMALL, size, frames, 16, chat))
+        estimated.append(estimate_text(SMALL, size, [frames], chat) + 16 * frames)
         real.append(len(encode_chat(SMALL, messages, [media], 16, chat).ids))
     assert sum(estimated) == pytest.approx(sum(real), rel=0.1)
     close = [abs(e - r) <= 0.15 * r for e, r in zip(estimated, real)]

@@ -296,7 +296,7 @@ def test_an_index_that_asks_for_what_is_not_there(tmp_path: Path) -> None:
         write_index(replace(good, samples=(replace(good.samples[0], members=members),)))
         with pytest.raises(ValueError, match=r"shard-00000\.idx\.json cannot be read"):
             load_index(tmp_path)
-    for text in ("[]", "null", '{"version": 2, "crc32": "0", "shards": [[]]}', "[" * 100_000):
+    for text in ("[]", "null", '{"version": 3, "crc32": "0", "shards": [[]]}', "[" * 100_000):
         index.write_text(text)
         with pytest.raises(ValueError, match=r"shard-00000\.idx\.json"):
             load_index(tmp_path)

@@ -32,7 +32,9 @@ def source(name: str, shards: int = 3, samples: int = 7, **options) -> Source:
     return Source(name, made)
 
 
-COST = CostModel(tokens_per_frame=4, vision_share=0.5, frame_work=3.0, estimate=lambda text, frames: 10 + text // 4)
+COST = CostModel(
+    tokens_per_frame=4, vision_share=0.5, frame_work=3.0, estimate=lambda text, frames, turns: 10 + text // 4
+)
 
 
 def plan(sources: dict[str, Source], seed: int = 0, phases: dict | None = None, packs_per_step: int = 4) -> Plan:

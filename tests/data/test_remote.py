@@ -162,7 +162,7 @@ def test_old_and_changed_indexes_are_refused(folder: Path, tmp_path: Path) -> No
     index = index_path(place / "shard-00000.tar")
     whole = index.read_text()
     index.write_text('{"version":1,"shard":"shard-00000.tar","bytes":1,"samples":[]}')
-    with pytest.raises(ValueError, match=r"has version 1, this program reads 2; .*run `timeviper shards index"):
+    with pytest.raises(ValueError, match=r"has version 1, this program reads 3; .*run `timeviper shards index"):
         load_index(place)
     for changed in (whole.replace('"duration":4.0', '"duration":5.0'), whole + " "):
         index.write_text(changed)

@@ -131,7 +131,7 @@ def test_errors_of_load_index(tmp_path: Path) -> None:
     tar, index = tmp_path / "shard-00000.tar", tmp_path / "shard-00000.idx.json"
     assert len(load_index(f"{tmp_path}/shard-*.tar")) == len(load_index(tar)) == 1
     whole = index.read_text()
-    index.write_text(whole.replace('"version":2', '"version":9'))
+    index.write_text(whole.replace('"version":3', '"version":9'))
     with pytest.raises(ValueError, match="has version 9"):
         load_index(tmp_path)
     index.write_text(whole[:50])

@@ -75,6 +75,10 @@ class DataConfig:
     mixture: Literal["samples", "tokens"] = "samples"
     """What the weights of the sources are shares of: samples, or tokens at the decoder's input."""
     frames: FramesConfig = field(default_factory=FramesConfig)
+    turns: Literal["whole", "split"] = "whole"
+    """whole: a conversation is one sequence; split: each of its turns is one, with all that comes before it, and only
+    its own answer counts. Frames are read and encoded once. What attention-guided TransV asks for: it supervises the
+    last answer of a sequence."""
     tokens_per_pack: int = at_least(1, 8192)
     """Decoder tokens of a pack (a micro-batch of a rank), mean over the blocks: after ToMe and TransV."""
     packs_per_step: int = at_least(1, 1)

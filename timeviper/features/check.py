@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from timeviper.config import FramesConfig, Recipe
 from timeviper.config.curriculum import phase_at
 from timeviper.config.fields import differences
-from timeviper.datamodules.frames.fingerprint import Fingerprint, read_metadata, same_count
-from timeviper.datamodules.frames.video import frame_count
+from timeviper.datamodules.frames.fingerprint import Fingerprint, read_metadata, same_frames
+from timeviper.datamodules.frames.share import added, frame_counts
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import open_member
@@ -158,10 +158,11 @@ def _other_frames(
 ) -> Iterator[str]:
     """Settings that take other frames of any sample; that another bound stands there does not matter."""
     for key, frames in wanted.items():
-        videos = (r for r in records if r.media == "video" and not same_count(r.duration, theirs, frames))
-        if (record := next(videos, None)) is not None:
+        other = (r for r in records if not same_frames(r.each, theirs, frames))
+        if (record := next(other, None)) is not None:
+            there, here = (added(frame_counts(record.each, f)) for f in (theirs, frames))
             yield (
-                f"frames: {frame_count(record.duration, theirs)} there, {frame_count(record.duration, frames)} here, "
+                f"frames: {there} there, {here} here, "
                 f"of {record.key!r} with {record.duration:g} s ({key}: {show(frames)}; there {show(theirs)})"
             )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from timeviper.config import FramesConfig, Recipe, SourceConfig
 from timeviper.datamodules.build import class_dataset, load_sources
 from timeviper.datamodules.dataset_class import ClassDataset
-from timeviper.datamodules.frames.fingerprint import same_count
+from timeviper.datamodules.frames.fingerprint import same_frames
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex
 from timeviper.errors import ConfigError, Problem
@@ -74,8 +74,7 @@ def _wanted(recipe: Recipe, key: str, known: Mapping[str, tuple[str, str, Source
 
 def _other_frames(records: list[SampleRecord], frames: FramesConfig, wanted: Mapping[str, FramesConfig]) -> str:
     """Why one set of features does not do; "" if it does."""
-    videos = [r for r in records if r.media == "video"]
-    if all(same_count(r.duration, frames, other) for other in wanted.values() for r in videos):
+    if all(same_frames(r.each, frames, other) for other in wanted.values() for r in records):
         return ""
     listed = "\n        ".join(f"{key}: {show(f)}" for key, f in wanted.items())
     return (

@@ -21,8 +21,9 @@ from timeviper.console import ProgressLine
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.fetch import fetch_sample
 from timeviper.datamodules.frames.fingerprint import Fingerprint
+from timeviper.datamodules.frames.share import frame_counts
 from timeviper.datamodules.frames.stored import encode_features
-from timeviper.datamodules.frames.video import Frames, frame_count
+from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.loader import ignore_signals
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
@@ -230,7 +231,7 @@ class _Writer:
 
 
 def _frames(record: SampleRecord, frames: FramesConfig) -> int:
-    return frame_count(record.duration, frames, record.frames) if record.media == "video" else record.frames
+    return sum(frame_counts(record.each, frames))
 
 
 def _finite(name: str, features: Tensor) -> Tensor:

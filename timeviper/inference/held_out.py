@@ -58,7 +58,11 @@ class Evaluation:
         if not sources:
             raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
         check_features(recipe, {}, sources, model.towers)
-        units, costs, cfg = drawn(sources, recipe.eval.samples), cost_model(recipe, tokenizer), recipe.eval
+        units, costs, cfg = (
+            drawn(sources, recipe.eval.samples),
+            replace(cost_model(recipe, tokenizer), split=False),
+            recipe.eval,
+        )
         items = [costs.item(unit, recipe.data.frames) for unit in units]
         self.plans = grouped(items, recipe.data.frames, cfg.batch, cfg.tokens_per_piece)
         self.samples = {unit.key: question_digest(unit) for unit in units}  # in the order of the report
