@@ -84,7 +84,7 @@ def in_pieces(setting: Setting, decoder: Decoder, frames: int, a_frame: int) -> 
 
 def whole(setting: Setting, decoder: Decoder, frames: int, a_frame: int) -> Prefilled:
     x, kind = (torch.cat(parts) for parts in zip(*prompt(setting, decoder, frames, a_frame)))
-    return prefill(decoder, x, Bounds([len(x)], x.device), kind, [frames * a_frame])
+    return prefill(decoder, x, Bounds([len(x)], x.device), kind)
 
 
 SIDES: dict[str, tuple[Callable[[Setting, Decoder, int, int], Prefilled], dict[str, str]]] = {

@@ -157,10 +157,10 @@ def estimate_text(
 ) -> int:
     """About how many text tokens `encode_chat` will make, from the UTF-8 bytes of all messages; no text is read.
 
-    frames: of each medium; a single one is taken for an image. turns: pairs of a question and an answer.
+    frames: of each video. turns: pairs of a question and an answer.
     """
     tokens = _template_tokens(tokenizer, chat.system, turns) + text_bytes / tokenizer.bytes_per_token
-    tokens += sum(_time_tokens(tokenizer, chat.time, chat.frames_per_time, n) for n in frames if n > 1)
+    tokens += sum(_time_tokens(tokenizer, chat.time, chat.frames_per_time, n) for n in frames)
     return round(tokens)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import compress, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ class CostModel:
     frame_work: float
     """Computation of a frame, tower included, in text tokens that cost as much."""
     estimate: Callable[[int, tuple[int, ...], int], int]
-    """Text tokens of a conversation from its bytes, the frames of each of its media (1: an image), and its turns."""
+    """Text tokens of a conversation from its bytes, the frames of each of its videos, and its turns."""
     split: bool = False
     """Each turn is a sequence of its own, with all that comes before it."""
     share_at: Callable[[int], float] | None = None
@@ -106,12 +106,14 @@ class CostModel:
         """What a unit becomes in a pack, given the frames of each of its media."""
         spec = unit.spec
         turns = spec.turns or (Turn(spec.text_bytes, spec.answer_bytes, len(counts)),)
+        lasting = [medium.duration > 0 for medium in unit.record.each]
         size, media, groups = 0, 0, ()
         for number, turn in enumerate(turns, 1):
             new = counts[media : media + turn.media]
             size, media, groups = size + turn.text_bytes, media + turn.media, (*groups, *([sum(new)] if new else []))
             if self.split or number == len(turns):
-                yield SequenceShape(self.estimate(size, counts[:media], number), groups)
+                videos = tuple(compress(counts[:media], lasting))
+                yield SequenceShape(self.estimate(size, videos, number), groups)
 
 
 class Plan:

@@ -5,10 +5,11 @@ Letters: L tokens, S sequences, F frames, T tokens a frame, C channels of a towe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,6 +43,25 @@ def text_runs(kind: Tensor, lengths: Sequence[int]) -> list[list[TextRun]]:
                 runs.append((count, value, vision))
         sequences.append(runs)
     return sequences
+
+
+def vision_groups(runs: Sequence[TextRun], vision: int) -> list[int]:
+    """How many of a sequence's vision tokens belong to the media of each turn that has any; at least one number.
+
+    An answer ends a group: it may not depend on what came later, so nothing that TransV does to a group looks further.
+    """
+    return parted({seen for _, kind, seen in runs if kind == Kind.ANSWER}, vision)
+
+
+def all_vision_groups(runs: Sequence[Sequence[TextRun]], lengths: Sequence[int]) -> list[list[int]]:
+    """`vision_groups` of each sequence, from its length."""
+    return [vision_groups(row, length - sum(n for n, *_ in row)) for row, length in zip(runs, lengths)]
+
+
+def parted(cuts: Iterable[int], total: int) -> list[int]:
+    """The lengths of what is left when 0 to `total` is cut at some places."""
+    edges = sorted({*cuts, 0, total})
+    return [b - a for a, b in pairwise(edges)] or [0]
 
 
 @dataclass
@@ -193,6 +213,11 @@ class Pack:
     def text_runs(self) -> list[list[TextRun]]:
         """The text of each of the S sequences."""
         return text_runs(self.kind, self.lengths)
+
+    @property
+    def vision_groups(self) -> list[list[int]]:
+        """Vision tokens of the media of each turn, of each of the S sequences."""
+        return all_vision_groups(self.text_runs, self.lengths)
 
 
 @dataclass

@@ -34,13 +34,17 @@ TOKENIZER.config["bytes_per_token"] = len(SAID) / len(TOKENIZER.encode(SAID))  #
 LENGTHS = (3, 10, 24, 41)  # frames at 10 a second
 
 
+class Files(dict[str, bytes]):
+    def __repr__(self) -> str:
+        return "Files"  # an example that fails is printed
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("media")
-    still = torch.zeros(16, 16, 3, dtype=torch.uint8).numpy()
-    return {"png": encode_image(still, "png")} | {
-        f"{n}.mp4": write_clip(folder / f"{n}.mp4", n).read_bytes() for n in LENGTHS
-    }
+    still = encode_image(torch.zeros(16, 16, 3, dtype=torch.uint8).numpy(), "png")
+    clips = {f"{n}.mp4": write_clip(folder / f"{n}.mp4", n).read_bytes() for n in LENGTHS}
+    return Files({"png": still} | clips)
 
 
 media = st.lists(st.sampled_from(["png", *(f"{n}.mp4" for n in LENGTHS)]), min_size=0, max_size=4)

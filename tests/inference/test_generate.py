@@ -107,7 +107,7 @@ def test_prefill_in_chunks_equals_the_whole(schedule: str, size: int) -> None:
     start = prefill_chunks(decoder, pieces(prompt, size), prompt.vision, len(prompt.x) - prompt.vision + 5)
     assert start.kept == whole.kept
     assert_close(start.hidden, whole.hidden[-1:].detach(), **CLOSE)
-    after_whole = prefill(decoder, prompt.x, Bounds([len(prompt.x)]), prompt.kind, [prompt.vision])
+    after_whole = prefill(decoder, prompt.x, Bounds([len(prompt.x)]), prompt.kind)
     assert torch.equal(write(decoder, start, 5)[0], write(decoder, after_whole, 5)[0])
 
 
@@ -116,11 +116,11 @@ def test_prefill_in_chunks_with_variants(options: dict) -> None:
     decoder = make_decoder(*SCHEDULES["published"], **options)
     prompt = make_prompts(["3c50v7i9a20v6i"])[0]
     whole = run(decoder, [prompt])
-    start = prefill_chunks(decoder, pieces(prompt, 9), prompt.vision)
+    start = prefill_chunks(decoder, pieces(prompt, 9), [50, 20])
     assert_close(start.hidden, whole.hidden[-1:].detach(), **CLOSE)
     with decoder.transfer(False):
         dropped = run(decoder, [prompt])
-        start = prefill_chunks(decoder, pieces(prompt, 9), prompt.vision)
+        start = prefill_chunks(decoder, pieces(prompt, 9), [50, 20])
     assert_close(start.hidden, dropped.hidden[-1:].detach(), **CLOSE)
 
 
@@ -140,7 +140,7 @@ def test_decode_after_transfer_equals_the_full_forward(schedule: str) -> None:
     expected = [h[-7:].detach() for h in whole.hidden.split(list(whole.bounds.lengths))]
     with torch.inference_mode():
         x, kind = (torch.cat([getattr(p, name) for p in prompts]) for name in ("x", "kind"))
-        start = prefill(decoder, x, Bounds(len(p.kind) for p in prompts), kind, [p.vision for p in prompts])
+        start = prefill(decoder, x, Bounds(len(p.kind) for p in prompts), kind)
         hidden = [start.hidden]
         for column in answers.T:
             hidden.append(decoder(decoder.embed(column), Bounds([1] * 3), state=start.state).hidden)
@@ -151,7 +151,7 @@ def test_decode_after_transfer_equals_the_full_forward(schedule: str) -> None:
 def test_key_caches_have_the_lengths_of_the_schedule() -> None:
     decoder, prompts = make_decoder(*SCHEDULES["published"]), make_prompts(["2c40v3i", "1c10v2i"])
     x, kind = (torch.cat([getattr(p, name) for p in prompts]) for name in ("x", "kind"))
-    start = prefill(decoder, x, Bounds([45, 13]), kind, [40, 10])
+    start = prefill(decoder, x, Bounds([45, 13]), kind)
     assert [s.lengths for s in start.state.segments] == [[45, 13], [25, 8], [13, 5]]
     write(decoder, start, 4)
     assert [s.lengths for s in start.state.segments] == [[48, 16], [28, 11], [16, 8]]
@@ -234,7 +234,7 @@ def test_bad_prompts_are_named() -> None:
     assert generate(decoder, [], 5) == []
     prompt = make_prompts(["1c6v2i"])[0]
     for count in (5, 7):
-        with pytest.raises(ValueError, match="vision_count"):
+        with pytest.raises(ValueError, match="`vision` says"):
             prefill_chunks(decoder, pieces(prompt, 3), count)
     with pytest.raises(ValueError, match="no token"):
         prefill_chunks(decoder, [], 0)

@@ -44,13 +44,13 @@ def reference(model: TimeViper, pack: Pack) -> dict[str, Expected]:
     """One sample, with loops; of the model only blocks and the transfer itself are used."""
     decoder = model.decoder
     bounds = Bounds(pack.lengths)
-    stream = Stream(model.embed(pack), bounds, pack.kind, [pack.num_vision], torch.arange(len(pack.ids)))
+    stream = Stream(model.embed(pack), bounds, pack.kind, pack.vision_groups, torch.arange(len(pack.ids)))
     found = {}
     for segment in decoder.segments:
         if segment.stage is not None:
             found[segment.name], stay = measure(decoder, segment.name, segment.stage, stream, pack.num_vision)
             mask = torch.tensor([i in stay for i in range(stream.num_vision)], dtype=torch.bool)
-            stream = shorten(stream, mask, [len(stay)], decoder.transfer_of(segment), decoder.transv_cfg)
+            stream = shorten(stream, mask, [[len(stay)]], decoder.transfer_of(segment), decoder.transv_cfg)
         span = decoder.with_rope(Span.fresh(stream.bounds))
         for i in segment.blocks:
             stream.x = decoder.blocks[i](stream.x, span)

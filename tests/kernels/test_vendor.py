@@ -118,7 +118,7 @@ def test_a_whole_decoder(room: int, device: torch.device) -> None:
         hidden = run(decoder, prompts).hidden
         grads = torch.autograd.grad(hidden.square().sum(), list(decoder.parameters()), allow_unused=True)
         longest = prompts[4]
-        whole = prefill(decoder, longest.x, Bounds([len(longest.x)]), longest.kind, [longest.vision])
+        whole = prefill(decoder, longest.x, Bounds([len(longest.x)]), longest.kind)
         chunks = list(zip(longest.x.split(7), longest.kind.split(7)))
         pieces = prefill_chunks(decoder, chunks, longest.vision, len(longest.x) - longest.vision)
         states = [t for s in (whole, pieces) for g in s.state.segments for b in g.blocks if b for t in vars(b).values()]

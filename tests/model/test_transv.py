@@ -14,10 +14,11 @@ from torch.testing import assert_close
 
 from timeviper.config import TransVStage
 from timeviper.config.shape import kept_counts
+from timeviper.inference.prefill import prefill_chunks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
 from timeviper.model.selection import attention_scores, last_prompt_token, select_ranked, select_uniform
-from timeviper.pack import Kind, text_runs
+from timeviper.pack import Kind, text_runs, vision_groups
 
 CLOSE = dict(rtol=0, atol=1e-9)
 CPU = torch.device("cpu")
@@ -122,6 +123,64 @@ def test_fractions_count_from_the_original_tokens() -> None:
     assert out.kept == {"early": [20, 0, 7], "late": [8, 0, 3]}
     assert list(out.bounds.lengths) == [2 + 8 + 3, 4, 1 + 3 + 4]
     assert torch.equal(out.index, out.index.sort().values)
+
+
+# Several turns with media of their own; two media in one turn; answers before any medium and behind all.
+TURNS = ("2c9v4i3a7v3i2a5v2i1a", "1c6v1i4v2i3a1v1i2a3i2a11v2i2a", "3c2a8v2i1a", "5c", "1c12v2i4a2v")
+LATE = {"early": TransVStage(1, 0.5), "late": TransVStage(5, 0.2)}
+
+
+def test_answers_part_vision_tokens_into_groups() -> None:
+    found = [vision_groups(text_runs(kind, [len(kind)])[0], int((kind == Kind.VISION).sum())) for kind in kinds_of()]
+    assert found == [[9, 7, 5], [10, 1, 11], [8], [0], [12, 2]]
+
+
+def kinds_of() -> list[torch.Tensor]:
+    return [p.kind for p in make_prompts(TURNS)]
+
+
+@pytest.mark.parametrize("options", [{}, dict(keys="all"), dict(queries="instruction+answer")])
+@pytest.mark.parametrize("cfg", [HYBRID, PLAIN], ids=["hybrid", "rope"])
+def test_what_comes_later_changes_nothing_before_it(cfg, options: dict) -> None:
+    """Hidden states up to every answer: of the whole, of that much of it alone, and with other media behind it."""
+    stages = LATE if cfg is HYBRID else {"early": TransVStage(1, 0.5), "late": TransVStage(4, 0.2)}
+    decoder = make_decoder(cfg, stages, **options)
+    for prompt in make_prompts(TURNS):
+        whole = run(decoder, [prompt])
+        answers = (prompt.kind == Kind.ANSWER).int()
+        for end in [*((answers.diff() == -1).nonzero().flatten() + 1).tolist(), len(answers)]:
+            alone = run(decoder, [Prompt(prompt.x[:end], prompt.kind[:end])])
+            before = int((whole.index < end).sum())
+            assert torch.equal(whole.index[:before], alone.index)
+            assert_close(whole.hidden[:before], alone.hidden, **CLOSE)
+            other = prompt.x.clone()
+            other[end:] = torch.randn_like(other[end:])
+            assert_close(run(decoder, [Prompt(other, prompt.kind)]).hidden[:before], alone.hidden, **CLOSE)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_groups_in_packs_and_in_pieces_equal_single_runs(schedule: str) -> None:
+    decoder, prompts = make_decoder(*SCHEDULES[schedule]), make_prompts(TURNS)
+    whole = run(decoder, prompts)
+    counts = zip(*whole.kept.values()) if whole.kept else [()] * len(prompts)
+    for prompt, hidden, kept in zip(prompts, whole.hidden.split(list(whole.bounds.lengths)), counts):
+        single = run(decoder, [prompt])
+        assert_close(hidden, single.hidden, **CLOSE)
+        assert tuple(n for (n,) in single.kept.values()) == kept
+        groups = vision_groups(text_runs(prompt.kind, [len(prompt.kind)])[0], prompt.vision)
+        for size in (1, 5, 1000):
+            chunks = list(zip(prompt.x.split(size), prompt.kind.split(size)))
+            pieces = prefill_chunks(decoder, chunks, groups)
+            assert pieces.kept == single.kept
+            assert_close(pieces.hidden, single.hidden[-1:].detach(), **CLOSE)
+            if len(groups) > 1:
+                with pytest.raises(ValueError, match=r"parted where answers part them"):
+                    prefill_chunks(decoder, chunks, prompt.vision)
+
+
+def test_each_group_keeps_its_own_share() -> None:
+    kept = run(make_decoder(HYBRID, LATE), make_prompts(TURNS)).kept
+    assert kept == {"early": [4 + 3 + 2, 5 + 1 + 5, 4, 0, 6 + 1], "late": [1 + 1 + 1, 2 + 1 + 2, 1, 0, 2 + 1]}
 
 
 def changed(before: torch.Tensor, after: torch.Tensor) -> list[int]:

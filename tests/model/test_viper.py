@@ -9,6 +9,8 @@ import torch
 from model_helpers import GUIDED, HYBRID, PUBLISHED
 from viper_helpers import TOWER, T, config, make_model, sample, samples
 
+from timeviper.config import TransVStage
+from timeviper.config.shape import PackShape, segment_shapes
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.tags import SHARPNESS, TagModel
 from timeviper.model.viper import TimeViper, part_of
@@ -52,6 +54,58 @@ def test_a_pack_equals_its_sequences(stages) -> None:
     for name, p in model.named_parameters():
         torch.testing.assert_close(gradients[name], p.grad, msg=lambda m, name=name: f"{name}: {m}")
         assert gradients[name].abs().sum() > 0, f"{name} receives no gradient"
+
+
+def shared() -> tuple[Pack, Pack]:
+    """Three turns as sequences that go on with the frames of the one before, among other samples; and with copies."""
+    first, second, third = (sample(p, n) for p, n in (("2c8v3i2a", 2), ("2c8v3i2a4i1a", 2), ("2c8v3i2a4v1i3a", 3)))
+    frames = third.frames
+    copies = [replace(part, frames=frames[: part.frame_counts[0]]) for part in (first, second, third)]
+    once = [copies[0], replace(second, frames=frames[:0], goes_on=[True])]
+    once.append(replace(third, frames=frames[2:], goes_on=[True]))
+    ahead, behind = samples()[0], samples()[3]
+    return Pack.join([ahead, *once, behind]), Pack.join([ahead, *copies, behind])
+
+
+def test_frames_that_turns_share_are_encoded_once_and_count_for_each() -> None:
+    model, (once, copies) = make_model(), shared()
+    assert (len(once.frames), len(copies.frames), once.num_frames, copies.num_frames) == (9, 13, 13, 13)
+    runs = []
+    for pack in (once, copies):
+        model.zero_grad()
+        out = model(pack, last_logits=True)
+        out.loss_sum.backward()
+        runs.append([out.loss_sum, out.logits])
+        runs[-1] += [p.grad.clone() for p in model.parameters()]
+    for a, b in zip(*runs):
+        torch.testing.assert_close(a, b)
+    assert PackShape.of(once) == replace(PackShape.of(copies), stored=4)
+
+
+def test_shared_frames_stand_among_stored_ones() -> None:
+    """Sequences with features, and without, each going on or not."""
+    once, _ = shared()
+    stored = [False, True, True, True, False]
+    features = {"main": torch.zeros(3, T, 16)}
+    frames = torch.cat([once.frames[:3], once.frames[6:]])
+    mixed = replace(once, frames=frames, features=features, from_features=stored)
+    order = mixed.frame_order
+    assert order is not None
+    assert order.tolist() == [0, 1, 2, *[6, 7], *[6, 7], *[6, 7, 8], 3, 4, 5]
+
+
+def test_the_planned_shapes_know_groups() -> None:
+    """A later turn's media are counted by themselves, in the model and in the plan."""
+    cfg = config({"early": TransVStage(1, 0.5), "late": TransVStage(5, 0.1)})
+    pack = Pack.join([sample("2c12v3i4a4v2i1a", 4), *samples()])
+    out = make_model(cfg)(pack).decoder
+    assert out is not None
+    shape = PackShape.of(pack)
+    assert shape.groups[0] == (3, 1)
+    shapes = segment_shapes(cfg, shape)
+    assert {s.segment.name: list(s.vision) for s in shapes[1:]} == out.kept
+    assert out.kept["late"][0] == 1 + 1
+    assert PackShape.of(Pack.join(samples())).groups == ()
 
 
 def test_labels_and_where_they_stood() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from timeviper.config import DecoderConfig, TransVConfig, TransVStage
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder, DecoderOutput
-from timeviper.pack import Kind, text_runs
+from timeviper.pack import Kind
 
 torch.set_num_threads(1)  # tensors of a few kilobytes: threads would only wait for each other
 
@@ -101,9 +101,7 @@ def make_prompts(patterns=PATTERNS, width: int = HYBRID.width, seed: int = 1) ->
 def run(decoder: Decoder, prompts: list[Prompt], **options) -> DecoderOutput:
     """All prompts in one pack."""
     x, kind = (torch.cat([getattr(p, name) for p in prompts]) for name in ("x", "kind"))
-    counts, bounds = [p.vision for p in prompts], Bounds(len(p.kind) for p in prompts)
-    runs = text_runs(kind, bounds.lengths)
-    return decoder(x, bounds, kind, vision_counts=counts, text_runs=runs, **options)
+    return decoder(x, Bounds(len(p.kind) for p in prompts), kind, **options)
 
 
 def logits(decoder: Decoder, prompts: list[Prompt]) -> list[Tensor]:

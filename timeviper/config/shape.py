@@ -36,7 +36,7 @@ def cut_layout(layout: str, transv: TransVConfig) -> list[Segment]:
 
 
 def kept_counts(keep: float, original: Sequence[int], current: Sequence[int]) -> list[int]:
-    """Vision tokens that a stage leaves each sequence: `keep` of the ORIGINAL number, at least 1 of any."""
+    """Vision tokens that a stage leaves each group of media: `keep` of the ORIGINAL number, at least 1 of any."""
     return [min(n, max(1, math.floor(keep * n0 + 1e-9))) if n else 0 for n0, n in zip(original, current)]
 
 
@@ -58,7 +58,9 @@ class PackShape:
     labels: int
     """Supervised tokens of the pack."""
     stored: int = 0
-    """Frames that no tower encodes, because their features were stored beforehand."""
+    """Frames that no tower encodes: their features were stored beforehand, or are those of another sequence."""
+    groups: tuple[tuple[int, ...], ...] = ()
+    """Frames of the media of each turn of each sequence; empty: all of a sequence belong together."""
 
     @classmethod
     def of(cls, pack: Pack) -> PackShape:
@@ -66,7 +68,13 @@ class PackShape:
         a_frame = pack.num_vision // max(pack.num_frames, 1)
         text = (n - f * a_frame for n, f in zip(pack.lengths, pack.frame_counts))
         stored = pack.num_frames - pack.frames.shape[0]
-        return cls(tuple(pack.frame_counts), tuple(text), pack.num_labels, stored)
+        groups = tuple(tuple(n // max(a_frame, 1) for n in group) for group in pack.vision_groups)
+        return cls(tuple(pack.frame_counts), tuple(text), pack.num_labels, stored, cls.parted(groups))
+
+    @staticmethod
+    def parted(groups: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        """`groups` as the field has them."""
+        return groups if any(len(group) > 1 for group in groups) else ()
 
     @property
     def num_frames(self) -> int:
@@ -107,11 +115,14 @@ def tokens_per_frame(model: ModelConfig) -> int:
 
 def segment_shapes(model: ModelConfig, shape: PackShape) -> list[SegmentShape]:
     """The stream before and after every transfer, in the order of the blocks."""
-    original = [frames * tokens_per_frame(model) for frames in shape.frames]
+    groups = shape.groups or [(frames,) for frames in shape.frames]
+    original = [[frames * tokens_per_frame(model) for frames in group] for group in groups]
     current, shapes = original, []
     for segment in cut_layout(model.decoder.layout, model.transv):
-        kept = current if segment.stage is None else kept_counts(segment.stage.keep, original, current)
-        shapes.append(SegmentShape(segment, tuple(kept), tuple(current), shape.text))
+        kept = current
+        if segment.stage is not None:
+            kept = [kept_counts(segment.stage.keep, *pair) for pair in zip(original, current)]
+        shapes.append(SegmentShape(segment, tuple(map(sum, kept)), tuple(map(sum, current)), shape.text))
         current = kept
     return shapes
 

@@ -96,9 +96,8 @@ def generate_pack(
 @torch.inference_mode()
 def prefill_pack(model: TimeViper, pack: Pack) -> Prefilled:
     """Every prompt of a pack, whole, with its frames."""
-    counts = [n * model.tokens_per_frame for n in pack.frame_counts]
     x = model.embed(pack)
-    return prefill(model.decoder, x, Bounds(pack.lengths, x.device), pack.kind, counts)
+    return prefill(model.decoder, x, Bounds(pack.lengths, x.device), pack.kind)
 
 
 Part = Tensor | Mapping[str, Tensor]  # of the frames: uint8 `[f, 3, H, W]`, or their features `[f, T, C]` by tower

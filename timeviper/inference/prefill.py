@@ -31,7 +31,7 @@ from timeviper.model.decoder import Decoder
 from timeviper.model.selection import SELECTIONS, ByCount, ByScore
 from timeviper.model.state import DecoderState, SegmentState
 from timeviper.model.transv import DroppedTokens, Stream, shorten
-from timeviper.pack import text_runs
+from timeviper.pack import Kind, parted, text_runs
 
 
 @dataclass
@@ -57,12 +57,10 @@ def prefill(
     x: Tensor,
     bounds: Bounds,
     kind: Tensor | None = None,
-    vision_counts: Sequence[int] | None = None,
 ) -> Prefilled:
     """Whole prompts at once: x `[L, D]` embedded, kind `[L]` (None: text only)."""
     state = decoder.empty_state(bounds.num_sequences, x.device, x.dtype)
-    runs = None if kind is None else text_runs(kind, bounds.lengths)
-    out = decoder(x, bounds, kind, state, vision_counts, runs)
+    out = decoder(x, bounds, kind, state)
     return Prefilled(out.hidden[out.bounds.cu_seqlens[1:].long() - 1], state, out.kept)
 
 
@@ -70,47 +68,48 @@ def prefill(
 def prefill_chunks(
     decoder: Decoder,
     chunks: Iterable[tuple[Tensor, Tensor]],
-    vision_count: int,
+    vision: int | Sequence[int],
     text_count: int | None = None,
 ) -> Prefilled:
     """One prompt in pieces of any sizes: (x `[n, D]` embedded, kind `[n]` uint8), read one at a time.
 
-    vision_count: vision tokens of the whole prompt, which the schedule counts from. text_count: all other
-    tokens, those to be written included; where given, no key cache ever moves.
-    Raises ValueError when the pieces hold another number of vision tokens, or are longer than the context.
+    vision: vision tokens of the whole prompt, which the schedule counts from; where answers part its media, those of
+    each group (`timeviper.pack.vision_groups`). text_count: all other tokens, those to be written included; where
+    given, no key cache ever moves.
+    Raises ValueError when the pieces hold other vision tokens, or are longer than the context.
     """
-    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]  # in each segment
-    room = None if text_count is None else [[n + text_count] for n in left]
+    left = _schedule(decoder, vision)  # in each segment
+    room = None if text_count is None else [[sum(n) + text_count] for n in left]
     weight = decoder.embeddings.weight
     state = decoder.empty_state(1, weight.device, weight.dtype, room)
     last = None
-    for chunk in stream_through(decoder, chunks, vision_count, state):
+    for chunk in stream_through(decoder, chunks, vision, state):
         last = chunk.x[-1:] if len(chunk.x) else last
     if last is None:
         raise ValueError("the prompt has no token: give at least one chunk that is not empty")
-    kept = {segment.name: [n] for segment, n in _schedule(decoder, vision_count)}
+    kept = {segment.name: [sum(n)] for segment, n in zip(decoder.segments[1:], left[1:])}
     return Prefilled(decoder.norm_f(last), state, kept)
 
 
 def stream_through(
-    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], vision_count: int, state: DecoderState
+    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], vision: int | Sequence[int], state: DecoderState
 ) -> Iterator[Stream]:
     """What is left of each chunk after the last block (before the final norm), as the chunks come."""
-    stream = _counted(decoder, chunks, vision_count, state)
-    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    left = _schedule(decoder, vision)
+    stream = _counted(decoder, chunks, left[0], state)
     # Generators around generators: a chunk is read only when what it leaves is asked for.
     for i, segment in enumerate(decoder.segments):
-        if i and left[i] < left[i - 1]:
+        if i and left[i] != left[i - 1]:
             stream = _choose(decoder, segment, stream, left[i - 1], left[i])
         stream = _run(decoder, segment, stream, state.segments[i])
     return stream
 
 
-def kept_bytes(decoder: Decoder, vision_count: int, text_count: int) -> int:
+def kept_bytes(decoder: Decoder, vision: int | Sequence[int], text_count: int) -> int:
     """The part of the peak memory of `prefill_chunks` that grows with the prompt (formula above)."""
     cfg, e = decoder.cfg, decoder.embeddings.weight.element_size()
     pair = 2 * cfg.kv_heads * cfg.head_dim * e
-    left = [vision_count, *(n for _, n in _schedule(decoder, vision_count))]
+    left = [sum(n) for n in _schedule(decoder, vision)]
     total = 0
     for i, segment in enumerate(decoder.segments):
         blocks = sum(cfg.layout[b] == "*" for b in segment.blocks)
@@ -124,38 +123,44 @@ def kept_bytes(decoder: Decoder, vision_count: int, text_count: int) -> int:
     return total
 
 
-def _schedule(decoder: Decoder, vision_count: int) -> list[tuple[Segment, int]]:
-    """The segments behind a stage, and the vision tokens that reach them."""
-    rows, left = [], vision_count
+def _schedule(decoder: Decoder, vision: int | Sequence[int]) -> list[list[int]]:
+    """The vision tokens of each group that reach each segment."""
+    groups = [vision] if isinstance(vision, int) else list(vision)
+    left = [groups]
     for segment in decoder.segments[1:]:
         assert segment.stage is not None
-        left = kept_counts(segment.stage.keep, [vision_count], [left])[0]
-        rows.append((segment, left))
-    return rows
+        left.append(kept_counts(segment.stage.keep, groups, left[-1]))
+    return left
 
 
 def _counted(
-    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], vision_count: int, state: DecoderState
+    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], groups: list[int], state: DecoderState
 ) -> Iterator[Stream]:
     """The chunks as streams, their tokens counted; what they add up to is checked."""
-    vision = 0
+    vision, cuts = 0, set[int]()
     for x, kind in chunks:
         bounds = Bounds([len(x)], x.device)
         decoder.check_lengths(bounds, state)
         runs = text_runs(kind, bounds.lengths)
+        cuts |= {vision + seen for _, kind_of, seen in runs[0] if kind_of == Kind.ANSWER}
         count = len(kind) - sum(n for n, *_ in runs[0])
         vision += count
-        if vision > vision_count:
+        if vision > sum(groups):
             break  # too many already: the rest could be an hour of video
         index = torch.arange(len(x), device=x.device) + state.seen[0]
         state.seen = [state.seen[0] + len(x)]
-        yield Stream(x, bounds, kind, [count], index, runs)
-    if vision != vision_count:
-        more = "or more " if vision > vision_count else ""
+        yield Stream(x, bounds, kind, [[count]], index, runs)
+    found = parted(cuts, vision)
+    if found != groups:
+        more = "or more " if vision > sum(groups) else ""
         raise ValueError(
-            f"the chunks hold {vision:,} {more}vision tokens, but vision_count says {vision_count:,}: "
-            "TransV's schedule counts from it, so it must be exact (frames times tokens a frame)"
+            f"the chunks hold {_listed(found)} {more}vision tokens, but `vision` says {_listed(groups)}: TransV's "
+            "schedule counts from it, so it must be exact (frames times tokens a frame, parted where answers part them)"
         )
+
+
+def _listed(groups: list[int]) -> str:
+    return " + ".join(f"{n:,}" for n in groups)
 
 
 def _run(decoder: Decoder, segment: Segment, stream: Iterator[Stream], state: SegmentState) -> Iterator[Stream]:
@@ -165,17 +170,19 @@ def _run(decoder: Decoder, segment: Segment, stream: Iterator[Stream], state: Se
         yield chunk
 
 
-def _choose(decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: int, kept: int) -> Iterator[Stream]:
-    """What a stage leaves of each chunk: `kept` of the `left` vision tokens of the prompt."""
+def _choose(
+    decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: list[int], kept: list[int]
+) -> Iterator[Stream]:
+    """What a stage leaves of each chunk: `kept` of the `left` vision tokens of each group of the prompt."""
     assert segment.stage is not None
     selection = SELECTIONS[segment.stage.select]
     if isinstance(selection, ByCount):
-        mask = selection.mask([left], [kept], torch.device("cpu"))
+        mask = selection.mask(left, kept, torch.device("cpu"))
     else:
         held = deque(stream)
-        mask = selection.choose(decoder.view(held, segment.blocks.start), [kept]).cpu()
+        mask = selection.choose(decoder.view(held, segment.blocks.start, [left]), kept).cpu()
         stream = (held.popleft() for _ in range(len(held)))  # a chunk that has gone on is held no longer
-    yield from _shorten(decoder, segment, stream, mask, left)
+    yield from _shorten(decoder, segment, stream, mask, sum(left))
 
 
 def _shorten(decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask: Tensor, left: int) -> Iterator[Stream]:
@@ -187,4 +194,4 @@ def _shorten(decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask:
         part = mask[start : start + chunk.num_vision]
         start += chunk.num_vision
         transfer = decoder.transfer_of(segment)
-        yield shorten(chunk, part.to(chunk.x.device), [int(part.sum())], transfer, options, memory)
+        yield shorten(chunk, part.to(chunk.x.device), [[int(part.sum())]], transfer, options, memory)

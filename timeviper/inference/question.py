@@ -24,7 +24,7 @@ from timeviper.inference.prefill import Prefilled, prefill, prefill_chunks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.viper import TimeViper
 from timeviper.model.vision.tower import FRAMES_PER_CHUNK
-from timeviper.pack import Kind
+from timeviper.pack import Kind, text_runs, vision_groups
 from timeviper.tokenizer import Message, Tokenizer
 
 log = logging.getLogger("timeviper")
@@ -156,9 +156,10 @@ def _prefill(
     embedded = embed_frames(model, ids, kind, parts, seconds)
     if whole:
         x = torch.cat([x for x, _ in embedded])
-        return prefill(model.decoder, x, Bounds([tokens], device), kind, [vision])
+        return prefill(model.decoder, x, Bounds([tokens], device), kind)
+    groups = vision_groups(text_runs(encoded.kind, [tokens])[0], vision)
     text = tokens - vision + max_new_tokens
-    return prefill_chunks(model.decoder, in_pieces(embedded, tokens_per_piece), vision, text)
+    return prefill_chunks(model.decoder, in_pieces(embedded, tokens_per_piece), groups, text)
 
 
 def frames_at_once(tokens_per_piece: int, tokens_per_frame: int) -> int:

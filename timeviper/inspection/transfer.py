@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.transv import Stream
 from timeviper.model.transv_stages import other_stages
 from timeviper.model.viper import TimeViper, ViperOutput
-from timeviper.pack import Kind, Pack
+from timeviper.pack import Kind, Pack, all_vision_groups, text_runs
 
 AT_A_TIME = 64  # label positions whose two distributions are compared at once, in float64
 
@@ -149,18 +150,17 @@ def _views(decoder: Decoder, pack: Pack, out: DecoderOutput | None, entered: dic
     """The stream as a selection sees it before each of the blocks that it was caught at."""
     assert out is not None
     kind = pack.kind[out.index]
-    places = torch.nonzero(kind == Kind.VISION).squeeze(1)
-    counts = torch.bincount(out.bounds.seq_idx[places], minlength=out.bounds.num_sequences).tolist()
-    return {b: decoder.view([Stream(x, out.bounds, kind, counts, out.index)], b) for b, x in entered.items()}
+    groups = all_vision_groups(text_runs(kind, out.bounds.lengths), out.bounds.lengths)
+    return {b: decoder.view([Stream(x, out.bounds, kind, groups, out.index)], b) for b, x in entered.items()}
 
 
 def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View, sums: StageSums) -> None:
     """Add what the last prompt tokens attend to in the next attention block, before which the stream is `there`, and
     what of it the stage, which sees the stream `here`, drops."""
     assert segment.stage is not None
-    scores, current = there.attention[there.kind == Kind.VISION], here.vision
-    original = [n * model.tokens_per_frame for n in pack.frame_counts]
-    kept = kept_counts(segment.stage.keep, original, current)
+    scores, current = there.attention[there.kind == Kind.VISION], [sum(group) for group in here.groups]
+    original = [*chain(*pack.vision_groups)]
+    kept = kept_counts(segment.stage.keep, original, here.vision)
     mask = SELECTIONS[segment.stage.select].choose(here, kept)
     vision = Bounds(current, scores.device)
 
@@ -168,7 +168,7 @@ def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View
         return torch.zeros(len(current), dtype=torch.float64).index_add(0, vision.seq_idx.cpu(), values.cpu().double())
 
     seen, moved = by_sequence(scores), by_sequence(scores.masked_fill(mask, 0.0))
-    drops = torch.tensor([n > k for n, k in zip(current, kept)])
+    drops = by_sequence((~mask).double()) > 0
     sums.moved += float(moved[drops].sum())
     sums.vision += float(seen[drops].sum())
     sums.sequences += int(drops.sum())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import cast
 
 import torch
@@ -22,7 +23,8 @@ from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, 
 from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.state import AttentionState, DecoderState, Keys, MambaState, SegmentState, Span
 from timeviper.model.transv import Stream, Transfer, shorten
-from timeviper.pack import Kind, TextRun
+from timeviper.pack import TextRun, all_vision_groups
+from timeviper.pack import text_runs as find_text_runs
 
 
 @dataclass
@@ -194,31 +196,29 @@ class Decoder(nn.Module):
         bounds: Bounds,
         kind: Tensor | None = None,
         state: DecoderState | None = None,
-        vision_counts: Sequence[int] | None = None,
         text_runs: Sequence[Sequence[TextRun]] | None = None,
     ) -> DecoderOutput:
         """x `[L, D]` through all blocks; kind `[L]` says what TransV may do (None: it does nothing, as in
-        decode). vision_counts: vision tokens of each sequence (counted from `kind` where not given). text_runs:
-        what the host knows of `kind` (see `timeviper.pack`), which a transfer on flash kernels needs.
+        decode). text_runs: what the host knows of `kind` (see `timeviper.pack`); looked up there where not given,
+        which waits for the device.
 
         With a `state`, x continues the sequences that it holds, and it is updated in place.
         Raises ValueError for a sequence longer than the context, or vision tokens after a filled state.
         """
         self.check_lengths(bounds, state)
-        if kind is not None and vision_counts is None:  # counting waits for the device: who knows them gives them
-            vision = Bounds(bounds.lengths, kind.device).seq_idx[kind == Kind.VISION]
-            vision_counts = torch.bincount(vision, minlength=bounds.num_sequences).tolist()
-        if state is not None and any(state.seen) and any(vision_counts or ()):
+        original: list[list[int]] | None = None  # what `keep` of every stage is a fraction of
+        if kind is not None:
+            text_runs = find_text_runs(kind, bounds.lengths) if text_runs is None else text_runs
+            original = all_vision_groups(text_runs, bounds.lengths)
+        if state is not None and any(state.seen) and any(map(sum, original or ())):
             raise ValueError(
                 "vision tokens cannot follow tokens that are already in the state: TransV looks at a whole "
                 "prompt. Use timeviper.inference.prefill.prefill_chunks for a prompt in pieces."
             )
         if kind is None:  # no stage runs: decode, and text alone
-            kind, original = torch.zeros(len(x), dtype=torch.uint8, device=x.device), None
-        else:
-            original = list(vision_counts or ())  # what `keep` of every stage is a fraction of
+            kind = torch.zeros(len(x), dtype=torch.uint8, device=x.device)
         index = torch.arange(len(x), device=x.device)
-        stream = Stream(x, bounds, kind, original or [0] * bounds.num_sequences, index, text_runs)
+        stream = Stream(x, bounds, kind, original or [[0]] * bounds.num_sequences, index, text_runs)
         kept: dict[str, list[int]] = {}
         for i, segment in enumerate(self.segments):
             if segment.stage is not None and original is not None:
@@ -247,25 +247,26 @@ class Decoder(nn.Module):
             return None
         return cast(Transfer, self.transv[segment.name])
 
-    def _transfer(self, stream: Stream, segment: Segment, original: list[int]) -> Stream:
+    def _transfer(self, stream: Stream, segment: Segment, original: list[list[int]]) -> Stream:
         """One stage of TransV on whole sequences. Runs on packs without vision tokens, too: under sharding
         every rank takes the same path."""
         stage = segment.stage
         assert stage is not None
         if stage.keep == 1 and segment.name not in self.transv:
             return stream
-        kept = kept_counts(stage.keep, original, stream.vision)
+        kept = [kept_counts(stage.keep, *pair) for pair in zip(original, stream.groups)]
         if stage.keep < 1:
-            mask = SELECTIONS[stage.select].choose(self.view([stream], segment.blocks.start), kept)
+            mask = SELECTIONS[stage.select].choose(self.view([stream], segment.blocks.start), [*chain(*kept)])
         else:
             # A curriculum lets the stage keep everything for a while. It runs, too, and moves nothing: under sharding
             # a module that belongs to the pass of one step must belong to that of all.
             mask = torch.ones(stream.num_vision, dtype=torch.bool, device=stream.x.device)
         return shorten(stream, mask, kept, self.transfer_of(segment), self.transv_cfg)
 
-    def view(self, pieces: Sequence[Stream], block: int) -> View:
-        """A stream, whole or in pieces, as the selection of a stage before `block` sees it."""
-        return View(pieces, self.blocks[block], self.with_rope)
+    def view(self, pieces: Sequence[Stream], block: int, groups: list[list[int]] | None = None) -> View:
+        """A stream, whole or in pieces (with the `groups` of the whole), as the selection of a stage before `block`
+        sees it."""
+        return View(pieces, self.blocks[block], self.with_rope, groups)
 
     def logits(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """Text only: ids `[L]` and boundaries int `[S+1]` (None: one sequence) -> float logits `[L, V]`."""

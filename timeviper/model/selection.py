@@ -1,5 +1,7 @@
 """Which vision tokens a TransV stage keeps: an entry of `SELECTIONS` for every name that `select` takes.
 
+Each chooses within the media of one turn (a group, see `timeviper.pack.vision_groups`), and how many of them stay is
+counted from them alone: what comes later in a conversation changes nothing before it.
 Training, prefill in pieces, the probe and the planner ask the entry alone. So a new selection is a class here and what
 checks must know of it in `config.model.SELECTION_FACTS`.
 Letters: L tokens, S sequences, D width, V vision tokens of the stream, H heads.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +32,21 @@ class View:
     `pieces` are one stream with all sequences of a pack, or the pieces of one long prompt. Nothing here has a gradient.
     """
 
-    def __init__(self, pieces: Sequence[Stream], block: nn.Module, with_rope: Callable[[Span], Span]) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[Stream],
+        block: nn.Module,
+        with_rope: Callable[[Span], Span],
+        groups: list[list[int]] | None = None,
+    ) -> None:
+        """groups: as in a `Stream`, of all pieces together; those of a stream that is whole are known."""
         self.pieces, self.block, self.with_rope = pieces, block, with_rope
+        self.groups = pieces[0].groups if groups is None else groups
 
     @property
     def vision(self) -> list[int]:
-        """Vision tokens of each sequence."""
-        return [sum(counts) for counts in zip(*(piece.vision for piece in self.pieces))]
+        """Vision tokens of each group of media, one sequence after the other."""
+        return [*chain(*self.groups)]
 
     @cached_property
     def kind(self) -> Tensor:
@@ -93,8 +104,8 @@ class Selection:
     """How a stage chooses; without a state."""
 
     def choose(self, view: View, kept: Sequence[int]) -> Tensor:
-        """`[V]` bool: which vision tokens stay, `kept` of each sequence. Index arithmetic, without waiting for the
-        device where the view is of one piece."""
+        """`[V]` bool: which vision tokens stay, `kept` of each group of `view.vision`. Index arithmetic, without
+        waiting for the device where the view is of one piece."""
         raise NotImplementedError
 
     def flops(self, model: ModelConfig, grads: Gradients, sequences: int, tokens: int) -> float:
@@ -106,7 +117,7 @@ class ByCount(Selection):
     """Numbers alone decide. So a long prompt never waits: each of its pieces loses its tokens as it comes."""
 
     def mask(self, current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:
-        """`[V]` bool: `kept` out of the `current` vision tokens of each sequence."""
+        """`[V]` bool: `kept` out of the `current` vision tokens of each group."""
         raise NotImplementedError
 
     def choose(self, view: View, kept: Sequence[int]) -> Tensor:
@@ -114,7 +125,7 @@ class ByCount(Selection):
 
 
 class ByScore(Selection):
-    """The vision tokens of a sequence with the highest scores stay. Its prompt is held until all are known."""
+    """The vision tokens of a group with the highest scores stay. Its prompt is held until all are known."""
 
     def scores(self, view: View) -> Tensor:
         """`[L]`: how much each token of the stream is worth; only those of vision are compared."""
@@ -162,7 +173,7 @@ SELECTIONS: dict[str, Selection] = {"uniform": Uniform(), "attention": ByAttenti
 
 
 def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.device) -> Tensor:
-    """`[V]` bool: the `linspace(0, n - 1, k)`-th (rounded down) of each sequence's n vision tokens stay."""
+    """`[V]` bool: the `linspace(0, n - 1, k)`-th (rounded down) of each group's n vision tokens stay."""
     chosen, vision = Bounds(kept, device), Bounds(current, device)
     ends = on_device([[max(n - 1, 0), max(k - 1, 1)] for n, k in zip(current, kept)], device)
     last, steps = ends.unbind(1)  # [S] each
@@ -172,9 +183,9 @@ def select_uniform(current: Sequence[int], kept: Sequence[int], device: torch.de
 
 
 def select_ranked(scores: Tensor, current: Sequence[int], kept: Sequence[int]) -> Tensor:
-    """`[V]` bool: the k vision tokens with the highest `scores [V]` of each sequence stay; of equals, the first."""
+    """`[V]` bool: the k vision tokens with the highest `scores [V]` of each group stay; of equals, the first."""
     chosen, vision = Bounds(kept, scores.device), Bounds(current, scores.device)
-    # Two stable sorts in place of a loop over sequences: by falling score, then by sequence.
+    # Two stable sorts in place of a loop over groups: by falling score, then by group.
     order = scores.argsort(descending=True, stable=True)
     order = order[vision.seq_idx[order].argsort(stable=True)]
     return _mask(vision, order[vision.cu_seqlens[chosen.seq_idx] + chosen.position])

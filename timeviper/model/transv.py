@@ -33,12 +33,17 @@ class Stream:
     bounds: Bounds
     kind: Tensor
     """`[L]` uint8, values of `Kind`."""
-    vision: list[int]
-    """Vision tokens that each sequence has left."""
+    groups: list[list[int]]
+    """Vision tokens left of each group of media, of each sequence (see `timeviper.pack.vision_groups`)."""
     index: Tensor
     """`[L]` int64: where each token stood in the stream that entered the decoder."""
     text: Sequence[Sequence[TextRun]] | None = None
     """The text of each sequence, with the vision tokens that came before it once; None: not known on the host."""
+
+    @property
+    def vision(self) -> list[int]:
+        """Vision tokens that each sequence has left."""
+        return [sum(group) for group in self.groups]
 
     @property
     def num_vision(self) -> int:
@@ -170,16 +175,16 @@ class Transfer(nn.Module):
 def shorten(
     stream: Stream,
     mask: Tensor,
-    kept: Sequence[int],
+    kept: list[list[int]],
     transfer: Transfer | None,
     options: TransVConfig,
     memory: DroppedTokens | None = None,
 ) -> Stream:
     """Remove the vision tokens where `mask [V]` is false, after the text behind them has received.
 
-    kept: how many stay of each sequence. memory: what earlier chunks of the one sequence dropped.
+    kept: how many stay of each group of each sequence. memory: what earlier chunks of the one sequence dropped.
     """
-    lost = [n - k for n, k in zip(stream.vision, kept)]
+    lost = [n - sum(k) for n, k in zip(stream.vision, kept)]
     vision = stream.places(vision=True)  # [V]
     # nonzero_static: the host knows the counts already, and need not wait for the device to count.
     gone = vision[torch.nonzero_static(~mask, size=sum(lost)).squeeze(1)]  # [sum of lost]
@@ -194,7 +199,7 @@ def shorten(
         x = x.index_add(0, text - away.cumsum(0)[text], delta.to(x.dtype))
     lengths = [n - d for n, d in zip(stream.bounds.lengths, lost)]
     bounds = Bounds(lengths, stream.bounds.device)
-    return Stream(x, bounds, stream.kind[stay], list(kept), stream.index[stay], stream.text)
+    return Stream(x, bounds, stream.kind[stay], kept, stream.index[stay], stream.text)
 
 
 def _receive(

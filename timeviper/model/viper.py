@@ -119,9 +119,7 @@ class TimeViper(Parts):
     ) -> ViperOutput:
         """Loss at the labels of a pack, and on request the logits that follow each sequence or predict each label."""
         x = self.embed(pack)
-        counts = [n * self.tokens_per_frame for n in pack.frame_counts]
-        bounds = Bounds(pack.lengths, x.device)
-        out = self.decoder(x, bounds, pack.kind, state=state, vision_counts=counts, text_runs=pack.text_runs)
+        out = self.decoder(x, Bounds(pack.lengths, x.device), pack.kind, state, pack.text_runs)
         labels = pack.labels[out.index]  # [L'], of the tokens that are left
         where = torch.nonzero_static(labels != IGNORE, size=pack.num_labels).squeeze(1)
         loss_sum, correct = linear_cross_entropy(

@@ -8,7 +8,7 @@ from itertools import islice
 
 from timeviper.config import FramesConfig, ModelConfig, Recipe
 from timeviper.config.curriculum import phase_at, stretches, transv_at
-from timeviper.config.shape import PackShape, mean_tokens, tokens_per_frame
+from timeviper.config.shape import PackShape, mean_tokens
 from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.plan import Plan, StepPlan
 from timeviper.planning.hardware import Assumptions
@@ -48,7 +48,7 @@ def phases_of(recipe: Recipe, assume: Assumptions) -> list[PhasePacks]:
         packs, source = (), "shard index"
         if plan is not None:
             steps = islice(plan.steps(start), min(assume.index_steps, count))
-            packs = tuple(_real_packs(steps, tokens_per_frame(recipe.model), assume))
+            packs = tuple(_real_packs(steps, assume))
         if not packs:
             packs = (longest_pack(replace(recipe, model=model), phase.frames.max_frames, name, assume),)
             source = f"full of the longest samples, with {assume.text_tokens} text tokens each; {reason}"
@@ -80,10 +80,14 @@ def _index(recipe: Recipe) -> tuple[Plan | None, str]:
         return None, f"no shard index: {str(error).splitlines()[0]}"
 
 
-def _real_packs(steps: Iterator[StepPlan], a_frame: int, assume: Assumptions) -> Iterator[PackShape]:
+def _real_packs(steps: Iterator[StepPlan], assume: Assumptions) -> Iterator[PackShape]:
     for step in steps:
         for items in step.packs:
             if not items:
                 continue
-            text = tuple(max(1, item.tokens - item.num_frames * a_frame) for item in items)
-            yield PackShape(tuple(i.num_frames for i in items), text, round(sum(text) * assume.label_share))
+            rows = [sequence for item in items for sequence in item.sequences]
+            groups = tuple(row.groups for row in rows)
+            text, frames = tuple(max(1, row.text) for row in rows), tuple(map(sum, groups))
+            shared = sum(frames) - sum(item.read for item in items)
+            labels = round(sum(text) * assume.label_share)
+            yield PackShape(frames, text, labels, shared, PackShape.parted(groups))
