@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -16,8 +17,11 @@ from timeviper.datamodules.loader import PlanSampler, make_loader, most_bytes
 from timeviper.datamodules.plan import StepPlan, held_out
 from timeviper.datamodules.reader import PackReader, Reading
 from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.turns import turns_note
 from timeviper.pack import StepBatch
 from timeviper.tokenizer import Tokenizer
+
+log = logging.getLogger("timeviper")
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -53,6 +57,8 @@ class VideoDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[StepBatch]:
         assert self.trainer is not None
         self.before_reading()
+        if note := turns_note(self.recipe, self.plan.sources):
+            log.warning("%s", note)
         data, form = self.recipe.data, self.reader.form
         packs = -(-data.packs_per_step // self.trainer.world_size)
         starts = [start for start, _ in stretches(self.recipe.train)]

@@ -24,8 +24,14 @@ from timeviper.datamodules.plan import StepPlan
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.shards.index import index_shards
 from timeviper.datamodules.shards.index_file import Turn
+from timeviper.datamodules.turns import turns_note, unsupervised_share
 from timeviper.datamodules.world.render import encode_image
+from timeviper.errors import ConfigError
 from timeviper.pack import Kind, Pack
+from timeviper.planning.hardware import GPUS
+from timeviper.planning.preview import preview
+from timeviper.planning.report import print_plan
+from timeviper.planning.stage import plan_stage
 from timeviper.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load()
@@ -206,3 +212,28 @@ def test_split_turns_share_their_frames(files: dict[str, bytes], tmp_path: Path)
     one = whole.labels[: whole.lengths[0]]
     assert [*chain(*labels)] == one[one >= 0].tolist(), "each answer once"
     assert int((split.kind == Kind.VISION).sum()) == split.num_frames * pack_format(recipe).tokens_per_frame
+
+
+def test_what_attention_guided_transv_leaves_out_is_said(
+    files: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the preview and the plan, with the share of the answers' tokens; split, nothing is left out."""
+    said = [10, 30, 60]
+    talk = [m for n in said for m in ({"role": "user", "content": SAID}, {"role": "assistant", "content": "x" * n})]
+    raw_tar(tmp_path / "a.tar", [("k.json", json.dumps({"messages": talk}).encode()), ("k.mp4", files["10.mp4"])])
+    index_shards(tmp_path)
+    frames = FramesConfig(1.0, 1, 4)
+    guided, split = recipe_of(tmp_path, frames), recipe_of(tmp_path, frames, "data.turns=split")
+    uniform = recipe_of(tmp_path, frames, "model.transv.stages.late.select=uniform")
+    sources = load_sources(guided.data.sources)
+    assert unsupervised_share(sources, {"mine": 1.0}) == 0.4
+    note = turns_note(guided, sources)
+    assert "40.0% of the answers' tokens are left out; data.turns=split" in note
+    assert turns_note(split, sources) == turns_note(uniform, sources) == ""
+    preview(guided, 1, 1)
+    print_plan(plan_stage(guided, 1, GPUS["h200"]), [])
+    assert "".join(capsys.readouterr().out.split()).count("".join(note.split())) == 2
+    preview(split, 1, 1)
+    assert "left out" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="split with train"):
+        load_recipe(ROOT / "recipes/tiny/stage0_tower.yaml", ["data.turns=split"])

@@ -14,6 +14,8 @@ from timeviper.datamodules.plan import Plan, StepPlan
 from timeviper.planning.hardware import Assumptions
 from timeviper.tokenizer import Tokenizer
 
+Index = tuple[Plan | None, str]
+
 
 @dataclass(frozen=True)
 class PhasePacks:
@@ -34,12 +36,12 @@ class PhasePacks:
     """Where the packs come from."""
 
 
-def phases_of(recipe: Recipe, assume: Assumptions) -> list[PhasePacks]:
-    """Every phase that has a step, in order.
+def phases_of(recipe: Recipe, assume: Assumptions, index: Index | None = None) -> list[PhasePacks]:
+    """Every phase that has a step, in order. index: what `index_of` gave, if that is known.
 
     Raises ValueError if a sample of `max_frames` frames fits into no pack, where no index says how long samples are.
     """
-    plan, reason = _index(recipe)
+    plan, reason = index or index_of(recipe)
     found: list[PhasePacks] = []
     for start, count in stretches(recipe.train):
         phase = phase_at(start, recipe.data, recipe.train.phases)
@@ -72,7 +74,7 @@ def longest_pack(recipe: Recipe, max_frames: int, phase: str, assume: Assumption
     return PackShape((max_frames,) * count, (assume.text_tokens,) * count, round(text * assume.label_share))
 
 
-def _index(recipe: Recipe) -> tuple[Plan | None, str]:
+def index_of(recipe: Recipe) -> Index:
     """The data plan, or why there is none."""
     try:
         return build_plan(recipe, Tokenizer.load(recipe.model.tokenizer)), ""

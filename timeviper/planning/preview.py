@@ -15,6 +15,7 @@ from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.mixture import UsedUp
 from timeviper.datamodules.outlook import outlook, too_often
 from timeviper.datamodules.plan import Plan, StepPlan
+from timeviper.datamodules.turns import turns_note
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.launch import check_ranks
 
@@ -44,6 +45,8 @@ def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: boo
     out.print(f"all {recipe.train.steps:,} steps: {'; '.join(map(str, whole))}", markup=False, highlight=False)
     for note in too_often(whole):
         out.print(note, markup=False, highlight=False, style="yellow")
+    if note := turns_note(recipe, plan.sources):
+        out.print(note, markup=False, highlight=False)
     if ended:
         out.print(ended, markup=False)
 

@@ -28,6 +28,8 @@ def print_plan(plan: StagePlan, found: Sequence[Remedy]) -> None:
     out.print(_parameters(plan))
     out.print(_phases(plan))
     say(out, *dict.fromkeys(f"packs: {phase.packs_from}" for phase in plan.phases))
+    if plan.note:
+        say(out, plan.note)
     phase = max(plan.phases, key=lambda p: p.memory.peak.bytes)
     say(out, "", f"phase {phase.name}, which needs most memory: a pack, and its time in a step")
     out.print(_parts(phase))

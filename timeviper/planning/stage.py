@@ -11,12 +11,13 @@ from torch import nn
 from timeviper.config import Recipe
 from timeviper.config.curriculum import trainable_at
 from timeviper.config.shape import PackShape, mean_tokens, segment_shapes
+from timeviper.datamodules.turns import turns_note
 from timeviper.model.flops import PARTS, Execution, Flops, executed_flops, model_flops
 from timeviper.model.flops import total as total_flops
 from timeviper.planning.hardware import Assumptions, Gpu
 from timeviper.planning.memory import PeakMemory, peak_memory
 from timeviper.planning.parameters import ParameterCount, count_parameters, sharded_parameters
-from timeviper.planning.phase_packs import PhasePacks, longest_pack, phases_of
+from timeviper.planning.phase_packs import PhasePacks, index_of, longest_pack, phases_of
 from timeviper.planning.roofline import StepTime, step_time
 from timeviper.training.launch import check_ranks
 from timeviper.weights.export import meta_model
@@ -63,6 +64,8 @@ class StagePlan:
     parameters: dict[str, ParameterCount]
     phases: tuple[PhasePlan, ...]
     assumptions: Assumptions
+    note: str = ""
+    """What the data lose by the settings; empty: nothing."""
 
     @property
     def hours(self) -> float:
@@ -99,14 +102,16 @@ class Stage:
         self.counts = count_parameters(model)
         blocks = (p.numel() for name, p in model.named_parameters() if name.startswith("decoder.blocks."))
         self.block_parameters = sum(blocks)
-        self.phases = phases_of(recipe, self.assume)
+        index = index_of(recipe)
+        self.phases = phases_of(recipe, self.assume, index)
+        self.note = turns_note(recipe, index[0].sources) if index[0] else ""
 
     def on(self, gpus: int, gpu: Gpu) -> StagePlan:
         """Every phase on some GPUs. Raises ConfigError as `check_ranks` does."""
         check_ranks(self.recipe, gpus, "GPUs")
         phases = tuple(_plan_phase(self, phase, gpus, gpu) for phase in self.phases)
         per_gpu = self.recipe.data.packs_per_step // gpus
-        return StagePlan(self.recipe.name, gpus, gpu, per_gpu, self.counts, phases, self.assume)
+        return StagePlan(self.recipe.name, gpus, gpu, per_gpu, self.counts, phases, self.assume, self.note)
 
     def memory(self, phase: PhasePacks, gpus: int) -> PeakMemory:
         """Of the pack of a phase that needs most, its longest samples' among them: a few steps of an index may not

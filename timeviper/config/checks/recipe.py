@@ -110,6 +110,8 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("data.sources", "every weight is 0: give at least one source a weight above 0.")
     if frames.max_frames < frames.min_frames:
         yield Finding("data.frames.max_frames", f"must be at least min_frames = {frames.min_frames}.")
+    if data.turns == "split" and recipe.train.objective != "answer":
+        yield Finding("data.turns", "has no turns to split with train.objective = tags: write whole.")
 
 
 def _towers(recipe: Recipe) -> Iterator[Finding]:
