@@ -98,7 +98,7 @@ def in_order(recipe: Recipe, ranks: int, packs: int, seed: int) -> Steps:
 
 
 def _measure(a_frame: int, share: float, work: float) -> CostModel:
-    return CostModel(a_frame, share, work, lambda text, frames: text // BYTES_PER_TOKEN)
+    return CostModel(a_frame, share, work, lambda text, frames, turns: text // BYTES_PER_TOKEN)
 
 
 def _items(sources: dict[str, Source], cost: CostModel) -> Iterator[Item]:

@@ -75,7 +75,9 @@ def test_text_alone_is_read_as_a_sample(tmp_path: Path) -> None:
     sources = {"mine": Source("mine", load_index(tmp_path / "out"))}
     data = DataConfig(tokens_per_pack=512, packs_per_step=1, frames=FramesConfig(max_frames=2))
     data.sources["mine"] = SourceConfig(shards=str(tmp_path / "out"))
-    cost = CostModel(tokens_per_frame=4, vision_share=1.0, frame_work=1.0, estimate=lambda size, frames: size + 20)
+    cost = CostModel(
+        tokens_per_frame=4, vision_share=1.0, frame_work=1.0, estimate=lambda size, frames, turns: size + 20
+    )
     plan = next(Plan(sources, data, {}, cost, 0).steps())
     reader = PackReader(Tokenizer.load(), PackFormat(ChatConfig(), 16, 4, 512))
     batch = reader[plan]

@@ -10,7 +10,7 @@ import torch
 from viper_helpers import config, make_model, sample, samples
 
 from timeviper.config import ChatConfig, ModelConfig
-from timeviper.datamodules.chat import Media, encode_chat, estimate_tokens
+from timeviper.datamodules.chat import Media, encode_chat, estimate_text
 from timeviper.inference.generate import embed_frames, in_pieces, prefill_pack
 from timeviper.inference.prefill import prefill_chunks
 from timeviper.model.frame_times import PERIODS, time_features
@@ -82,7 +82,7 @@ def test_the_prompt_has_the_sentence_and_no_stamps() -> None:
     ]
     assert torch.equal(prompts[0], prompts[1])
     assert len(prompts[2]) != len(prompts[1])
-    tokens = [estimate_tokens(tokenizer, 40, 4, 4, ChatConfig(time=time)) for time in ("sentence", "tokens")]
+    tokens = [estimate_text(tokenizer, 40, [4], ChatConfig(time=time)) for time in ("sentence", "tokens")]
     assert tokens[0] == tokens[1]
 
 

@@ -32,13 +32,12 @@ from timeviper.tokenizer import Tokenizer
 from timeviper.weights import initialize
 from timeviper.weights.initialize import Read
 from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, find_export, read_lineage
-from timeviper.weights.tensors import INDEX, TensorFolder, write_tensors
+from timeviper.weights.tensors import ADAPTER, INDEX, TensorFolder, write_tensors
 
 log = logging.getLogger("timeviper")
 
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16")
-ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
 
 Model = TimeViper | TagModel
 

@@ -25,6 +25,7 @@ _DTYPES = {
 }  # fmt: skip
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter/adapter.safetensors"  # not beside the weights: a folder's tensors are those of one model
 SHARD_BYTES = 2 << 30  # the most that is held in memory while weights are copied
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from timeviper.config import Recipe
 from timeviper.config.load import CONFIG, load_recipe
 from timeviper.files import new_folder, whole_folder
-from timeviper.weights.export import ADAPTER
 from timeviper.weights.hub.names import hub_names
-from timeviper.weights.tensors import write_tensors
+from timeviper.weights.tensors import ADAPTER, write_tensors
 
 BEFORE = "base_model.model."  # peft's own wrappers, before every name of the model
 
