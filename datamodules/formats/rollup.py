@@ -7,8 +7,10 @@ two or three times.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,6 +25,8 @@ class Cue(NamedTuple):
     start: float
     end: float
     lines: tuple[str, ...]
+    fresh: tuple[bool, ...] = ()
+    """For each line whether its words have times of their own, as only new ones have."""
 
 
 @dataclass
@@ -35,7 +39,8 @@ class _Said:
 def said_once(cues: Sequence[Cue]) -> tuple[list[Cue], bool]:
     """The cues with each line where it first appears, and whether they roll up; else they are as they were.
 
-    They roll up if most cues carry on what the one before them shows, or if one only holds it.
+    They roll up if most cues carry on what the one before them shows, or if one only holds it; where words have times,
+    one line that stays without them is enough.
     """
     if all(len(cue.lines) == 1 for cue in cues):
         words = [cue._replace(lines=tuple(cue.lines[0].split())) for cue in cues]
@@ -52,7 +57,8 @@ def said_once(cues: Sequence[Cue]) -> tuple[list[Cue], bool]:
 def _roll_up(cues: Sequence[Cue], carried: list[int]) -> bool:
     held = any(kept == len(cue.lines) and cue.end - cue.start < HOLD for kept, cue in zip(carried, cues[1:]))
     rolling = sum(kept > 0 for kept in carried)
-    return held or (rolling >= 2 and rolling > len(carried) / 2)
+    stays = rolling > 0 and any(any(cue.fresh) for cue in cues)
+    return held or stays or (rolling >= 2 and rolling > len(carried) / 2)
 
 
 def _taken_once(cues: Sequence[Cue], carried: list[int]) -> list[Cue]:
@@ -72,24 +78,29 @@ def _taken_once(cues: Sequence[Cue], carried: list[int]) -> list[Cue]:
 
 
 def _lines_carried(before: Cue, cue: Cue) -> int:
-    """How many of the last lines before are the first of this cue; the last of them may have grown by words."""
+    """How many of the last lines before are the first of this cue; the last of them may have grown by words.
+
+    Where nothing is new, only at once after it: later, the same words are said again.
+    """
     for kept in range(min(len(before.lines), len(cue.lines)), 0, -1):
-        *old, last = before.lines[-kept:]
-        *now, this = cue.lines[:kept]
-        if old == now and (this == last or this.startswith(f"{last} ")):
-            return kept if _goes_on(before, cue, kept) else 0
+        *old, last = map(_heard, before.lines[-kept:])
+        *now, this = map(_heard, cue.lines[:kept])
+        if old == now and (this == last or this.startswith(f"{last} ")) and not any(cue.fresh[:kept]):
+            new = len(cue.lines) > kept or this != last
+            return kept if new or cue.start - before.end <= TOGETHER else 0
     return 0
 
 
 def _words_carried(before: Cue, cue: Cue) -> int:
     """The same for words: of one of the cues all, or several."""
     shorter = min(len(before.lines), len(cue.lines))
-    for kept in range(shorter, 0, -1):
-        if before.lines[-kept:] == cue.lines[:kept]:
-            return kept if kept >= min(WORDS, shorter) and _goes_on(before, cue, kept) else 0
+    for kept in range(shorter, min(WORDS, shorter) - 1, -1):
+        if [*map(_heard, before.lines[-kept:])] == [*map(_heard, cue.lines[:kept])]:
+            return kept if len(cue.lines) > kept or cue.start - before.end <= TOGETHER else 0
     return 0
 
 
-def _goes_on(before: Cue, cue: Cue, kept: int) -> bool:
-    """Where nothing is new, only at once after it: later, the same words are said again."""
-    return cue.lines != before.lines[-kept:] or cue.start - before.end <= TOGETHER
+@lru_cache(maxsize=4096)
+def _heard(text: str) -> str:
+    """Words without capitals and punctuation, which live captions correct when a line moves up."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold())) or text

@@ -26,8 +26,9 @@ SRT_HEAD = re.compile(r"\s*-?\d[^<>]*:[^<>]*-->")  # else it is text, such as "A
 ALMOST = re.compile(r"\s*\d+:\d\d\S*\s*(?:[-=–—]+>|→)\s*\d+:\d\d.*")  # such as 00:01,000 -> 00:02,000
 VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-VTT_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<[\d:.]+>|\{\\[^{}]*\}")  # <i>, <c.loud>, <00:01.000>, {\an8}
-SRT_TAG = re.compile(r"</?(?:b|i|u|s|c|em|strong|font|span)\b[^<>]*>|<[\d:.]+>|\{\\[^{}]*\}", re.IGNORECASE)
+WORD_TIME = re.compile(r"<[\d:.]+>")
+VTT_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")  # <i>, <c.loud>, {\an8}
+SRT_TAG = re.compile(r"</?(?:b|i|u|s|c|em|strong|font|span)\b[^<>]*>|\{\\[^{}]*\}", re.IGNORECASE)
 OTHER_BLOCK = re.compile(r"(?:WEBVTT|NOTE|STYLE|REGION)(?:[ \t\n]|$)")
 
 ROLLED = "captions that roll up the screen; each line is taken once, where it first appears"
@@ -98,7 +99,7 @@ def _cues(text: str, is_vtt: bool, notes: dict[str, None]) -> Iterator[Cue]:
         parts = list(_parts(lines, head + 1, end, is_vtt, str(number + 1)))
         if len(parts) > 1:
             notes[JOINED] = None
-        yield Cue(clock(*found.groups()[:4]), clock(*found.groups()[4:]), _plain("\n".join(parts), is_vtt))
+        yield Cue(clock(*found.groups()[:4]), clock(*found.groups()[4:]), *_plain("\n".join(parts), is_vtt))
 
 
 def _top(lines: list[str], head: int, is_vtt: bool) -> int:
@@ -141,8 +142,9 @@ def _no_times(at: int, part: str) -> SchemaError:
     return SchemaError(f"line {at + 1} ({part[:40]!r}) is below no line of times such as 00:01.000 --> 00:04.000")
 
 
-def _plain(text: str, is_vtt: bool) -> tuple[str, ...]:
-    """Lines as they are shown. Tags that SRT does not know are text there."""
+def _plain(text: str, is_vtt: bool) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    """Lines as they are shown, and which have times of words. Tags that SRT does not know are text there."""
     text = VOICE.sub(lambda voice: f"{voice[1].strip()}: ", BREAK.sub("\n", text))
-    text = html.unescape((VTT_TAG if is_vtt else SRT_TAG).sub("", text))
-    return tuple(line for line in (" ".join(row.split()) for row in text.split("\n")) if line)
+    text = html.unescape((VTT_TAG if is_vtt else SRT_TAG).sub("", WORD_TIME.sub("\0", text)))
+    rows = [(" ".join(row.replace("\0", "").split()), "\0" in row) for row in text.split("\n")]
+    return tuple(row for row, _ in rows if row), tuple(timed for row, timed in rows if row)

@@ -119,6 +119,25 @@ def test_captions_that_roll_up_in_joined_lines(name: str, held: bool) -> None:
         assert found.notes == (ROLLED,)
 
 
+def test_capitals_and_points_that_come_when_a_line_moves_up() -> None:
+    cues = [
+        (0.0, 1.0, "hi my name is luke"),
+        (1.0, 2.0, "Hi. My name is Luke,\nand my goal"),
+        (2.0, 3.0, "And my goal\nis"),
+    ]
+    for joined in ("\n", " "):
+        found = parse("a.srt", srt([(a, b, t.replace("\n", joined)) for a, b, t in cues]))
+        assert [row[2].casefold() for row in rows(found)] == ["hi. my name is luke,", "and my goal", "is"]
+
+
+def test_times_of_words_tell_old_lines_from_new_ones() -> None:
+    """One line that stays is enough; a refrain whose words have times is sung again."""
+    cues = [(0.0, 2.0, "Hello<00:00:01.000><c> there</c>"), (2.0, 4.0, "Hello there"), (4.0, 6.0, "Next line")]
+    assert rows(parse("a.vtt", vtt(cues))) == [(0.0, 4.0, "Hello there"), (4.0, 6.0, "Next line")]
+    song = [(float(i), i + 1.0, f"La<00:00:0{i}.500> la la") for i in range(4)]
+    assert [row[2] for row in rows(parse("a.vtt", vtt(song)))] == ["La la la"] * 4
+
+
 def test_captions_sent_anew_each_second_are_one() -> None:
     cues = [(float(i), i + 1.0, "A dog runs." if i < 3 else "It stops.") for i in range(5)]
     assert rows(parse("a.vtt", vtt(cues))) == [(0.0, 3.0, "A dog runs."), (3.0, 5.0, "It stops.")]
