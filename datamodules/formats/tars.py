@@ -23,8 +23,10 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 OF_SYSTEMS = "files that macOS or Windows keep for themselves (._name, .DS_Store, Thumbs.db), left out"
 NO_KEY = "files that are hidden or have no ending, left out"
+PICTURES = "samples of many numbered pictures, which are read as pictures: frames of a video need a video (its rate)"
 FAILED = "samples without media whose json says that their download failed, left out"
 
+MANY = 8  # pictures in a sample, named by numbers alone, that may have been meant as frames
 Members = list[tuple[str, File]]  # fields in lower case, each with its file
 
 
@@ -100,6 +102,9 @@ def _entry(tar: Path, where: str, key: str, members: Members) -> Entry:
         return Entry(where, error)
     if not any(map(media_type, fields)) and str(said.get("status", "success")) != "success":
         return Entry(where, {}, notes=(FAILED,))
+    media = [field for field in fields if media_type(field)]
+    if len(media) >= MANY and all(media_type(f) == "image" and f.partition(".")[0].isdigit() for f in media):
+        notes = (*notes, PICTURES)
     used = {text.ending for text in texts}
     files = {f: TarSlice(tar, file.offset, file.size) for f, file in members if f not in used}
     return Entry(where, {"key": key.removeprefix("./"), **said}, files, notes=notes)

@@ -327,6 +327,13 @@ def test_frames_given_as_a_video_are_refused_with_what_to_do(tmp_path: Path, val
         read_manifest(put_lines(tmp_path / "x.jsonl", {"video": value, "caption": "x"}))
 
 
+def test_many_numbered_pictures_in_a_tar_are_said_to_be_pictures(tmp_path: Path) -> None:
+    for count, said_of in ((7, set()), (8, {tars.PICTURES})):
+        frames = [(f"a.{i:04d}.jpg", image()) for i in range(count)]
+        put_tar(tmp_path / f"{count}.tar", *frames, ("a.txt", b"A ring."))
+        assert notes(tmp_path / f"{count}.tar") == said_of
+
+
 def test_marks_in_texts_that_are_not_a_persons_turn_are_text(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4")
     (tmp_path / "a.srt").write_text(srt([(0.0, 1.0, "The <video> tag"), (1.0, 2.0, "and <image>.")]))
