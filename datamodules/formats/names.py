@@ -43,9 +43,7 @@ def find(path: Path) -> Path:
 
 def alike(path: Path) -> str:
     """What is there that differs from a missing file in capitals only; empty if nothing is."""
-    folder = path.parent
-    names = [n for group in _listed(folder, _changed(folder)).values() for n in group]
-    return next((name for name in names if composed(name).casefold() == composed(path.name).casefold()), "")
+    return _folded(path.parent, _changed(path.parent)).get(composed(path.name).casefold(), "")
 
 
 def _changed(folder: Path) -> int:
@@ -55,7 +53,13 @@ def _changed(folder: Path) -> int:
         return 0
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
+def _folded(folder: Path, changed: int) -> dict[str, str]:
+    """One name in a folder for all that differ in capitals only."""
+    return {look.casefold(): names[0] for look, names in _listed(folder, changed).items()}
+
+
+@lru_cache(maxsize=8)
 def _listed(folder: Path, changed: int) -> dict[str, tuple[str, ...]]:
     """The names in a folder by how they look; it is read again only when it has `changed`."""
     found: dict[str, tuple[str, ...]] = {}
