@@ -16,7 +16,7 @@ import pytest
 import torch
 from jobs import losses, run, weights, write_recipe
 
-from timeviper.callbacks.build import optional_callbacks
+from timeviper.callbacks.build import optional_callbacks, own_loggers
 from timeviper.callbacks.guard import Guard
 from timeviper.callbacks.held_out import fixed_plans, read_share
 from timeviper.callbacks.memory_meter import HELD
@@ -61,6 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "callbacks.own.note.callback=own_callback:Note",
         f"callbacks.own.note.options={{file: {folder / 'note'}, word: seen}}",
         "log.tensorboard=true",
+        "log.loggers.mine.logger=own_callback:Lines",
+        f"log.loggers.mine.options={{file: {folder / 'lines'}}}",
     ]
     run(folder, WORLD, "train", recipe, f"out={folder / 'watched'}", *HELD_OUT, *often)
     job = run(folder, WORLD, "train", recipe, f"out={folder / 'plain'}", *HELD_OUT, *ALL_OFF)
@@ -206,6 +208,19 @@ def decoded(png: bytes) -> np.ndarray:
 
 def test_a_callback_of_ones_own_runs_with_its_options(runs: Path) -> None:
     assert (runs / "note").read_text() == f"seen {STEPS}"
+
+
+def test_own_loggers_get_every_figure_and_what_is_wrong_is_one_message(runs: Path) -> None:
+    lines = (runs / "lines").read_text().splitlines()
+    for name in ("train/loss", "val/loss", "speed/tokens_per_s", "data/used/pictures"):
+        assert any(f" {name} " in line for line in lines), name
+    wrong = ["log.loggers.a.logger=own_callback:Note", "log.loggers.b.logger=lightning.pytorch.loggers:WandbLogger"]
+    with pytest.raises(ConfigError, match="2 problems") as caught:
+        own_loggers(load_recipe(runs / "small.yaml", wrong))
+    assert "own_callback:Note is no subclass of" in str(caught.value)
+    assert "wandb" in str(caught.value), "what to install"
+    with pytest.raises(ConfigError, match="module:Class"):
+        load_recipe(runs / "small.yaml", ["log.loggers.a.logger=wandb"])
 
 
 def test_what_is_wrong_with_own_callbacks_is_one_message(runs: Path, recipe: Recipe) -> None:

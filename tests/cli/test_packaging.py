@@ -32,6 +32,16 @@ def make(*args: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("target", ["train", "train-stage2", "eval"])
+def test_several_nodes_without_a_meeting_place_are_an_error(target: str) -> None:
+    done = subprocess.run(["make", "-n", target, "NNODES=2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode
+    assert "needs HEAD=host:port" in done.stderr
+    assert "--rdzv-endpoint a:1" in make("train-stage2", "NNODES=2", "HEAD=a:1")
+    assert "--standalone" in make("train-stage2", "NPROC=2")
+    make("help", "NNODES=2")
+
+
 def targets() -> list[str]:
     return re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from jobs import Pictures
+from lightning.pytorch.loggers import Logger
 
 
 class Note(pl.Callback):
@@ -17,6 +20,24 @@ class Note(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             Path(self.file).write_text(f"{self.word} {trainer.global_step}")
+
+
+class Lines(Logger):
+    """Writes `name value` of every figure into a file."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = Path(file)
+
+    name = "lines"
+    version = ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.file.open("a") as file:
+            file.writelines(f"{step} {name} {value}\n" for name, value in metrics.items())
 
 
 class NoCallback:

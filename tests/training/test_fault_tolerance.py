@@ -267,6 +267,24 @@ def test_validation_and_checkpoints_do_not_alarm_the_watchdog(capfd: pytest.Capt
     assert "test_validation_and_checkpoints" in said, "the stack of the main thread"
 
 
+def test_the_watchdogs_default_follows_the_planned_and_the_longest_step() -> None:
+    def made(seconds: float | None, planned: float) -> Watchdog:
+        return Watchdog(WatchdogConfig(seconds=seconds), str, planned)
+
+    assert made(None, 0.0).seconds == 600
+    assert made(None, 30.0).seconds == 600
+    assert made(None, 900.0).seconds == 4500
+    assert made(20.0, 900.0).seconds == 20
+    assert made(0.0, 900.0).seconds == 0
+    trainer: Any = SimpleNamespace(global_step=1, should_stop=False, max_steps=9)
+    for seconds, limit in ((None, 2500.0), (700.0, 700.0)):
+        watchdog = made(seconds, 0.0)
+        watchdog.on_train_batch_start(trainer, trainer)
+        watchdog._began -= 500
+        watchdog.on_train_batch_end(trainer, trainer)
+        assert watchdog._limit == pytest.approx(limit, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_others_with_one_message(recipe: Path, tmp_path: Path) -> None:
     job = Job(tmp_path, 2, "train", str(recipe), f"out={tmp_path}", "data.sources.pictures.options={odd: die}")

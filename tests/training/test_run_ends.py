@@ -19,11 +19,13 @@ from jobs import Job, run, weights, write_recipe
 from safetensors.torch import load_file
 from tree import ROOT
 
+from timeviper.config.load import load_recipe
 from timeviper.datamodules.loader import lost_loader
 from timeviper.training import lock
 from timeviper.training.ends import foreseen
 from timeviper.training.lock import LOCK, Held, run_lock
 from timeviper.training.restore import export_checkpoint
+from timeviper.weights.export import starting_points
 from timeviper.weights.hub.convert import export_hf
 
 VAL = ["data.val.pictures.dataset=jobs:Pictures", "data.val.pictures.options={count: 5}"]
@@ -314,3 +316,20 @@ def test_a_stage_starts_from_a_run_folder_and_says_what_is_random(recipe: Path, 
     longer = Job(tmp_path, 1, "train", str(recipe), f"out={done}", "train.steps=20", "train.validate_every=100", *VAL)
     assert longer.end() == [2]
     assert f"train.init_from={done}" in longer.said()
+
+
+def test_where_first_values_come_from_is_said(recipe: Path, done: Path, tmp_path: Path) -> None:
+    def told(*overrides: str) -> list[str]:
+        return starting_points(load_recipe(recipe, overrides))
+
+    begin, idle = told()
+    assert begin == "starts with tower, projector, decoder, transv at random"
+    assert idle.startswith("tower: random, and not in train.trainable")
+    assert told(f"train.init_from={done}") == [f"starts with tower, projector, decoder, transv from {done}"]
+    tower = Path(shutil.copytree(done / "export", tmp_path / "tower"))
+    lineage = json.loads((tower / "lineage.json").read_text())
+    (tower / "lineage.json").write_text(json.dumps(lineage | {"parts": ["projector", "tower"]}))
+    begin, random = told(f"train.init_from={tower}")
+    assert begin == f"starts with tower, projector from {tower}; decoder, transv at random"
+    assert random.startswith("the decoder starts at random")
+    assert "decoder, transv: random, and not in" in told(f"train.init_from={tower}", "train.trainable=[projector]")[2]

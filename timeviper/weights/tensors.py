@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from timeviper.errors import one_of
 from timeviper.files import TEMPORARY, put, write_whole
 
 log = logging.getLogger("timeviper")
@@ -67,6 +68,17 @@ class TensorFolder:
         """In torch's words, or the file's where it has others."""
         stored = str(self._handle(self.files[name]).get_slice(name).get_dtype())
         return _DTYPES.get(stored, stored.lower())
+
+    def quantised(self, names: Iterable[str]) -> list[str]:
+        """A line for each dtype that holds no weights: with or without its scales, its numbers mean something else."""
+        odd: dict[str, list[str]] = {}
+        for name in names:
+            if (dtype := self.dtype(name)) not in FLOATS:
+                odd.setdefault(dtype, []).append(name)
+        advice = f"only {one_of(FLOATS)} are read: fetch the release in bfloat16, or dequantise it first"
+        return [
+            f"{dtype}: {len(n)} tensors, such as {n[0]}, are quantised weights; {advice}" for dtype, n in odd.items()
+        ]
 
     def read(self, name: str) -> Tensor:
         return self._handle(self.files[name]).get_tensor(name)

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig, TowerConfig, TransVConfig
 from timeviper.config.load import CONFIG, load_recipe
 from timeviper.config.model import TOUCH_NO_TENSOR
-from timeviper.errors import one_of
 from timeviper.files import new_folder, whole_folder, write_whole
 from timeviper.model.decoder import Decoder
 from timeviper.weights.hub import towers as hub_towers
 from timeviper.weights.hub.config import decoder_config, hub_config, read_config
 from timeviper.weights.hub.family import hub_family
 from timeviper.weights.hub.names import hub_names, hub_shape, match
-from timeviper.weights.tensors import FLOATS, SHARD_BYTES, TensorFolder, write_tensors
+from timeviper.weights.tensors import SHARD_BYTES, TensorFolder, write_tensors
 
 SETTINGS, ORIGINAL = "decoder.json", "hf_config.json"
 # What comes along unread: tokenizer, chat template, generation defaults.
@@ -97,18 +96,10 @@ def open_weights(path: str | Path, cfg: DecoderConfig | None = None) -> Weights:
 
 def _not_weights(original: dict[str, Any], files: TensorFolder) -> list[str]:
     """Quantised weights are numbers that mean nothing without their scales, under whatever names."""
-    odd: dict[str, list[str]] = {}
-    for name in files.files:
-        if (dtype := files.dtype(name)) not in FLOATS:
-            odd.setdefault(dtype, []).append(name)
-    found = [
-        f"{dtype}: {len(names)} tensors, such as {names[0]}, are quantised weights" for dtype, names in odd.items()
-    ]
+    found = files.quantised(files.files)
     if method := original.get("quantization_config"):
         kind = method.get("quant_method", "?") if isinstance(method, dict) else method
         found.insert(0, f"quantization_config says that the weights are quantised ({kind})")
-    if found:
-        found.append(f"only {one_of(FLOATS)} are read: fetch the release in bfloat16, or dequantise it first")
     return found
 
 

@@ -6,6 +6,7 @@ They belong on the weights that the stage started from, not on its export, which
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -35,8 +36,10 @@ def export_adapter(export: Path, out: Path) -> str:
     for name, tensor in adapters.items():
         place, _, leaf = name.removeprefix("decoder.").rpartition(".")  # leaf: lora_A or lora_B
         if name.startswith("decoder.") and place in theirs:
-            module = theirs[place].removesuffix(".weight")
-            modules.add(module)
+            module = re.sub(
+                "^backbone", "model", theirs[place].removesuffix(".weight")
+            )  # as transformers' class has it
+            modules.add(module.removeprefix("model."))  # found by how names end
             tensors.append((f"{BEFORE}{module}.{leaf}.weight", tensor))
     if not tensors:
         raise ValueError(f"{file} adapts nothing of the language model, and peft knows nothing else of this model")
