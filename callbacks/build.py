@@ -71,7 +71,7 @@ def build_callbacks(
         Ledger(recipe.data.max_skipped, recipe.log.every),  # before a checkpoint, which holds its count
         *optional,
         Progress(recipe.name, recipe.train.steps, recipe.log.every, throughput),  # after what it shows was measured
-        Export(run / "export", recipe, tokenizer, guard, command),
+        Export(run / "export", recipe, tokenizer, guard, checkpoints, command),
         checkpoints,  # of a step that all others have seen
         watchdog,  # the last: its clock runs until everything that belongs to the step is done
     ]

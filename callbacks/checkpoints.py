@@ -113,7 +113,7 @@ class Checkpoints(pl.Callback):
         if stop or last or step % self.train.checkpoint_every == 0:
             self.save(trainer)
         # Lightning validates when it is to stop, so the last weights are validated whatever train.validate_every is.
-        trainer.should_stop = stop or last
+        trainer.should_stop |= stop or last
         if stop and not last:
             self.finish()
             self.stopped = True
@@ -128,6 +128,8 @@ class Checkpoints(pl.Callback):
             raise StopIteration  # how Lightning's loop is told that there are no more batches
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.should_stop and not self.stopped:  # also where a callback has ended the stage before its last step
+            self.save(trainer)
         self.finish()
 
     def _any_rank(self, trainer: pl.Trainer, *flags: bool) -> list[bool]:

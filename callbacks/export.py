@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from torch import nn
 
+from timeviper.callbacks.checkpoints import Checkpoints
 from timeviper.callbacks.guard import Guard
 from timeviper.config import Recipe
 from timeviper.parallel import WholeTensors
@@ -21,10 +22,18 @@ class Export(pl.Callback):
     """Acts at the end of a fit, also of one that finds the last step done: a process that ended while the export was
     written, or the last validation ran, left only the checkpoint."""
 
-    def __init__(self, folder: Path, recipe: Recipe, tokenizer: Tokenizer, guard: Guard, resume_hint: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        guard: Guard,
+        checkpoints: Checkpoints,
+        resume_hint: str,
+    ) -> None:
         """resume_hint: the command that writes an export which could not be written, for messages."""
         self.folder, self.recipe, self.tokenizer, self.guard = folder, recipe, tokenizer, guard
-        self.resume_hint = resume_hint
+        self.checkpoints, self.resume_hint = checkpoints, resume_hint
         self._validated = -1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -32,8 +41,11 @@ class Export(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = trainer.global_step
-        if step < self.recipe.train.steps:
-            return
+        if early := step < self.recipe.train.steps:
+            if self.checkpoints.stopped or not trainer.should_stop:
+                return
+            if trainer.is_global_zero:
+                print(f"a callback ended the stage at step {step} of {self.recipe.train.steps}", flush=True)
         if self.recipe.data.val and self._validated != step:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -42,10 +54,9 @@ class Export(pl.Callback):
         if trainer.is_global_zero:
             sources = cast(Any, trainer).datamodule.plan.sources  # a VideoDataModule: trainer.py gives it to fit
             data = {name: source_digest(source) for name, source in sources.items()}
+            notes = {"doubts": self._doubts(trainer, step), "ended_early": early}
             try:
-                write_export(
-                    self.folder, state, self.recipe, self.tokenizer, step, data=data, doubts=self._doubts(trainer)
-                )
+                write_export(self.folder, state, self.recipe, self.tokenizer, step, data=data, notes=notes)
             except OSError as error:
                 raise OSError(
                     f"could not write the export {self.folder}: {error}. The checkpoint of the last step is there: "
@@ -56,9 +67,9 @@ class Export(pl.Callback):
             follow_export(state, self.recipe.model.lora)
         trainer.strategy.barrier()
 
-    def _doubts(self, trainer: pl.Trainer) -> list[str]:
+    def _doubts(self, trainer: pl.Trainer, steps: int) -> list[str]:
         """Why the weights can hardly be what was wanted."""
-        steps, skipped, found = self.recipe.train.steps, self.guard.skipped, []
+        skipped, found = self.guard.skipped, []
         if skipped > steps / 2:
             found.append(f"{skipped} of {steps} steps were skipped (train.guard.policy), so little was learned")
         loss = trainer.callback_metrics.get("val/loss")

@@ -282,7 +282,10 @@ def _loggers(cfg: LogConfig, run: Path, start: int) -> list[Logger]:
 def _finished(run: Path, recipe: Recipe) -> bool:
     """Whether the stage has been exported, with these settings. Other settings are an error: nothing is overwritten."""
     export = run / "export"
-    if not is_export(export) or read_lineage(export)["step"] < recipe.train.steps:
+    if not is_export(export):
+        return False
+    lineage = read_lineage(export)
+    if lineage["step"] < recipe.train.steps and not lineage.get("ended_early"):
         return False
     _check_same_recipe(export, recipe)
     return True

@@ -48,8 +48,9 @@ def test_shares_and_epochs_are_those_that_the_plan_draws(
     monkeypatch.setattr(module, "LOOKED_AT", 200)  # so that most of it is extrapolated
     found, drawn = told(tmp_path, *overrides)
     for source in found:
-        assert source.drawn == pytest.approx(drawn[source.name], rel=0.05, abs=2)
-        assert source.share == pytest.approx(drawn[source.name] / drawn.total(), rel=0.05, abs=0.01)
+        # A phase begins with what waited for room in the one before: a step's worth here.
+        assert source.drawn == pytest.approx(drawn[source.name], rel=0.05, abs=16)
+        assert source.share == pytest.approx(drawn[source.name] / drawn.total(), rel=0.05, abs=0.03)
         assert source.epochs == source.drawn / source.conversations
 
 

@@ -29,8 +29,13 @@ class Lines(Logger):
         super().__init__()
         self.file = Path(file)
 
-    name = "lines"
-    version = ""
+    @property
+    def name(self) -> str:
+        return "lines"
+
+    @property
+    def version(self) -> str:
+        return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         pass
@@ -38,6 +43,19 @@ class Lines(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with self.file.open("a") as file:
             file.writelines(f"{step} {name} {value}\n" for name, value in metrics.items())
+
+
+class StopAt(pl.Callback):
+    """Ends the stage after a step, or after the first validation."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        trainer.should_stop |= trainer.global_step == self.step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop |= self.step is None
 
 
 class NoCallback:

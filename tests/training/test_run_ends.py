@@ -260,6 +260,18 @@ def test_any_checkpoint_becomes_an_export_without_its_data(done: Path, tmp_path:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("step", ["2", "null"])
+def test_a_stage_that_a_callback_ends_is_exported_and_finished(recipe: Path, tmp_path: Path, step: str) -> None:
+    own = ["callbacks.own.stop.callback=own_callback:StopAt", f"callbacks.own.stop.options={{step: {step}}}"]
+    options = ["train", str(recipe), f"out={tmp_path / 'run'}", "train.validate_every=2", *VAL, *ALONE, *own]
+    said = run(tmp_path, 1, *options).said()
+    assert "a callback ended the stage at step 2 of 8" in said
+    assert said.count("held out: loss") == 1
+    assert json.loads((tmp_path / "run/export/lineage.json").read_text())["step"] == 2
+    assert (tmp_path / "run/checkpoints/step=2").is_dir()
+    assert "finished already" in run(tmp_path, 1, *options).said()
+
+
 def test_exported_files_have_the_mode_of_other_new_files(done: Path, tmp_path: Path) -> None:
     (tmp_path / "new").touch()
     mode = stat.S_IMODE((tmp_path / "new").stat().st_mode)

@@ -120,12 +120,12 @@ def write_export(
     step: int,
     shard_bytes: int = 2 << 30,
     data: Mapping[str, str] | None = None,
-    doubts: Sequence[str] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an export next to its place and move it there whole, so that a half export never has the name.
 
     Tensors are looked up one by one and merged with their adapters; at most `shard_bytes` are held. data: digests of
-    the training data for the lineage; doubts: as `lineage.describe` takes them. Raises OSError.
+    the training data for the lineage; notes: as `lineage.describe` takes them. Raises OSError.
     """
     merged, digest = lora.Merged(state, recipe.model.lora), WeightsDigest()
     with whole_folder(folder) as partial:
@@ -134,7 +134,7 @@ def write_export(
             lora.save_adapter(partial / ADAPTER, merged.adapters, recipe.model.lora)
         dump(recipe, partial / CONFIG)
         tokenizer.save(partial)
-        lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data, doubts)
+        lineage = describe(recipe, step, {part_of(name) for name in state}, digest.result(), data, notes)
         (partial / LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n")
 
 

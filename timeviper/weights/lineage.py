@@ -36,10 +36,11 @@ def describe(
     parts: Iterable[str],
     weights: str,
     data: Mapping[str, str] | None = None,
-    doubts: Iterable[str] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of `lineage.json`. weights: a `WeightsDigest`; data: `source_digest` by name, where it is known;
-    doubts: sentences on why the weights can hardly be what was wanted.
+    notes: `doubts`, sentences on why the weights can hardly be what was wanted, and `ended_early`, whether a callback
+    ended the stage before its last step.
 
     Raises as `read_lineage` does for the stage before.
     """
@@ -54,7 +55,7 @@ def describe(
         "recipe": recipe_digest(recipe),
         "weights": weights,
         "data": None if data is None else dict(data),
-        "doubts": list(doubts),
+        **(notes or {}),
         "from": read_lineage(find_export(recipe.train.init_from)) if recipe.train.init_from else None,
     }
 
