@@ -26,7 +26,7 @@ from timeviper.model.parts import is_adapter
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import build_model, write_export
 from timeviper.weights.hub.convert import export_hf, import_hf, load_decoder
-from timeviper.weights.hub.peft import export_adapter
+from timeviper.weights.peft import export_adapter
 from timeviper.weights.tensors import TensorFolder, write_tensors
 
 PROJ = "model.layers.0.self_attn.q_proj.weight"

@@ -271,7 +271,7 @@ def export_weights(
 
         return print(f"exported {export_checkpoint(run, checkpoint, out).name}: {out}")
     if adapter:
-        from timeviper.weights.hub.peft import export_adapter
+        from timeviper.weights.peft import export_adapter
 
         return print(f"{export_adapter(find_export(run), out)}: {out}")
     print(f"{describe(export_hf(find_export(run), out))}: {out}")
