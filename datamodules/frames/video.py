@@ -180,6 +180,8 @@ def _length(container: Container, timeline: Timeline) -> tuple[float, int]:
 
 def lead_in(container: Container, first: int) -> float:
     """Seconds from the start of the file to the first frame, whose time stamp this is: sound may begin before."""
+    if container.format == "avi":  # it has no later start, and stamps that say so are guesses
+        return 0.0
     starts = [(stream.start_time, stream.time_base) for stream in container.file.streams.audio]
     # Below 0 there is no sound, only the delay of its decoder.
     sounds = [max(float(start * base), 0.0) for start, base in starts if start is not None and base is not None]

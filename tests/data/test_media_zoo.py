@@ -25,6 +25,7 @@ from timeviper.datamodules.checks.shards import CheckConfig, check_shards
 from timeviper.datamodules.frames.container import Container
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.scan import scan
+from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.timeline import read_timeline
 from timeviper.datamodules.frames.video import Frames, lead_in, probe_video, read_video, resized, sample_times
 from timeviper.datamodules.shards.pool import write_shards
@@ -57,7 +58,9 @@ def check_frames(animal: Animal, read: Frames, wanted: FramesConfig) -> None:
 def test_a_player_would_show_it(media_zoo: dict[str, Animal], name: str):
     animal = media_zoo[name]
     for count in (1, 3, 7, 1000):
-        check_frames(animal, read_video(animal.path, 64, taking(count)), taking(count))
+        read = read_video(animal.path, 64, taking(count))
+        check_frames(animal, read, taking(count))
+        np.testing.assert_array_equal(FrameStream(animal.path, 64, taking(count)).times, read.times)  # foretold
     info = probe_video(animal.path)
     assert (info.frames, info.duration) == (len(animal.numbers), pytest.approx(animal.duration, abs=PADDING))
 
@@ -73,7 +76,7 @@ def decoded(animal: Animal) -> tuple[np.ndarray, np.ndarray]:
                 continue
             for frame in cast(list[av.VideoFrame], frames):
                 if "colours" in animal.notes:
-                    frame.colorspace = {8: 1, 10: 9, 14: 9}[int(frame.colorspace)]
+                    frame.colorspace = {10: 9, 14: 9}.get(int(frame.colorspace), 1)
                 pixels.append(resized(frame, 64))
                 times.append(frame.time if frame.time is not None else np.nan)
     return np.stack(pixels), np.array(times)

@@ -6,6 +6,8 @@ by PyAV: by its encoders, by copying packets with other stamps, and by joining a
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -154,7 +156,9 @@ def as_keyframe(i: int, packet: Packet) -> None:
     packet.is_keyframe = True
 
 
-def joined(*parts: dict[str, Any], suffix: str = ".ts", fps: int = 10, codec: str = "libx264") -> Maker:
+def joined(
+    *parts: dict[str, Any], suffix: str = ".ts", fps: int = 10, codec: str = "libx264", notes: str = "stamps container"
+) -> Maker:
     """Recordings written one after the other into one file, as `cat` does: clocks and numbers begin again."""
 
     def make(path: Path) -> Animal:
@@ -165,7 +169,7 @@ def joined(*parts: dict[str, Any], suffix: str = ".ts", fps: int = 10, codec: st
             numbers += range(COUNT)
         path.write_bytes(data)
         times = [n / fps for n in range(len(numbers))]
-        return Animal(path, numbers, times, len(times) / fps, frozenset({"stamps", "container"}), honest=False)
+        return Animal(path, numbers, times, len(times) / fps, frozenset(notes.split()), honest=False)
 
     return make
 
@@ -180,6 +184,14 @@ def wrapping(path: Path) -> Animal:
 
     copy(whole, path, late, None)
     return Animal(path, [*range(COUNT)], TENTHS, COUNT / 10)
+
+
+def joined_with_sound(path: Path) -> Animal:
+    """Each part has sound of its own length, whose clock begins again as well."""
+    part = with_sound(0, 2.4)(path.with_name("of-joined-sound.ts"))
+    path.write_bytes(2 * part.path.read_bytes())
+    times = [n / 10 for n in range(2 * COUNT)]
+    return Animal(path, 2 * [*range(COUNT)], times, 4.8, frozenset({"stamps", "container"}), honest=False)
 
 
 def cut(codec: str, suffix: str, fps: int, options: dict[str, object], first: int, notes: str = "container") -> Maker:
@@ -252,6 +264,17 @@ def gif(path: Path) -> Animal:
     data[at + 4 : at + 6] = (300).to_bytes(2, "little")
     path.write_bytes(data)
     return Animal(path, [*range(COUNT)], TENTHS, TENTHS[-1] + 3)
+
+
+def apng(path: Path) -> Animal:
+    """Pictures of 0.1 s; the last one stays for 3 s, as its frame control says."""
+    write_clip(path, COUNT, "apng", form="rgb24")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"fcTL")
+    data[at + 24 : at + 28] = struct.pack(">HH", 3, 1)
+    data[at + 30 : at + 34] = struct.pack(">I", zlib.crc32(data[at : at + 30]))
+    path.write_bytes(data)
+    return Animal(path, [*range(COUNT)], TENTHS, TENTHS[-1] + 3, frozenset({"container"}))
 
 
 def dropped(path: Path) -> Animal:
