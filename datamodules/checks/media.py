@@ -97,7 +97,8 @@ def _time_stamps(medium: Medium, container: Container, frames: FramesConfig) -> 
     yield from _ending(container, timeline)
     if timeline.shown is not None:
         how = "every frame is decoded" if timeline.ranks is None else "the whole file is read"
-        yield "stamps", f"its packets ({container.format}) do not tell rightly when frames are shown: {how}"
+        form = container.format.partition(",")[0]
+        yield "stamps", f"its packets ({form}) do not tell rightly when frames are shown: {how}"
     stamps = timeline.shown or sorted(
         p.pts for p in container.packets() if p.pts is not None and p.pts >= timeline.start and container.shows(p)
     )  # in ticks

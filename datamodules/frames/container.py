@@ -138,6 +138,11 @@ class Container:
         return bool(self.file.format.flags & Flags.ts_discont.value)
 
     @property
+    def has_edits(self) -> bool:
+        """Whether it may show parts of its stream in another order, with time stamps that follow the edits."""
+        return self.format.startswith("mov")
+
+    @property
     def is_bare(self) -> bool:
         """Whether it is a codec's stream without a container: time stamps are made up, anew after each seek."""
         return bool(self.file.format.flags & Flags.no_timestamps.value)

@@ -81,7 +81,7 @@ def scan(container: Container) -> Scan:
                 found.first = now
             if before is not None:
                 ahead = (now - before) * container.tick
-                if ahead < -BACK or (container.leaps and ahead > LEAP):
+                if (ahead < -BACK and not container.has_edits) or (container.leaps and ahead > LEAP):
                     offset += before + container.usual - now
                     found.jumped = True
                 found.disordered |= now < before

@@ -256,6 +256,33 @@ def trimmed(path: Path) -> Animal:
     return Animal(path, [*range(11, COUNT)], times, len(times) / 10)
 
 
+def edited(*parts: tuple[int, int], delay: int = 0, notes: str = "", **options: Any) -> Maker:
+    """An edit list: of the stored frames those from the first to before the second number, part after part.
+
+    delay: frames by which the first is shown after it is decoded; edits count from there.
+    """
+
+    def make(path: Path) -> Animal:
+        write_clip(path, COUNT, **({"options": STATIC | GOP} | options))
+        data = path.read_bytes()
+        moov, trak, edts = (data.index(name) - 4 for name in (b"moov", b"trak", b"edts"))  # the boxes lie in this order
+        scale = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big")  # ticks a second; of the movie 1,000
+        entries = [(100 * (end - first), (first + delay) * scale // 10, 1 << 16) for first, end in parts]
+        elst = struct.pack(">II", 0, len(entries)) + b"".join(struct.pack(">III", *entry) for entry in entries)
+        box = struct.pack(">I4sI4s", len(elst) + 16, b"edts", len(elst) + 8, b"elst") + elst
+        old = int.from_bytes(data[edts : edts + 4], "big")
+        changed = bytearray(data[:edts] + box + data[edts + old :])
+        for at in (moov, trak):
+            size = int.from_bytes(data[at : at + 4], "big") + len(box) - old
+            changed[at : at + 4] = size.to_bytes(4, "big")
+        path.write_bytes(changed)
+        numbers = [number for first, end in parts for number in range(first, end)]
+        times = [n / 10 for n in range(len(numbers))]
+        return Animal(path, numbers, times, len(numbers) / 10, frozenset(notes.split()))
+
+    return make
+
+
 def gif(path: Path) -> Animal:
     """Pictures of 0.1 s; the last one stays for 3 s, as its graphic control says."""
     write_clip(path, COUNT, "gif")
