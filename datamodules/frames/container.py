@@ -143,6 +143,11 @@ class Container:
         return self.format.startswith("mov")
 
     @property
+    def is_reordered(self) -> bool:
+        """Whether frames are shown in another order than packets say: AVI knows decode times only."""
+        return self.format == "avi" and self.context.has_b_frames
+
+    @property
     def is_bare(self) -> bool:
         """Whether it is a codec's stream without a container: time stamps are made up, anew after each seek."""
         return bool(self.file.format.flags & Flags.no_timestamps.value)

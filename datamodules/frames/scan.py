@@ -86,7 +86,8 @@ def scan(container: Container) -> Scan:
                     found.jumped = True
                 found.disordered |= now < before
             before = found.last_dts = now
-        stamp = None if packet.pts is None else packet.pts + offset
+        stamp = packet.dts if container.is_reordered else packet.pts
+        stamp = None if stamp is None else stamp + offset
         found.stamps.append(stamp)
         if not container.shows(packet):
             found.hidden.add(number)

@@ -19,6 +19,7 @@ from timeviper.datamodules.frames.scan import Scan, scan
 
 HOLD = 0.5  # seconds by which sound must outlast the picture to hold it; encoders pad it by some hundredths
 MAX_REPEATED = 0.75  # share of time stamps that are there twice; with more they are a demuxer's guesses
+STATED = 0.05  # by which the rate that a container states may differ from that of guessed time stamps
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def _from_packets(container: Container) -> Timeline:
     shown, told = _times(container, found)
     if not shown:
         raise VideoError(container.where, "holds no frames")
-    direct = told and not (found.jumped or found.disordered or len(set(shown)) < len(shown))
+    # What a program stream does not stamp, its reader guesses, differently after each seek.
+    odd = found.jumped or found.disordered or len(set(shown)) < len(shown) or container.format == "mpeg"
+    direct = told and not odd
     container.rewind(found.first if direct else None)
     start, last, count = shown[0], shown[-1], len(shown)
     step = (last - start) // (count - 1) if count > 1 else container.usual
@@ -175,11 +178,10 @@ def _times(container: Container, found: Scan) -> tuple[list[int], bool]:
     allowed = 0 if container.leaps else MAX_REPEATED  # packets of broadcasts need not all be stamped
     told = len(known) == len(visible) and not container.is_bare
     if told and len(known) - len(set(known)) <= allowed * len(known):
-        # AVI knows decode times only.
-        return known, not (container.format == "avi" and container.context.has_b_frames)
+        return known, not container.is_reordered
     first, step = known[0] if known else 0, container.usual
-    if (
-        len(known) > 1 and known[-1] > first and not container.is_bare
-    ):  # even spacing is nearer to the truth than a demuxer's guesses
-        step = max((known[-1] - first) // (len(visible) - 1), 1)
+    # Even spacing is nearer to the truth than a demuxer's guesses, and a rate that they nearly have nearer still.
+    if len(known) > 1 and known[-1] > first and not container.is_bare:
+        mean = max((known[-1] - first) // (len(visible) - 1), 1)
+        step = step if abs(mean - step) < STATED * step else mean
     return [first + i * step for i in range(len(visible))], False

@@ -212,33 +212,40 @@ def cut(codec: str, suffix: str, fps: int, options: dict[str, object], first: in
 
 
 def with_sound(
-    first: float, end: float, codec: str = "mp2", picture_options: dict[str, object] | None = None, **options: Any
+    first: float,
+    end: float,
+    codec: str = "mp2",
+    picture_codec: str = "libx264",
+    picture_options: dict[str, object] | None = None,
+    fps: int = 10,
+    notes: str = "",
+    **options: Any,
 ) -> Maker:
     """The picture begins `first` seconds after the sound, which ends at `end`."""
 
     def make(path: Path) -> Animal:
+        late, last = round(fps * first), round(fps * end)
         with av.open(str(path), "w", **options) as out:
-            video = cast(VideoStream, out.add_stream("libx264", rate=10))
+            video = cast(VideoStream, out.add_stream(picture_codec, rate=fps))
             video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-            video.options = picture_options or B_FRAMES
+            video.options = cast(Any, picture_options or B_FRAMES)
             audio = cast(AudioStream, out.add_stream(codec, rate=16000, layout="mono"))
-            for i in range(max(round(10 * end), COUNT + round(10 * first))):
-                number = i - round(10 * first)
-                if 0 <= number < COUNT:
-                    frame = av.VideoFrame.from_ndarray(picture(number, 64, 48), format="rgb24")
-                    frame.pts, frame.time_base = i, Fraction(1, 10)
+            for i in range(max(last, COUNT + late)):
+                if 0 <= i - late < COUNT:
+                    frame = av.VideoFrame.from_ndarray(picture(i - late, 64, 48), format="rgb24")
+                    frame.pts, frame.time_base = i, Fraction(1, fps)
                     out.mux(video.encode(frame))
-                if i < round(10 * end):
-                    silence = np.zeros((1, 1600), np.float32 if codec == "aac" else np.int16)
+                if i < last:
+                    silence = np.zeros((1, 16000 // fps), np.float32 if codec == "aac" else np.int16)
                     kind = "fltp" if codec == "aac" else "s16"
                     sound = av.AudioFrame.from_ndarray(cast(Any, silence), format=kind, layout="mono")
-                    sound.sample_rate, sound.pts, sound.time_base = 16000, i * 1600, Fraction(1, 16000)
+                    sound.sample_rate, sound.pts, sound.time_base = 16000, i * 16000 // fps, Fraction(1, 16000)
                     out.mux(audio.encode(sound))
             out.mux(video.encode(None))
             out.mux(audio.encode(None))
-        notes = {"start"} if first else {"sound"}
-        times = [first + n / 10 for n in range(COUNT)]
-        return Animal(path, [*range(COUNT)], times, max(first + COUNT / 10, end) - first, frozenset(notes))
+        said = {*notes.split(), *({"start"} if late else ()), *({"sound"} if end > first + COUNT / fps + 0.5 else ())}
+        times = [first + n / fps for n in range(COUNT)]
+        return Animal(path, [*range(COUNT)], times, max(first + COUNT / fps, end) - first, frozenset(said))
 
     return make
 
@@ -263,7 +270,7 @@ def edited(*parts: tuple[int, int], delay: int = 0, notes: str = "", **options: 
     """
 
     def make(path: Path) -> Animal:
-        write_clip(path, COUNT, **({"options": STATIC | GOP} | options))
+        write_clip(path, COUNT, **cast(Any, {"options": STATIC | GOP} | options))
         data = path.read_bytes()
         moov, trak, edts = (data.index(name) - 4 for name in (b"moov", b"trak", b"edts"))  # the boxes lie in this order
         scale = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big")  # ticks a second; of the movie 1,000
