@@ -237,6 +237,8 @@ def _open_file(source: str | Path | IO[bytes], where: str) -> InputContainer:
     with named(where):
         target: str | IO[bytes]
         if isinstance(source, str | Path):
+            if not os.path.exists(source) and "://" not in str(source):  # FFmpeg would not open a picture yet
+                raise VideoError(where, "no such file")
             if os.path.isfile(source) and not os.path.getsize(source):
                 raise VideoError(where, "is empty (0 bytes)")
             target = f"file:{source}" if os.path.exists(source) else str(source)  # a colon in a name is no protocol
