@@ -14,7 +14,7 @@ import numpy as np
 from timeviper.config import FramesConfig
 from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Signature, signature
 from timeviper.datamodules.checks.reencode import KEY_SECONDS
-from timeviper.datamodules.frames.container import Container, Source, Still, VideoError
+from timeviper.datamodules.frames.container import Container, Source, Still, VideoError, named
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
 from timeviper.datamodules.frames.video import is_turned, iter_video, lead_in, read_video, sample_times
@@ -56,15 +56,16 @@ def examine_medium(open_file: Open, frames: FramesConfig, size: int, still: bool
         return Still(file) if still else file
 
     try:
-        with closing(open_file()) as file:
-            _decode(medium, source(file), frames, size)
-        with closing(open_file()) as file, Container(source(file)) as container:
-            if not container.is_image:
-                medium.findings += _time_stamps(medium, container, frames)
-            elif still and len(list(islice(container.packets(), 2))) > 1:
-                medium.findings.append(_moving(container.format))
-        with closing(open_file()) as file:
-            medium.seen = signature(read_video(source(file), SIZE, FRAMES).pixels)
+        with named("video"):
+            with closing(open_file()) as file:
+                _decode(medium, source(file), frames, size)
+            with closing(open_file()) as file, Container(source(file)) as container:
+                if not container.is_image:
+                    medium.findings += _time_stamps(medium, container, frames)
+                elif still and len(list(islice(container.packets(), 2))) > 1:
+                    medium.findings.append(_moving(container.format))
+            with closing(open_file()) as file:
+                medium.seen = signature(read_video(source(file), SIZE, FRAMES).pixels)
     except VideoError as error:
         if not any(kind == "media" for kind, _ in medium.findings):
             medium.findings.append(("media", error.reason))

@@ -16,7 +16,7 @@ from timeviper.datamodules.frames.share import Length, shared
 from timeviper.datamodules.frames.video import frame_count
 
 # Raised with every change of decoding, resizing, encoding or merging that makes other features of the same file.
-VERSION = 1
+VERSION = 2
 METADATA = "timeviper"  # the one key of a file's metadata: with several, their order would change from run to run
 MAX_HEADER = 1 << 20  # bytes; a header has about 1,000
 

@@ -28,6 +28,7 @@ from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import probe_video, read_video
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.datamodules.shards.tar import ShardError
+from timeviper.inference.given import media_of
 from timeviper.pack import StepBatch
 from timeviper.tokenizer import Tokenizer
 
@@ -80,6 +81,9 @@ def test_an_animation_is_one_picture_where_an_image_is_meant(tmp_path: Path, nam
     still = read_video(Still(path), 64, ALL)
     assert (still.kind, still.duration, still.times.tolist(), numbers(still)) == ("image", 0.0, [0.0], [0])
     assert len(read_video(path, 64, ALL).times) == 12
+    asked = media_of(path.rename(tmp_path / "still.jpg"), 64, ALL)
+    assert (asked.kind, asked.times.tolist()) == ("image", [0.0])
+    path = tmp_path / "still.jpg"
     image = {"messages": QUESTION, "media": [{"type": "image", "member": "gif"}]}
     write_shards(
         [

@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from timeviper.config import FramesConfig
+from timeviper.datamodules.frames.container import Still
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, resized, sample_times
+from timeviper.datamodules.shards.schema import media_type
 
 Video = str | Path | Frames | NDArray[Any] | Tensor
 
@@ -34,7 +36,7 @@ def media_of(
     read; TypeError or ValueError, with what is allowed, for anything else.
     """
     if isinstance(video, (str, Path)) and (times, fps, duration) == (None, None, None):
-        return FrameStream(video, size, wanted)
+        return FrameStream(Still(video) if media_type(str(video)) == "image" else video, size, wanted)
     return frames_of(video, size, wanted, times, fps, duration)
 
 
