@@ -134,7 +134,7 @@ train-stage3: STAGE = stage3_long
 
 .PHONY: fits
 fits: | $(READY)
-	@WORLD_SIZE=$$(($(NPROC) * $(NNODES))) LOCAL_WORLD_SIZE=$(NPROC) $(TIMEVIPER) train --check $(or $(RECIPE),$(call recipe,$(STAGE))) $(ARGS)
+	@WORLD_SIZE=$$(($(NPROC) * $(NNODES))) LOCAL_WORLD_SIZE=$(NPROC) $(TIMEVIPER) train --fits $(or $(RECIPE),$(call recipe,$(STAGE))) $(ARGS)
 
 $(OUT)/runs/tiny/%/export/lineage.json: | $(READY) $(WORLD)
 	$(IN_OUT)$(if $(filter 1,$(NNODES)),$(TIMEVIPER),$(LAUNCH)) train $(call here,recipes/tiny/$*.yaml)

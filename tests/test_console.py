@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import io
+import sys
 
-from timeviper.console import WIPE, ProgressLine
+import pytest
+from rich.cells import cell_len
+
+from timeviper.console import WIPE, ProgressLine, fitted
+
+STATE = (
+    "[=========           ] stage2_instruct  36/800  loss 0.0948  tokens right 0.957  lr 1.6e-03  4,686 tok/s  "
+    "607 frames/s  data wait 1.4%  0.9 GB  left 0:03:44"
+)
 
 
 class Terminal(io.StringIO):
@@ -57,3 +66,37 @@ def test_the_time_left_is_told_by_what_took_time() -> None:
         "1,000/4,000 samples",
         "4,000/4,000 samples",
     ]
+
+
+@pytest.mark.parametrize("width", [200, 120, 80, 60, 40, 20, 1])
+def test_a_state_fits_the_terminal(width: int) -> None:
+    shown = fitted(STATE, width)
+    assert len(shown) < width
+    assert shown == STATE or width < 160
+    assert shown.startswith("stage2_instruct  36/800") or width in (200, 20, 1)
+    assert shown.endswith("left 0:03:44") or width < 40
+    assert "loss 0.0948" in shown or width < 60
+    wide = fitted(f"12 samples checked, now {'映' * 60}.tar", width)
+    assert cell_len(wide) < width
+
+
+def test_messages_begin_on_a_line_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever writes: to both streams, and to none that is a file."""
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with ProgressLine(every=0) as line:
+        line("one")
+        print("said")
+        line("two")
+        print("warned", file=sys.stderr)
+        print("again")
+        line("three")
+    assert (sys.stdout, sys.stderr) == (out, err)
+    assert out.getvalue() == f"{WIPE}one{WIPE}said\n{WIPE}two{WIPE}again\n{WIPE}three\n"
+    assert err.getvalue() == "warned\n"
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    with ProgressLine(every=0) as line:
+        line("four")
+        assert sys.stderr is file

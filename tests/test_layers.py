@@ -33,7 +33,7 @@ def files() -> dict[str, Path]:
     return {".".join(p.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): p for base, p in paths}
 
 
-MODULES = files()
+MODULES = {name: path for name, path in files().items() if name != "__main__"}  # which hands over to the cli
 
 
 def imports(path: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from tree import ROOT
 
 from timeviper.cli import main as module
+from timeviper.package import VERSION
 
 VERBS = ("train", "eval", "compare", "ask", "explain", "doctor", "preview", "import", "export", "shards")
 STAGE2 = "recipes/tiny/stage2_instruct.yaml"
@@ -101,7 +103,11 @@ def test_a_missing_file_is_one_message_and_code_1(run, args: list[str], says: st
     ("args", "code", "says"),
     [
         (["explain", "tiny/stage2_instruct"], 0, "recipes/tiny/stage2_instruct.yaml:"),
-        (["train", "--check", "tiny/stage2_instruct"], 0, ""),
+        (["explain", "tiny/stage2_instruct", "data.frame"], 2, "Did you mean data.frames?"),
+        (["train", "--check", "tiny/stage2_instruct"], 2, "make shards"),
+        (["train", "--fits", "tiny/stage2_instruct"], 0, ""),
+        (["plan", "nano9b/stage2_instruct"], 3, ""),
+        (["plan", "tiny/stage1_align", "nano9b/stage2_instruct", "--json"], 3, ""),
         (["train", "tiny/stage2_instruct"], 2, "data.sources.images.shards"),
         (["plan", "tiny/stage1_align", "tiny/stage2_instruct"], 0, "b: tiny/stage2_instruct"),
         (["plan", "tiny/stage1_align", "tiny/nothing"], 2, "write tiny/nothing=VALUE"),
@@ -130,6 +136,54 @@ def test_an_unknown_verb_is_refused(run) -> None:
     code, _, err = run("trian")
     assert code == 2
     assert "trian" in err
+
+
+def test_explain_shows_a_part_in_lines_that_a_program_can_read(run) -> None:
+    code, out, _ = run("explain", STAGE2, "data.frames", "data.turns", "data.frames.fps=2")
+    assert code == 0
+    settings = dict(line.split("  # ")[0].split(" = ") for line in out.splitlines())
+    assert settings == {
+        "data.frames.fps": "2.0",
+        "data.frames.min_frames": "1",
+        "data.frames.max_frames": "12",
+        "data.turns": "whole",
+    }
+    assert out.splitlines()[0].endswith("until `max_frames` binds. [command line]")
+
+
+@pytest.mark.parametrize("module", ["timeviper", "timeviper.cli"])
+def test_the_version_and_completion_of_the_program_as_a_module(module: str) -> None:
+    program = [sys.executable, "-m", module]
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == f"timeviper {VERSION}\n"
+    asked = {
+        "_TIMEVIPER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "timeviper expl",
+        "COMP_CWORD": "1",
+    }
+    code = "import sys; sys.argv = ['timeviper']; from timeviper.cli.main import app; app(prog_name='timeviper')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | asked
+    )
+    assert done.stdout.split() == ["explain"]
+
+
+def test_check_says_what_it_checked(run, tmp_path: Path, world: Path) -> None:
+    data = [f"data.sources.{name}.shards={world / 'train' / name}" for name in ("images", "clips", "videos")]
+    data += [
+        f"data.sources.questions.shards={world / 'train' / 'videos'}",
+        f"data.val.videos.shards={world / 'val'}/videos",
+    ]
+    args = ("train", "--check", STAGE2, *data, f"out={tmp_path / 'run'}")
+    code, _, err = run(*args)
+    assert code == 2
+    assert err.count("there is no such export") == 1, "and nothing else is missing"
+    code, out, err = run(*args, f"train.init_from={tmp_path}")
+    assert code == 0, err
+    assert f"is there: data.val.videos = {world / 'val'}/videos" in out
+    assert "packs a step can be dealt to 1 rank" in out
+    assert "not checked: " in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_explain_prints_every_setting(run) -> None:

@@ -193,6 +193,18 @@ def test_a_stage_that_does_not_fit_is_told_what_helps() -> None:
     assert offload.hours > plan.hours
 
 
+def test_changes_that_are_not_enough_alone_are_tried_together() -> None:
+    """Adapters leave 36 GB of frozen weights in float32: on 48 GB their dtype must go, too."""
+    made = recipe("nano9b/stage2_instruct")
+    found = remedies(made, plan_stage(made, 1, GPUS["l40s"]))
+    alone = [r for r in found if len(r.change.split()) <= 2 and "--gpus" not in r.change]
+    assert [r.change for r in alone if r.fits] == ["parallel.offload_params=true"]
+    (together,) = (r for r in found if "lora" in r.change and "frozen_dtype" in r.change)
+    assert together.fits
+    applied = recipe("nano9b/stage2_instruct", *together.change.split())
+    assert plan_stage(applied, 1, GPUS["l40s"]).peak_gb == pytest.approx(together.peak_gb)
+
+
 def test_checkpointing_and_sharding_trade_as_they_should() -> None:
     base = recipe("nano9b/stage2_instruct")
     kept = recipe("nano9b/stage2_instruct", "parallel.activation_checkpointing=none")

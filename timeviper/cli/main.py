@@ -23,15 +23,34 @@ DOUBTFUL = 4  # a stage that has finished with weights that can hardly be what w
 # `--steps=3` must reach the recipe loader, whose message says how an override is written.
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
 
+DOES_NOT_FIT = 3  # of `plan`: a recipe that is wrong ends with 2, anything else with 1
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings=HELP,
     help="Train, evaluate and question TimeViper, a hybrid Mamba-2 / attention model for hour-long video.\n\n"
     "A recipe is a YAML file; key=value after it overrides a setting. --debug shows where an error comes from.",
 )
 app.add_typer(shards, name="shards")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from timeviper.package import VERSION
+
+        print(f"timeviper {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What holds for every verb; its help is that of `app`."""
+
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny/stage2_instruct.yaml.")
@@ -55,7 +74,11 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the recipe, and whether it fits the ranks of this launch.")
+        bool,
+        typer.Option("--check", help="Only check settings, files and the ranks of this launch; say what was checked."),
+    ] = False,
+    fits: Annotated[
+        bool, typer.Option("--fits", hidden=True, help="Only check the ranks: stages before this one may be missing.")
     ] = False,
 ) -> None:
     """Run a stage, or continue it where it stopped.
@@ -63,11 +86,15 @@ def train(
     Ends with 0: finished; 4: finished with weights that can hardly be right; 130: stopped and saved; 2: the recipe; 1.
     """
     from timeviper.config.load import load_recipe
-    from timeviper.training.inputs import ready_recipe
+    from timeviper.training.inputs import checked, ready_recipe
     from timeviper.training.launch import check_ranks, ranks
 
-    if check:
-        return check_ranks(load_recipe(recipe, overrides or []), math.prod(ranks()))
+    if check or fits:
+        loaded = load_recipe(recipe, overrides or [])
+        check_ranks(loaded, math.prod(ranks()))
+        if check:
+            print("\n".join(checked(loaded, math.prod(ranks()))))
+        return
     ready = ready_recipe(recipe, overrides or [])  # what a person can mend is said before the slow imports
     from timeviper.trainer import Outcome, run_stage
 
@@ -174,20 +201,19 @@ def ask(
 
 
 @app.command(context_settings=OVERRIDES)
-def explain(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Print every setting with its value, where it was written, and what it means."""
-    from rich.table import Table
-    from rich.text import Text
+def explain(
+    recipe: RecipeFile,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PART | KEY=VALUE]...", help="Parts to show, such as data.frames; settings that differ."
+        ),
+    ] = None,
+) -> None:
+    """Print every setting with its value, where it was written, and what it means; into a pipe, a line each."""
+    from timeviper.cli.explain import explain as show_settings
 
-    from timeviper.config.load import explain as rows_of
-    from timeviper.console import console
-    from timeviper.errors import show
-
-    table = Table("setting", "value", "from", "meaning", title=str(recipe), pad_edge=False)
-    for row in rows_of(recipe, overrides or []):
-        style = "dim" if row.origin == "default" else ""
-        table.add_row(*(Text(cell, style) for cell in (row.key, show(row.value), row.origin, row.doc)))
-    console().print(table)
+    show_settings(recipe, words or [])
 
 
 @app.command()
@@ -226,14 +252,18 @@ def plan(
     efficiency: Annotated[float, typer.Option(help="Share of the GPU's peak arithmetic that is reached.")] = 0.4,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure.")] = False,
 ) -> None:
-    """Print what a stage needs, before it runs: tokens, FLOPs, memory of a GPU, hours, and what would make it fit."""
+    """Print what a stage needs, before it runs: tokens, FLOPs, memory of a GPU, hours, and what would make it fit.
+
+    The exit code is 3 where it does not fit.
+    """
     from timeviper.config.shipped import means_recipe
     from timeviper.planning.hardware import Assumptions
     from timeviper.planning.show import plan as show_costs
 
     others = [Path(word) for word in overrides or [] if "=" not in word and means_recipe(word)]
     changes = [word for word in overrides or [] if Path(word) not in others]
-    show_costs([recipe, *others], changes, gpus, gpu, Assumptions(efficiency=efficiency), as_text=not json)
+    if not show_costs([recipe, *others], changes, gpus, gpu, Assumptions(efficiency=efficiency), as_text=not json):
+        raise typer.Exit(DOES_NOT_FIT)
 
 
 @app.command("import")

@@ -30,7 +30,7 @@ def shards_world(
     with ProgressLine() as line:
 
         def told(n: int, total: int) -> None:
-            line(f"{n:,}/{total:,} samples")
+            line.count(n, total, "samples")
 
         build_world(out, scale, workers or os.cpu_count() or 1, seed, told, kind)
     print(out)

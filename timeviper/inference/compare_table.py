@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from timeviper.console import console
+from timeviper.console import table as narrow
 from timeviper.errors import show
 from timeviper.inference.compare import OVERALL, Comparison
 
@@ -33,7 +34,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _lineages(comparison: Comparison) -> Table:
     """Each run and its ancestors, newest first."""
-    table = Table("", "run", "stage", "step", "seed", "recipe", "weights", "data", title="what is compared")
+    table = narrow("", "run", "stage", "step", "seed", "recipe", "weights", "data", title="what is compared")
     for name, side in (("A", comparison.a), ("B", comparison.b)):
         for age, stage in enumerate(side.lineage):
             data = stage.get("data")
@@ -43,9 +44,9 @@ def _lineages(comparison: Comparison) -> Table:
                 stage["name"],
                 str(stage["step"]),
                 str(stage["seed"]),
-                stage.get("recipe") or ABSENT,
-                stage.get("weights") or ABSENT,
-                ABSENT if data is None else ", ".join(f"{k} {v[:8]}" for k, v in data.items()),
+                (stage.get("recipe") or ABSENT)[:9],
+                (stage.get("weights") or ABSENT)[:9],
+                ABSENT if data is None else "\n".join(f"{k} {v[:8]}" for k, v in data.items()),
             )
             table.add_row(*map(Text, cells), end_section=age == len(side.lineage) - 1)
     return table
@@ -54,7 +55,7 @@ def _lineages(comparison: Comparison) -> Table:
 def _recipes(comparison: Comparison) -> Table | Text:
     if not comparison.recipes:
         return Text("The recipes are the same, setting by setting.")
-    table = Table("setting", "A", "B", title="where the recipes differ")
+    table = narrow("setting", "A", "B", title="where the recipes differ")
     for key, (a, b) in comparison.recipes.items():
         table.add_row(*map(Text, (key, show(a), show(b))))
     return table
@@ -80,10 +81,9 @@ def _left_out(comparison: Comparison) -> list[str]:
 
 
 def _scores(comparison: Comparison) -> Table:
-    table = Table(title="the same held-out questions")
-    table.add_column("question")
+    table = narrow("question", title="the same held-out questions")
     level = f"{100 * comparison.interval.level:.0f} % interval"
-    for name in ("n", "videos", "A", "B", "B - A", level, "only A right", "only B right", "p"):
+    for name in ("n", "videos", "A", "B", "B - A", level, "only A\nright", "only B\nright", "p"):
         table.add_column(name, justify="right")
     for row in comparison.rows:
         found, flips = row.found, row.flips

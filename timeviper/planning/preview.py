@@ -11,6 +11,7 @@ from rich.table import Table
 from timeviper.config import Recipe
 from timeviper.config.curriculum import phase_at
 from timeviper.console import console
+from timeviper.console import table as narrow
 from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.mixture import UsedUp
 from timeviper.datamodules.outlook import outlook, too_often
@@ -30,16 +31,17 @@ def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: boo
     out = console()
     shown, ended = _steps(plan, start, steps)
     limit = recipe.data.tokens_per_pack
-    table = Table("step", "rank", "pack", "samples", "frames", "tokens", f"cost of {limit}", "from", "first sample")
+    table = narrow("step", "rank", "pack", "samples", "frames", "tokens", "full", "from, and the first sample")
     last_phase = ""
     for step in shown:
         phase = phase_at(step.step, recipe.data, recipe.train.phases)
         if phase.name != last_phase:
             named = f"phase {phase.name}" if phase.name else ""
-            table.add_row("", "", "", "", "", "", "", named, f"up to {phase.frames.max_frames} frames")
+            table.add_row("", "", "", "", "", "", "", f"{named} up to {phase.frames.max_frames} frames".strip())
             last_phase = phase.name
         _add_step(table, step, ranks, limit, keys)
     out.print(table)
+    out.print(f"full: of data.tokens_per_pack = {limit:,} tokens, mean over the blocks", highlight=False)
     _summary(out, plan, shown, ranks)
     whole = outlook(plan, recipe.train)
     out.print(f"all {recipe.train.steps:,} steps: {'; '.join(map(str, whole))}", markup=False, highlight=False)
@@ -74,13 +76,13 @@ def _add_step(table: Table, step: StepPlan, ranks: int, limit: int, keys: bool) 
                 str(len(items)),
                 str(sum(item.num_frames for item in items)),
                 str(sum(item.tokens for item in items)),
-                f"{cost:.0f} ({cost / limit:.0%})",
-                ", ".join(f"{name} {count}" for name, count in sources.items()),
-                "\n".join(names),
+                f"{cost / limit:.0%}",
+                "\n".join([", ".join(f"{name} {count}" for name, count in sources.items()), *names]),
             )
     for item in step.too_long:
-        table.add_row(str(step.step), "", "", "", str(item.num_frames), str(item.tokens), "skipped: too long", "",
-                      item.unit.key)  # fmt: skip
+        share = f"{item.cost / limit:.0%}"
+        skipped = f"skipped: too long\n{item.unit.key}"
+        table.add_row(str(step.step), "", "", "", str(item.num_frames), str(item.tokens), share, skipped)
     table.add_section()
 
 
@@ -90,7 +92,7 @@ def _summary(out: Console, plan: Plan, steps: list[StepPlan], ranks: int) -> Non
     samples, tokens = Counter(i.unit.source for i in items), Counter()
     for item in items:
         tokens[item.unit.source] += item.tokens
-    table = Table("source", "conversations", "samples", "epochs", "share of samples", "share of tokens")
+    table = narrow("source", "conversations", "samples", "epochs", "of samples", "of tokens")
     for name, source in plan.sources.items():
         table.add_row(
             name,

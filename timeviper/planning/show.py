@@ -15,8 +15,8 @@ from timeviper.planning.stage import plan_stage
 
 def plan(
     recipes: Sequence[Path], overrides: Sequence[str], gpus: int, gpu: str, assume: Assumptions, as_text: bool
-) -> None:
-    """Print the plan of one recipe or the comparison of two; `as_text` false: one JSON object.
+) -> bool:
+    """Print the plan of one recipe or the comparison of two; `as_text` false: one JSON object. Whether all fit.
 
     Raises ValueError for a GPU that is not in the table or more than two recipes, and what `plan_stage` raises.
     """
@@ -36,7 +36,8 @@ def plan(
             print_plan(plans[0], found[0])
         else:
             print_comparison((str(recipes[0]), str(recipes[1])), *plans)
-        return
+        return all(p.fits for p in plans)
     reports = [as_json(p, f) for p, f in zip(plans, found)]
     report = reports[0] if len(plans) == 1 else {"a": reports[0], "b": reports[1], "compared": compare(*plans)}
     print(json.dumps(report, indent=2))
+    return all(p.fits for p in plans)

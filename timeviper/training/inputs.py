@@ -33,6 +33,32 @@ def ready_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> 
     return recipe
 
 
+def checked(recipe: Recipe, ranks: int) -> list[str]:
+    """What `train --check` has found right, in lines. Raises as `ready_recipe` does."""
+    ready_recipe(recipe)
+    data, model, start = recipe.data, recipe.model, recipe.train.init_from
+    lines = [f"{recipe.name}: settings fit each other"]
+    if (Path(recipe.run_dir) / "export").is_dir():
+        return [*lines, f"the stage is finished, {recipe.run_dir}/export is there: no file was looked for"]
+    named = [("model.tokenizer", model.tokenizer or "the one of the package"), ("train.init_from", start)]
+    named += [(f"model.towers.{name}.weights", tower.weights) for name, tower in model.towers.items()]
+    named += [("model.decoder.weights", model.decoder.weights)]
+    for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
+        for name, source in sources.items():
+            named.append((f"{group}.{name}", source.shards or f"{source.dataset} (a class, not made yet)"))
+    lines += [f"  is there: {key} = {place}{_not_asked(place)}" for key, place in named if place]
+    return [
+        *lines,
+        f"  can be written: {recipe.run_dir}",
+        f"  {data.packs_per_step} packs a step can be dealt to {ranks} rank{'s' * (ranks > 1)}",
+        "not checked: what the shards hold (timeviper shards check), whether memory is enough (timeviper plan)",
+    ]
+
+
+def _not_asked(place: str) -> str:
+    return "  (remote: reached when it is read)" if is_remote(place) else ""
+
+
 def check_inputs(recipe: Recipe) -> None:
     """Raises ConfigError with every file or folder that a recipe names and that is not there or not writable."""
     if problems := list(missing(recipe)):
