@@ -11,6 +11,7 @@ from typing import IO, Any
 from timeviper.config import FramesConfig
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.frames.container import Source, Still
+from timeviper.datamodules.frames.part import Part, part_of
 from timeviper.datamodules.frames.share import shared
 from timeviper.datamodules.frames.stored import decode_features
 from timeviper.datamodules.frames.stream import FrameStream
@@ -64,9 +65,9 @@ def fetch_sample(
     if stored:
         return record, stored
     media: list[Frames] = []
-    for opened, wanted, duration in _media(unit, record, frames, classes, cache):
+    for opened, wanted, duration, part in _media(unit, record, frames, classes, cache):
         with opened() as source:
-            media.append(read_video(source, size, wanted, duration))
+            media.append(read_video(source, size, wanted, duration, part))
     return record, media
 
 
@@ -82,7 +83,7 @@ def fetch_stream(
     Stored features are read at once: they are small.
     """
     record, stored = _texts(unit, frames, size, classes, cache)
-    streams = (FrameStream(o, size, wanted, d) for o, wanted, d in _media(unit, record, frames, classes, cache))
+    streams = (FrameStream(o, size, f, d, p) for o, f, d, p in _media(unit, record, frames, classes, cache))
     return record["conversations"][unit.conversation], [*(stored or streams)]
 
 
@@ -105,20 +106,20 @@ def _media(
     frames: FramesConfig,
     classes: Mapping[str, ClassDataset],
     cache: BlockCache | None,
-) -> Iterator[tuple[Callable[[], AbstractContextManager[Source]], FramesConfig, float | None]]:
-    """What opens each medium of a sample, which frames are wanted of it, and the length that its record states."""
+) -> Iterator[tuple[Callable[[], AbstractContextManager[Source]], FramesConfig, float | None, Part | None]]:
+    """What opens each medium of a sample, which frames are wanted of it, the length that it states, and its part."""
     dataset, lengths = classes.get(unit.source), unit.record.each
     if len(lengths) != len(record["media"]):
         raise ValueError(f"has {len(record['media'])} media, but {len(lengths)} when its source was indexed")
     for medium, length, wanted in zip(record["media"], lengths, shared(lengths, frames)):
-        member, duration = medium["member"], medium.get("duration")
+        member, duration, part = medium["member"], medium.get("duration"), part_of(medium)
         if dataset:
-            yield partial(_of_class, dataset, unit.record.key, member, medium["type"]), wanted, duration
+            yield partial(_of_class, dataset, unit.record.key, member, medium["type"]), wanted, duration, part
             continue
         # A frame is wanted for each block, on average: then hardly a block will be left out.
         dense = frame_count(length.duration, wanted) * BLOCK_BYTES >= unit.record.members[member].size
         opened = partial(open_member, unit.shard, unit.record, member, cache, dense or medium["type"] == "image")
-        yield partial(_still, opened) if medium["type"] == "image" else opened, wanted, duration
+        yield partial(_still, opened) if medium["type"] == "image" else opened, wanted, duration, part
 
 
 def _of_class(dataset: ClassDataset, key: str, member: str, kind: str) -> AbstractContextManager[Source]:

@@ -52,12 +52,15 @@ class Source:
             for c, conversation in enumerate(record.conversations)
             if types is None or conversation.type in types
         ]
-        if not rows:
-            found = sorted({c.type for s in shards for r in s.samples for c in r.conversations})
+        found = (
+            sorted({c.type for s in shards for r in s.samples for c in r.conversations}) if types or not rows else []
+        )
+        if unknown := sorted((types or set()).difference(found)):
             raise ValueError(
-                f"data source {name!r} holds no conversation"
-                + (f" of the types {sorted(types)}; its shards have {found}" if types else "")
+                f"data source {name!r} holds no conversation of the types {unknown}; its shards have {found}"
             )
+        if not rows:
+            raise ValueError(f"data source {name!r} holds no conversation")
         self._rows = np.array(rows, dtype=np.int32)
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ PROBLEMS = {
     "duration": "length or number of frames are not those of the json",
     "missing": "the index knows a sample that is not in the archive",
     "crash": "the decoder took its process down",
-    "duplicate": "the bytes of an earlier medium",
+    "duplicate": "the bytes of an earlier medium, and the same is said of them; or of one in another folder",
     "near-duplicate": "looks like an earlier medium: re-encoded, resized, another container",
 }
 MENDED = ("tar", "index", "media", "duration")  # by `--fix`, as far as there is something to mend
@@ -42,6 +42,7 @@ NOTES = {
     "fps": "the json's frame rate is not the mean one",
     "characters": "text with replacement characters: it was decoded wrongly once",
     "unused": "a file in the sample that nothing reads",
+    "stored-again": "the bytes of an earlier medium, of which other things are said: stored once more",
     "shards": "left over from a writer that was stopped, or a number missing in a row of shards",
 }
 

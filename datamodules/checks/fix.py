@@ -24,6 +24,7 @@ from timeviper.datamodules.checks.sample import CheckConfig, Sample
 from timeviper.datamodules.checks.shards import find_shards, walk_shard
 from timeviper.datamodules.frames.container import Container, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.part import Part, part_of
 from timeviper.datamodules.frames.timeline import read_timeline
 from timeviper.datamodules.frames.video import is_turned, lead_in, probe_video, sample_times
 from timeviper.datamodules.ordered_pool import ordered
@@ -136,16 +137,15 @@ def _mend(sample: Sample, job: _Job, scratch: Path) -> dict[str, Any]:
         if medium["type"] == "image" and broken:
             raise VideoError(member.field, "; ".join(p.detail for p in broken))
         if medium["type"] == "video" and member.field not in names:
-            target = scratch / f"{sum(1 for _ in scratch.iterdir())}.mp4"
-            if (broken or not _is_fit(sample.tar, member, job.frames)) and _anew(
-                sample.tar, member, target, job, broken
-            ):
+            target = scratch / f"{member.offset}.mp4"  # which samples may share
+            anew = broken or not _is_fit(sample.tar, member, job.frames)
+            if target.exists() or (anew and _anew(sample.tar, member, target, job, broken)):
                 names[member.field] = _free_name(member.field, files)
                 del files[member.field]
                 files[names[member.field]] = target
         if medium["type"] == "video":
             medium["member"] = names.get(member.field, member.field)
-            medium |= _lengths(files[medium["member"]])
+            medium |= _lengths(files[medium["member"]], part_of(medium))
     return {"__key__": sample.key, "json": record, **files}
 
 
@@ -155,10 +155,12 @@ def _anew(tar: Path, member: Member, target: Path, job: _Job, broken: list[Defec
         with _open(TarSlice(tar, member.offset, member.size)) as file:
             lost = reencode(file, target, job.frames)
     except VideoError:
+        target.unlink(missing_ok=True)
         if broken:
             raise
         return False  # it plays, so it stays as it is
     if lost > MAX_LOST:
+        target.unlink()
         raise VideoError(member.field, f"{member.field}: {lost:.1%} of its frames cannot be decoded")
     return True
 
@@ -191,10 +193,10 @@ def _is_fit(tar: Path, member: Member, frames: FramesConfig) -> bool:
     return set(sampled.tolist()) <= set(timeline.keys)
 
 
-def _lengths(file: TarSlice | Path) -> dict[str, float]:
+def _lengths(file: TarSlice | Path, part: Part | None) -> dict[str, float]:
     """What the json says of a video."""
     with _open(file) as opened:
-        info = probe_video(opened)
+        info = probe_video(opened, part)
     return {
         "duration": info.duration,
         "fps": info.fps,

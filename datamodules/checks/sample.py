@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +15,9 @@ from timeviper.config import FramesConfig
 from timeviper.datamodules.checks.media import Finding, Medium, examine_medium
 from timeviper.datamodules.checks.perceptual import Signature
 from timeviper.datamodules.checks.text import examine_text
+from timeviper.datamodules.frames.container import VideoError
+from timeviper.datamodules.frames.part import Part, part_of
+from timeviper.datamodules.frames.video import iter_video
 from timeviper.datamodules.shards.index import conversation_sizes, measured
 from timeviper.datamodules.shards.index_file import SampleRecord
 from timeviper.datamodules.shards.schema import FEATURES, SchemaError, media_type, parse_record
@@ -51,6 +56,10 @@ class Examined:
     findings: list[Finding] = field(default_factory=list)
     digests: dict[str, bytes] = field(default_factory=dict)
     """Of each medium's bytes, by member."""
+    said: bytes = b""
+    """Digest of all conversations."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Of those media that are a part of their file."""
     seen: dict[str, Signature] = field(default_factory=dict)
     """How each medium looks, by member."""
     frames: int = 0
@@ -77,6 +86,9 @@ def examine(sample: Sample, config: CheckConfig) -> Examined:
         examined.findings.append((error.kind, str(error)))
         return examined
     examined.conversations = len(record["conversations"])
+    examined.said = blake2b(
+        json.dumps([c["messages"] for c in record["conversations"]]).encode(), digest_size=16
+    ).digest()
     examined.findings += _unused(sample, record)
     end = 0.0
     if FEATURES in sample.members:
@@ -86,6 +98,8 @@ def examine(sample: Sample, config: CheckConfig) -> Examined:
             end += medium.get("duration") or 0.0
             continue
         found = _medium(sample, medium, config, examined)
+        if (part := part_of(medium)) and not any(kind == "media" for kind, _ in examined.findings):
+            found = _part(sample, medium, part, config, examined)
         end += found.duration + (found.start if len(record["media"]) == 1 else 0)
     broken = any(kind == "media" for kind, _ in examined.findings)
     examined.findings += examine_text(record, 0.0 if broken else end, config.max_text)
@@ -142,13 +156,37 @@ def _medium(sample: Sample, medium: dict[str, Any], config: CheckConfig, examine
         lambda: SliceFile(sample.tar, member.offset, member.size), config.frames, config.image_size, still
     )
     findings = list(found.findings)
-    if not any(kind == "media" for kind, _ in findings):
+    if part_of(medium) is None and not any(kind == "media" for kind, _ in findings):
         findings += _claims(medium, found)
     examined.findings += ((kind, f"{member.field}: {detail}") for kind, detail in findings)
     examined.frames += found.frames
     examined.seconds = (examined.seconds or 0.0) + found.seconds
     if found.seen is not None:
         examined.seen[member.field] = found.seen
+    return found
+
+
+def _part(sample: Sample, medium: dict[str, Any], part: Part, config: CheckConfig, examined: Examined) -> Medium:
+    """The part of its file that a medium is: the frames that training will want are others than those of the whole."""
+    member, found, begun = sample.members[medium["member"]], Medium(), time.process_time()
+    examined.parts[member.field] = part
+    findings: list[Finding] = []
+    with SliceFile(sample.tar, member.offset, member.size) as file:
+        try:
+            missing = 0
+            for piece in iter_video(file, config.image_size, config.frames, None, 32, part):
+                found.frames += len(piece.times)
+                found.duration, found.count, missing = piece.duration, piece.count, piece.missing
+            findings += _claims(medium, found)
+            if missing:
+                findings.append(
+                    ("media", f"{missing} of {missing + found.frames} frames of its part cannot be decoded")
+                )
+        except VideoError as error:
+            findings.append(("media", error.reason))
+    examined.findings += ((kind, f"{member.field}: {detail}") for kind, detail in findings)
+    examined.frames += found.frames
+    examined.seconds = (examined.seconds or 0.0) + time.process_time() - begun
     return found
 
 

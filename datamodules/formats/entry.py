@@ -27,6 +27,8 @@ class Entry(NamedTuple):
 
     With notes and no fields, nothing is made of it.
     """
+    raw: Any = None
+    """All that the source has there, under its own names; None: `fields` say it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,6 @@ class Dialect:
     name: str
     """What `--format` calls it."""
     matches: Callable[[dict[str, Any]], bool]
-    """Whether a file is in it, by the first entry that can be read."""
-    read: Callable[[Iterator[Entry]], Iterator[Entry]]
-    """Its entries brought into our form; one may become several, and several one."""
+    """Whether an entry is in it."""
+    read: Callable[[dict[str, Any]], dict[str, Any]]
+    """One of its entries brought into our form. SchemaError if it cannot be."""

@@ -5,15 +5,14 @@ Known are, in a list, in JSONL, or keyed by video:
     {"video": "a.mp4", "query": "a dog runs", "start": 2.0, "end": 5.0}      also "timestamp": [2.0, 5.0]
     {"video": "v_1", "timestamps": [[0, 2], [3, 5]], "sentences": ["...", "..."]}          as in ActivityNet Captions
 
-All entries about one video become one sample: a question of type `when` each, and the segments.
+Each becomes a question of type `when` and a segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-from timeviper.datamodules.formats.entry import Dialect, Entry
+from timeviper.datamodules.formats.entry import Dialect
 from timeviper.datamodules.formats.talk import ask_when
 from timeviper.datamodules.shards.schema import SchemaError, check_segments
 
@@ -26,32 +25,17 @@ MANY = ("timestamps", "sentences")
 
 def is_grounding(fields: dict[str, Any]) -> bool:
     """Whether an entry, by its names alone, is of this format."""
-    if any(name in fields for name in TALK):
+    if says_more(fields):
         return False
     return _has(fields, *MANY) or (any(q in fields for q in QUERY) and any(_has(fields, *t) for t in TIMES))
 
 
-def read_grounding(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """One entry a video, in the order of their first mention; unusable ones as they come."""
-    videos: dict[str, Entry] = {}
-    for entry in entries:
-        if isinstance(entry.fields, SchemaError):
-            yield entry
-            continue
-        try:
-            new = _events(entry.fields)
-        except SchemaError as error:
-            yield Entry(entry.where, error)
-            continue
-        known = videos.setdefault(new["video"], Entry(entry.where, {"conversations": [], "segments": []})).fields
-        assert isinstance(known, dict)
-        for name in ("conversations", "segments"):
-            known[name] += new.pop(name)
-        known |= new
-    yield from videos.values()
+def says_more(fields: dict[str, Any]) -> bool:
+    """Whether an entry has talk of its own, so that its times are those of the part which that is about."""
+    return any(name in fields for name in TALK)
 
 
-def _events(fields: dict[str, Any]) -> dict[str, Any]:
+def read_grounding(fields: dict[str, Any]) -> dict[str, Any]:
     """The video with conversations and segments. What else an entry says stays beside what it is about."""
     fields = dict(fields)
     video = _take(fields, VIDEO, "the video")

@@ -10,21 +10,26 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from timeviper.datamodules.formats.clip import take_bounds
 from timeviper.datamodules.formats.entry import Entry
+from timeviper.datamodules.formats.fields import MEDIA, Usage, plain
+from timeviper.datamodules.formats.gather import Gathered
 from timeviper.datamodules.formats.names import alike, composed, find
+from timeviper.datamodules.formats.pieces import without_pieces
 from timeviper.datamodules.formats.recognise import read_entries
 from timeviper.datamodules.formats.talk import marks, with_talk
+from timeviper.datamodules.formats.unusable import Unusable, summary
+from timeviper.datamodules.frames.part import part_of
 from timeviper.datamodules.shards.address import shown
 from timeviper.datamodules.shards.schema import PLACEHOLDERS, VIDEO, SchemaError, media_type, parse_record
 from timeviper.datamodules.shards.writer import Payload, Sample
 
-SHOWN = 10  # problems listed in a message
 FRAMES = (
     "frames of a video are not put together here: make a video of them, at the rate at which they were taken "
     '(ffmpeg -framerate 1 -i %06d.jpg a.mp4), or give them as "image"'
@@ -34,10 +39,12 @@ FRAMES = (
 class ManifestError(ValueError):
     """Entries that cannot be used, each with its line or file."""
 
-    def __init__(self, source: Path, problems: list[str]) -> None:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        super().__init__("\n  ".join([f"{source}: {len(problems)} unusable", *problems[:SHOWN], *more]))
-        self.problems = problems
+    def __init__(self, source: Path, unusable: Sequence[Unusable], way_on: str = "") -> None:
+        super().__init__(f"{source}: {summary(unusable)}" + (f"\n{way_on}" if way_on else ""))
+        self.problems = [f"{u.where}: {u.problem}" if u.where else u.problem for u in unusable]
+
+
+Media = list[dict[str, Any]]  # type and member of each
 
 
 @dataclass
@@ -46,16 +53,29 @@ class Manifest:
 
     form: str
     """The format or dialect that was read."""
+    entries: int = 0
+    """All, whether they can be used or not."""
     samples: list[Sample] = field(default_factory=list)
+    unusable: list[Unusable] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
+    """Which fields the entries have, and which of them are used: lines for people."""
     notes: list[str] = field(default_factory=list)
     """What a person may want to know of it."""
 
 
-def read_manifest(source: str | Path, form: str = "auto", media_root: str | Path | None = None) -> Manifest:
+def read_manifest(
+    source: str | Path,
+    form: str = "auto",
+    media_root: str | Path | None = None,
+    *,
+    ignore: Collection[str] = (),
+    partial: bool = False,
+) -> Manifest:
     """All samples of a source, in its order; `form` is one of `recognise.FORMATS` or `DIALECTS`, or auto.
 
     Names of media are relative to `media_root`, and must not leave it; without one they are relative to the source,
-    and may lead anywhere. Raises FileNotFoundError if there is no such place, ManifestError with every unusable entry.
+    and may lead anywhere. Fields in `ignore` are as if they were not there. Raises FileNotFoundError if there is no
+    such place, ManifestError with every unusable entry, or, if `partial`, only where no entry can be used.
     """
     source = Path(source)
     for place in (source, *([] if media_root is None else [Path(media_root)])):
@@ -63,30 +83,43 @@ def read_manifest(source: str | Path, form: str = "auto", media_root: str | Path
             raise FileNotFoundError(f"there is no {place}; give a file or folder of data (docs/your-data.md)")
     beside = source if source.is_dir() else source.parent
     root = beside if media_root is None else Path(media_root)
-    manifest, problems, keys = Manifest(form), [], _Keys()
-    noted: dict[str, list[str]] = {}
+    manifest, gathered, usage, text_only = Manifest(form), Gathered(), Usage(), 0
+    parts, noted = 0, dict[str, list[str]]()
     try:
-        manifest.form, entries = read_entries(source, form)
+        manifest.form, entries = read_entries(source, form, ignore)
         for entry in entries:
             for note in entry.notes:
                 noted.setdefault(note, []).append(entry.where)
             if entry.notes and not entry.fields:
                 continue
+            manifest.entries += 1
             try:
-                sample = _sample(entry, root, confined=media_root is not None)
+                key, record, files = _sample(entry, root, confined=media_root is not None)
             except (SchemaError, OSError) as error:
-                problems.append(f"{entry.where}: {error}")
+                manifest.unusable.append(Unusable(entry.where, str(error), _whole(entry)))
                 continue
-            manifest.samples.append({**sample, "__key__": keys.unique(sample["__key__"])})
+            gathered.add(key, record, files)
+            usage.add(_names(entry, ignore), record)
+            text_only += not files
+            parts += any(part_of(medium) for medium in record["media"])
     except SchemaError as error:  # of the whole source
-        raise ManifestError(source, [*problems, str(error)]) from error
-    if problems:
-        raise ManifestError(source, problems)
-    if not manifest.samples:
-        raise ManifestError(source, ["it holds no sample; docs/your-data.md describes what is read"])
-    if text_only := sum(len(sample) == 2 for sample in manifest.samples):
-        manifest.notes.append(f"{text_only} of {len(manifest.samples)} samples are text alone, without media")
-    manifest.notes += [_note(note, places) for note, places in noted.items()] + keys.notes()
+        raise ManifestError(source, [*manifest.unusable, Unusable("", str(error), None)]) from error
+    manifest.samples = gathered.samples()
+    if manifest.unusable and not partial:
+        raise ManifestError(source, manifest.unusable)
+    if not manifest.entries:
+        raise ManifestError(
+            source, [Unusable("", "it holds no sample; docs/your-data.md describes what is read", None)]
+        )
+    if text_only:
+        manifest.notes.append(f"{text_only} of {usage.entries} samples are text alone, without media")
+    manifest.notes += [_note(note, places) for note, places in noted.items()] + gathered.notes() + usage.notes()
+    manifest.fields = usage.lines()
+    if parts:
+        manifest.fields.append(
+            f"{parts:,} of {usage.entries:,} entries are about the part of their file that start and end tell; if the "
+            "files are cut already, --ignore these fields"
+        )
     return manifest
 
 
@@ -94,11 +127,24 @@ def _note(note: str, places: list[str]) -> str:
     return f"{note} ({len(places):,}: {'; '.join(places[:3])}{' ...' if len(places) > 3 else ''})"
 
 
-def _sample(entry: Entry, root: Path, confined: bool) -> dict[str, Any]:
-    """One entry in the form of a shard."""
+def _whole(entry: Entry) -> Any:
+    if entry.raw is not None or isinstance(entry.fields, SchemaError):
+        return entry.raw
+    return entry.fields
+
+
+def _names(entry: Entry, ignore: Collection[str]) -> list[str]:
+    """What an entry's fields are called where it comes from."""
+    fields = entry.raw if isinstance(entry.raw, dict) else entry.fields
+    assert isinstance(fields, dict)
+    return [name for name, value in fields.items() if name not in ignore and value is not None and value != ""]
+
+
+def _sample(entry: Entry, root: Path, confined: bool) -> tuple[str, dict[str, Any], Mapping[str, Payload]]:
+    """One entry in the form of a shard: key, json and files."""
     if isinstance(entry.fields, SchemaError):
         raise entry.fields
-    fields = dict(entry.fields)
+    fields = without_pieces(dict(entry.fields))
     name = fields.pop("key", fields.get("id"))
     if entry.files is not None:
         files, media = _members(fields, entry.files)
@@ -107,12 +153,24 @@ def _sample(entry: Entry, root: Path, confined: bool) -> dict[str, Any]:
         files, media, as_written = _paths(fields, root, confined)
     if not media:
         _check_no_media(fields)
+    _set_bounds(fields, media)
     record = {**with_talk(fields, [m["type"] for m in media]), "media": media}
     parse_record(json.dumps(record).encode(), files)  # escaped: so it can name what has no encoding
-    raw = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     if name is None:
         name = as_written or re.sub(r"\W+", "-", entry.where)
-    return {"__key__": re.sub(r"[^\w-]+", "_", composed(str(name))) or "_", "json": raw, **files}
+    return re.sub(r"[^\w-]+", "_", composed(str(name))) or "_", record, files
+
+
+def _set_bounds(fields: dict[str, Any], media: Media) -> None:
+    """An entry with start and end is about that part of its video."""
+    bounds, names = take_bounds(fields)
+    videos = [medium for medium in media if medium["type"] == "video"]
+    if len(bounds) not in (0, len(videos)):
+        raise SchemaError(f"has {names} for {len(bounds)} videos, but names {len(videos)}", "segments")
+    for medium, (start, end) in zip(videos, bounds):
+        if "start" in medium or "end" in medium:
+            raise SchemaError(f"has {names} beside those of its media; keep one of them", "segments")
+        medium |= {"start": start} | ({} if end is None else {"end": end})
 
 
 def _check_no_media(fields: dict[str, Any]) -> None:
@@ -125,14 +183,11 @@ def _check_no_media(fields: dict[str, Any]) -> None:
         raise SchemaError(f'has no media: write "video": "path" or "image": "path"{meant}')
 
 
-Media = list[dict[str, Any]]  # type and member of each
-
-
 def _paths(fields: dict[str, Any], root: Path, confined: bool) -> tuple[Mapping[str, Payload], Media, str]:
     """The files that an entry names, which are taken out of `fields`; and the first name as it is written there."""
     if "media" in fields:
         raise SchemaError('media is written by this program; name the files in "video" or "image"')
-    written = [(kind, name) for kind in PLACEHOLDERS for name in _as_list(fields.pop(kind, []))]
+    written = [(kind, name) for kind in PLACEHOLDERS for name in _named(fields, kind)]
     written = _in_order(written, marks(fields.get("conversations", fields.get("messages"))))
     paths = [(kind, _found(kind, name, root, confined)) for kind, name in written]
     single = len(paths) == 1
@@ -140,6 +195,16 @@ def _paths(fields: dict[str, Any], root: Path, confined: bool) -> tuple[Mapping[
     media = [{"type": kind, "member": member} for (kind, _), member in zip(paths, members)]
     first = str(Path(written[0][1]).with_suffix("")).lstrip("./") if written else ""
     return dict(zip(members, (path for _, path in paths))), media, first
+
+
+def _named(fields: dict[str, Any], kind: str) -> list[Any]:
+    """Names of files of a kind, which are taken out of `fields`."""
+    names = [name for name in fields if name == kind or plain(name) in MEDIA[kind]]
+    found = [_as_list(fields.pop(name)) for name in names]
+    found = [listed for listed in found if listed]
+    if any(listed != found[0] for listed in found[1:]):
+        raise SchemaError(f"names its {kind} in {' and '.join(names)}; keep one of them")
+    return found[0] if found else []
 
 
 def _in_order(written: list[tuple[str, Any]], marked: list[str]) -> list[tuple[str, Any]]:
@@ -203,28 +268,3 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-class _Keys:
-    """Two files of one name in two folders, or two entries with one id, get keys of their own."""
-
-    def __init__(self) -> None:
-        self.used: dict[str, int] = {}
-        self.renamed: list[str] = []
-
-    def unique(self, key: str) -> str:
-        number, found = self.used.get(key, 1), key
-        while found in self.used:
-            number += 1
-            found = f"{key}-{number}"
-        self.used[key] = number
-        if found != key:
-            self.used[found] = 1
-            self.renamed.append(found)
-        return found
-
-    def notes(self) -> list[str]:
-        if not self.renamed:
-            return []
-        few = ", ".join(self.renamed[:3])
-        return [f"{len(self.renamed)} keys are used more than once; the later ones got a number ({few} ...)"]

@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from timeviper.datamodules.formats.entry import Dialect, Entry, Format
+from timeviper.datamodules.formats.fields import present
 from timeviper.datamodules.formats.folder import FOLDER
-from timeviper.datamodules.formats.grounding import GROUNDING, is_grounding
+from timeviper.datamodules.formats.grounding import GROUNDING, is_grounding, says_more
 from timeviper.datamodules.formats.table import TABLE
 from timeviper.datamodules.formats.tars import TARS
-from timeviper.datamodules.formats.text_files import parse_object, read_lines, read_list
+from timeviper.datamodules.formats.text_files import is_lines, parse_object, read_lines, read_list
 from timeviper.datamodules.shards.schema import SchemaError
 
 LISTS, LINES = (".json",), (".jsonl", ".ndjson")
 FORMATS: list[Format] = [TABLE, FOLDER, TARS]
-# Of lists and lines; the first that matches the first entry. The last takes the rest: our own entries, and LLaVA's.
-DIALECTS: list[Dialect] = [GROUNDING, Dialect("json", lambda fields: True, lambda entries: entries)]
+# Of lists and lines; of each entry the first that matches. The last takes the rest: our own entries, and LLaVA's.
+DIALECTS: list[Dialect] = [GROUNDING, Dialect("json", lambda fields: True, lambda fields: fields)]
 
 
-def read_entries(source: Path, name: str = "auto") -> tuple[str, Iterator[Entry]]:
-    """The name of the format or dialect, and the entries. SchemaError if it is unknown, or not clear which it is."""
+def read_entries(source: Path, name: str = "auto", ignore: Collection[str] = ()) -> tuple[str, Iterator[Entry]]:
+    """The name of the format or dialect, and the entries, without fields that are null or in `ignore`.
+
+    SchemaError if the format is unknown, or if it is not clear which it is.
+    """
     known = [d.name for d in reversed(DIALECTS)] + [f.name for f in FORMATS]
     if name not in ("auto", *known):
         raise SchemaError(f"there is no format {name!r}; known are auto, {', '.join(known)}")
-    if dialect := next((d for d in DIALECTS if d.name == name), None):
+    forced = next((d for d in DIALECTS if d.name == name), None)
+    if forced or (name == "auto" and not source.is_dir() and source.suffix.lower() in LISTS + LINES):
         if source.is_dir():
             raise SchemaError(f"is a folder, but --format {name} is a file")
-        return name, dialect.read(_entries(source))
-    if name == "auto" and not source.is_dir() and source.suffix.lower() in LISTS + LINES:
-        dialect, entries = _peeked(_entries(source))
-        return dialect.name, dialect.read(entries)
+        first, entries = _peeked(_present(_entries(source), ignore))
+        return (forced or first).name, (_in_our_form(entry, forced, first) for entry in entries)
     form = _recognised(source) if name == "auto" else next(f for f in FORMATS if f.name == name)
     if source.is_dir() and not form.folders:
         raise SchemaError(f"is a folder, but --format {name} is a file")
     if not source.is_dir() and not form.endings:
         raise _unknown_ending()
-    return form.name, form.read(source)
+    return form.name, _present(form.read(source), ignore)
+
+
+def _present(entries: Iterator[Entry], ignore: Collection[str]) -> Iterator[Entry]:
+    for entry in entries:
+        if isinstance(entry.fields, dict):
+            fields = {name: value for name, value in present(entry.fields).items() if name not in ignore}
+            entry = entry._replace(fields=fields, raw=entry.fields if entry.raw is None else entry.raw)
+        yield entry
+
+
+def _in_our_form(entry: Entry, forced: Dialect | None, first: Dialect) -> Entry:
+    """Files mix: a question about a whole video may follow a moment of it. What is neither is read as the first is."""
+    if not isinstance(entry.fields, dict):
+        return entry
+    dialect = forced or _dialect(entry.fields, first)
+    try:
+        return entry._replace(fields=dialect.read(entry.fields))
+    except SchemaError as error:
+        return entry._replace(fields=error)
+
+
+def _dialect(fields: dict[str, Any], first: Dialect) -> Dialect:
+    found = next(dialect for dialect in DIALECTS if dialect.matches(fields))
+    return first if found is DIALECTS[-1] and not says_more(fields) else found
 
 
 def _recognised(source: Path) -> Format:
@@ -71,7 +98,8 @@ def _peeked(entries: Iterator[Entry]) -> tuple[Dialect, Iterator[Entry]]:
 
 
 def _entries(source: Path) -> Iterator[Entry]:
-    return _list(source) if source.suffix.lower() in LISTS else _lines(source)
+    """What the file holds decides, not its name: lists are found in .jsonl, and lines in .json."""
+    return _lines(source) if is_lines(source) else _list(source)
 
 
 def _lines(source: Path) -> Iterator[Entry]:
@@ -80,14 +108,16 @@ def _lines(source: Path) -> Iterator[Entry]:
             fields = line if isinstance(line, SchemaError) else parse_object(line)
         except SchemaError as error:
             fields = error
-        yield Entry(f"line {number}", fields)
+        yield Entry(
+            f"line {number}", fields, raw=line if isinstance(line, str) and isinstance(fields, SchemaError) else None
+        )
 
 
 def _list(source: Path) -> Iterator[Entry]:
     """The entries of a list, or of an object that is keyed by video."""
     found = read_list(source)
     if isinstance(found, list):
-        return (Entry(f"entry {i}", _fields(fields)) for i, fields in enumerate(found))
+        return (Entry(f"entry {i}", _fields(fields), raw=fields) for i, fields in enumerate(found))
     if isinstance(found, dict) and found and all(isinstance(v, dict) and _is_keyed(v) for v in found.values()):
         return (Entry(f"entry {video!r}", {"video": video, **fields}) for video, fields in found.items())
     is_object = isinstance(found, dict)

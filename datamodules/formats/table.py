@@ -1,56 +1,108 @@
-"""A table of captions or of questions: CSV or TSV with a line of column names, one sample a row."""
+"""A table of captions or of questions: CSV or TSV with a line of column names, one sample a row.
+
+As programs of offices write it: any of four separators (also named in a first line `sep=;`), a byte order mark, UTF-8
+or UTF-16, line ends of any system, cells of several paragraphs.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from timeviper.datamodules.formats.entry import Entry, Format
-from timeviper.datamodules.formats.text_files import read_lines
-from timeviper.datamodules.shards.schema import SchemaError, media_type
+from timeviper.datamodules.formats.fields import MEDIA, plain
+from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError, media_type
 
 DELIMITERS = ",\t;|"
+SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
-# Names by which a column is known, without case, spaces, "-" and "_"; any other column is kept as a field.
+# Plain names by which a column is known; any other column is kept as a field, and may be one that is used.
 COLUMNS = {
-    "video": ("video", "videopath", "videofile", "videofilename", "clip", "clippath"),
-    "image": ("image", "imagepath", "imagefile", "imagefilename", "img", "imgpath"),
+    "video": ("video", *MEDIA["video"], "clip"),
+    "image": ("image", *MEDIA["image"]),
     "path": ("path", "file", "filename", "filepath", "media", "mediapath"),
     "caption": ("caption", "text", "description", "sentence"),
     "question": ("question",),
     "answer": ("answer",),
 }
-MEDIA = ("video", "image", "path")
 
 
 def read_table(path: Path) -> Iterator[Entry]:
     """Every row as an entry. SchemaError if the columns are not clear: it lists those that were found."""
-    lines = read_lines(path)
-    _, header = next(lines, (1, ""))
-    if isinstance(header, SchemaError):
-        raise header
-    delimiter = max(DELIMITERS, key=lambda d: (len(_roles(_split(header, d))), header.count(d)))
-    names = _split(header, delimiter)
+    lines = _lines(path)
+    head = next(((n, line) for n, line in lines if line.strip()), (1, ""))
+    if stated := SEPARATOR.fullmatch(head[1].strip()):
+        head = next(lines, head)
+    delimiter = (
+        stated[1] if stated else max(DELIMITERS, key=lambda d: (len(_roles(_split(head[1], d))), head[1].count(d)))
+    )
+    names = _split(head[1], delimiter)
     roles = _checked(names)
-    numbers = [1]
+    for number, taken, row in _rows(lines, delimiter, len(names)):
+        whole = taken if isinstance(row, SchemaError) else dict(zip(names, row))
+        yield Entry(f"line {number}", row if isinstance(row, SchemaError) else _fields(names, roles, row), raw=whole)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, its end "\\n" whatever it was. Bytes that are no UTF-8 become surrogates."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and start[1::2] == b"\0\0":
+        encoding = "utf-16-le"  # without its mark
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    with path.open(encoding=encoding, errors=errors, newline=None) as file:
+        number = 0
+        try:
+            while line := file.readline(MAX_JSON):
+                number += 1
+                yield number, line
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"is UTF-16, but damaged after line {number} ({error.reason})") from error
+
+
+def _rows(
+    lines: Iterator[tuple[int, str]], delimiter: str, columns: int
+) -> Iterator[tuple[int, str, list[str] | SchemaError]]:
+    """Number of the first line, text and cells of each row; or what is wrong with it.
+
+    A quote that nobody closes would take all that follows into its row: of a row of several lines that cannot be
+    used, only the first line is given up, and reading goes on behind that.
+    """
+    waiting: deque[tuple[int, str]] = deque()
+    taken: list[tuple[int, str]] = []
 
     def texts() -> Iterator[str]:
-        for number, line in lines:
-            if isinstance(line, SchemaError):  # a quoted cell may go on in the next line: there is no going on
-                raise SchemaError(f"line {number} {line}")
-            numbers[0] = number
-            yield line + "\n"
+        while found := waiting.popleft() if waiting else next(lines, None):
+            taken.append(found)
+            yield found[1]
 
-    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
+        taken.clear()
+        row: list[str] | SchemaError | None
         try:
-            row = next(rows, None)
+            row = next(csv.reader(texts(), delimiter=delimiter, strict=True), None)
+            if row and len(row) != columns:
+                row = SchemaError(f"has {len(row)} cells, but there are {columns} columns")
         except csv.Error as error:
-            raise SchemaError(f"line {numbers[0]}: {error}") from error
+            row = SchemaError(str(error))
         if row is None:
             return
-        yield Entry(f"line {numbers[0]}", _fields(names, roles, row))
+        if isinstance(row, SchemaError):
+            waiting.extendleft(reversed(taken[1:]))
+            del taken[1:]
+        text = "".join(line for _, line in taken)
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
+            row = SchemaError("is not UTF-8; convert the file, for instance with iconv -f WINDOWS-1252 -t UTF-8")
+            text = text.encode("utf-8", "surrogateescape").decode("latin-1")
+        if row:  # else a blank line
+            yield taken[0][0], text.rstrip("\n"), row
 
 
 def _split(line: str, delimiter: str) -> list[str]:
@@ -62,19 +114,20 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 def _roles(names: list[str]) -> dict[str, list[int]]:
     """The columns that could play each part."""
-    plain = ["".join(c for c in name.lower() if c not in " -_") for name in names]
-    found = {role: [i for i, name in enumerate(plain) if name in known] for role, known in COLUMNS.items()}
+    found = {role: [i for i, name in enumerate(names) if plain(name) in known] for role, known in COLUMNS.items()}
     return {role: columns for role, columns in found.items() if columns}
 
 
 def _checked(names: list[str]) -> dict[str, int]:
     """The one column that plays each part."""
     roles = _roles(names)
-    media = [i for role in MEDIA for i in roles.get(role, [])]
+    if len(roles.get("video", [])) > 1:  # beside a path, "clip" is the part of it
+        roles["video"] = [i for i in roles["video"] if plain(names[i]) != "clip"]
+    media = {role: roles[role] for role in ("video", "image", "path") if role in roles}
     talk = roles.get("caption", [])
-    is_questions = "question" in roles and "answer" in roles
+    is_questions = "question" in roles
     wanted = f"its columns are {', '.join(names) or 'none'}"
-    if len(media) != 1:
+    if not media or any(len(columns) > 1 for columns in media.values()) or ("path" in media and len(media) > 1):
         state = "is more than one column" if media else "is no column"
         raise SchemaError(f"there {state} for the file (such as video, image, path); {wanted}; rename them")
     if len(set(names)) < len(names):
@@ -88,19 +141,20 @@ def _checked(names: list[str]) -> dict[str, int]:
     return {role: columns[0] for role, columns in roles.items() if not (is_questions and role == "caption")}
 
 
-def _fields(names: list[str], roles: dict[str, int], row: list[str]) -> dict[str, str] | SchemaError:
-    if len(row) != len(names):
-        return SchemaError(f"has {len(row)} cells, but there are {len(names)} columns")
+def _fields(names: list[str], roles: dict[str, int], row: list[str]) -> dict[str, Any] | SchemaError:
     parts = {i: role for role, i in roles.items()}
-    fields = {parts.get(i, name): cell for i, (name, cell) in enumerate(zip(names, row))}
-    if "path" in roles:
-        name = fields.pop("path")
-        kind = media_type(name)
+    fields = {parts.get(i, name): cell for i, (name, cell) in enumerate(zip(names, row)) if cell.strip()}
+    if path := fields.pop("path", None):
+        kind = media_type(path)
         if kind is None:
-            return SchemaError(f"{name!r} has not the ending of a video or image")
-        fields[kind] = name
-    empty = [role for role in ("caption", "question", "answer") if role in roles and not fields[role].strip()]
-    return SchemaError(f"its {empty[0]} is empty") if empty else fields
+            return SchemaError(f"{path!r} has not the ending of a video or image")
+        fields[kind] = path
+    for role in ("caption",) if "question" not in roles else ("question",):
+        if role not in fields:
+            return SchemaError(f"its {role} is empty")
+    if "answer" in roles and "answer" not in fields:
+        return SchemaError("its answer is empty")
+    return fields
 
 
 TABLE = Format(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,9 +31,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | SchemaError]]:
                 yield number, SchemaError(f"is longer than {MAX_JSON} bytes; split the sample")
             elif line.strip():
                 try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                    if text := line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"):
+                        yield number, text
                 except UnicodeDecodeError as error:
                     yield number, not_utf8(error)
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a file holds a JSON object a line, as .jsonl does; else one list or object, as .json does.
+
+    Its first lines decide: each is found under the other's name.
+    """
+    with path.open("rb") as file:
+        lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in iter(lambda: file.readline(CHUNK), b""))
+        heads = list(islice((line for line in lines if line), 3))
+    first = heads[0] if heads else b""
+    if path.suffix.lower() == ".json":
+        return len(heads) > 1 and first.startswith(b"{") and any(_parses(head, dict) for head in heads)
+    is_list = first.startswith(b"[") and not (len(heads) > 1 and _parses(first, list))
+    return not is_list and not (first == b"{" and len(heads) > 1 and heads[1].startswith(b'"'))
+
+
+def _parses(line: bytes, kind: type) -> bool:
+    try:
+        return isinstance(parse_json(line), kind)
+    except SchemaError:
+        return False
 
 
 def _skip_line(file: BinaryIO) -> None:
@@ -69,7 +94,26 @@ def read_list(path: Path) -> Any:
             f"has {size} bytes, more than {MAX_LIST} that are read as one list; write it as JSONL, "
             f"one entry a line (jq -c '.[]' {path.name} > {path.stem}.jsonl)"
         )
-    return parse_json(path.read_bytes())
+    content = path.read_bytes()
+    try:
+        return parse_json(content)
+    except SchemaError as error:
+        if "Extra data" not in str(error):
+            raise
+    return _in_a_row(content.decode("utf-8-sig", "replace"))
+
+
+def _in_a_row(text: str) -> list[Any]:
+    """Objects that follow each other without being a list."""
+    decoder, found, at = json.JSONDecoder(parse_constant=_constant), [], 0
+    while at < len(text):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise SchemaError(f"not valid JSON: {error}") from error
+        found.append(value)
+        at += len(text[at : at + CHUNK]) - len(text[at : at + CHUNK].lstrip(" \t\r\n,"))
+    return found
 
 
 def parse_json(text: str | bytes) -> Any:

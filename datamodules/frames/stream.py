@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import Container, Source, VideoError, name_of
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.video import Frames, Sampling, iter_video, read_video
 
 
@@ -43,10 +44,12 @@ class FrameStream:
         size: int,
         frames: FramesConfig,
         duration: float | None = None,
+        part: Part | None = None,
     ) -> None:
         """source: a path, or what opens the file anew each time it is called. The rest as for `read_video`."""
         self._open = source if callable(source) else lambda: nullcontext(source)
         self._size, self._frames, self._duration, self._sure = size, frames, duration, False
+        self._part = part
         with self._sampling() as sampling:
             self._note(sampling, sampling.reader.foresee(sampling.targets))
 
@@ -62,7 +65,7 @@ class FrameStream:
         than foretold; VideoError if they are others each time."""
         start = 0
         with self._open() as source:
-            for piece in iter_video(source, self._size, self._frames, self._duration, count):
+            for piece in iter_video(source, self._size, self._frames, self._duration, count, self._part):
                 end = start + len(piece.times)
                 if not np.array_equal(piece.times, self.times[start:end]):
                     self._differ()
@@ -74,12 +77,12 @@ class FrameStream:
     def read(self) -> Frames:
         """All of them, in memory."""
         with self._open() as source:
-            return read_video(source, self._size, self._frames, self._duration)
+            return read_video(source, self._size, self._frames, self._duration, self._part)
 
     @contextmanager
     def _sampling(self) -> Iterator[Sampling]:
         with self._open() as source, Container(source) as container:
-            yield Sampling(container, self._frames, self._duration)
+            yield Sampling(container, self._frames, self._duration, self._part)
 
     def _note(self, sampling: Sampling, found: list[tuple[int, int]]) -> None:
         seconds = [sampling.seconds(stamp) for stamp, serves in found for _ in range(serves)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import MAX_PIXELS, Container, Source, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
 
 __all__ = [
@@ -80,11 +81,13 @@ def sample_times(duration: float, frames: FramesConfig, available: int | None = 
     return (np.arange(n) + 0.5) * duration / n
 
 
-def probe_video(source: Source) -> VideoInfo:
+def probe_video(source: Source, part: Part | None = None) -> VideoInfo:
     """Length and frame count as `read_video` finds them, without decoding. Raises `VideoError`."""
     with Container(source) as container:
         timeline = read_timeline(container)
         duration, count = _length(container, timeline)
+        if part:
+            duration, count = _length_of_part(container, timeline, part)
         return VideoInfo(
             kind="image" if container.is_image else "video",
             duration=duration,
@@ -96,15 +99,18 @@ def probe_video(source: Source) -> VideoInfo:
         )
 
 
-def read_video(source: Source, size: int, frames: FramesConfig, duration: float | None = None) -> Frames:
+def read_video(
+    source: Source, size: int, frames: FramesConfig, duration: float | None = None, part: Part | None = None
+) -> Frames:
     """Decode the frames that `frames` asks for, resized to `size` pixels square.
 
     At each of `sample_times` it takes the frame that a player shows then: the last one whose time stamp
     is not later. `duration` (seconds) replaces the length that the video seems to have. Raises `VideoError`
     for what cannot be opened, and when fewer than half of the frames can be decoded; smaller losses are
-    counted in `missing`. An image is one frame at time 0.
+    counted in `missing`. An image is one frame at time 0. With a `part`, all of this is about that part of the file
+    as if it were a file of its own: times count from its start.
     """
-    (whole,) = iter_video(source, size, frames, duration, chunk=None)
+    (whole,) = iter_video(source, size, frames, duration, chunk=None, part=part)
     return whole
 
 
@@ -114,13 +120,14 @@ def iter_video(
     frames: FramesConfig,
     duration: float | None = None,
     chunk: int | None = 256,
+    part: Part | None = None,
 ) -> Iterator[Frames]:
     """`read_video` in pieces of at most `chunk` frames, so that hours of video never lie in memory.
 
     The last piece carries `missing`; the error about too many losses comes in its place.
     """
     with Container(source) as container:
-        sampling = Sampling(container, frames, duration)
+        sampling = Sampling(container, frames, duration, part)
         wanted = len(sampling.targets)
 
         def piece(taken: int) -> Frames:
@@ -145,23 +152,31 @@ def iter_video(
 class Sampling:
     """Which frames of a container just opened are wanted, and when a player shows them."""
 
-    def __init__(self, container: Container, frames: FramesConfig, duration: float | None = None) -> None:
+    def __init__(
+        self, container: Container, frames: FramesConfig, duration: float | None = None, part: Part | None = None
+    ) -> None:
         self._container, self._timeline = container, read_timeline(container)
         self.reader = FrameReader(container, self._timeline)
+        self._lead = lead_in(container, self._timeline.start)
         length, self.count = _length(container, self._timeline)
+        self._start = part[0] if part else 0.0
+        if part:
+            length, self.count = _length_of_part(container, self._timeline, part)
         self.fps = self.count / length if length else 0.0
         self.duration = length if duration is None or container.is_image else duration
         self.kind: Literal["video", "image"] = "image" if container.is_image else "video"
-        offsets = sample_times(self.duration, frames, self.count if self.reader.holds(self.duration) else None)
+        is_there = self.reader.holds(self._start + self.duration)
+        offsets = sample_times(self.duration, frames, self.count if is_there else None)
+        if part:  # a part counts as the player does, which may begin with sound alone
+            offsets = (offsets + self._start - self._lead).clip(min=0.0)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
         self.targets = [self._timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
-        self._lead = lead_in(container, self._timeline.start)
 
     def seconds(self, stamp: int) -> float:
         """When a player shows the frame of a time stamp."""
         if self._container.is_image:
             return 0.0
-        return self._lead + self._container.seconds(stamp - self._timeline.start)
+        return max(self._lead + self._container.seconds(stamp - self._timeline.start) - self._start, 0.0)
 
     def missing(self, taken: int) -> int:
         """Wanted frames that were not found. VideoError if these are more than half."""
@@ -176,6 +191,20 @@ def _length(container: Container, timeline: Timeline) -> tuple[float, int]:
     if container.is_image:
         return 0.0, 1
     return (timeline.promised - timeline.start) * container.tick, timeline.count
+
+
+def _length_of_part(container: Container, timeline: Timeline, part: Part) -> tuple[float, int]:
+    """Seconds and frames of a part: as many as the whole has on average. VideoError if the file does not have it."""
+    length, count = _length(container, timeline)
+    start, lasts = part[0], lead_in(container, timeline.start) + length
+    end = lasts if part[1] is None else part[1]
+    if container.is_image:
+        raise VideoError(container.where, "is an image, which has no parts")
+    if start >= lasts or end > lasts + max(0.5, 0.01 * length):  # people round
+        detail = f"lasts {lasts:.2f} s, so it has no part from {start:g} to {end:g} s"
+        raise VideoError(container.where, f"{detail}; if it was cut already, leave start and end out")
+    seconds = min(end, lasts) - start
+    return seconds, min(max(round(seconds * count / length), 1), count)
 
 
 def lead_in(container: Container, first: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from timeviper.datamodules.frames.container import Source
 from timeviper.datamodules.frames.fingerprint import Fingerprint, read_metadata
+from timeviper.datamodules.frames.part import part_of
 from timeviper.datamodules.frames.video import probe_video
 from timeviper.datamodules.shards.block_sums import summed
 from timeviper.datamodules.shards.index_file import (
@@ -107,7 +108,7 @@ def measured(medium: dict[str, Any], source: Callable[[], Source]) -> dict[str, 
     """A medium of the json with duration, fps and frames: as stated, else measured. VideoError if it cannot be."""
     if medium["type"] == "image" or all(medium.get(name) for name in ("duration", "fps", "frames")):
         return medium
-    info = probe_video(source())
+    info = probe_video(source(), part_of(medium))
     found = {
         "duration": info.duration,
         "fps": info.fps,

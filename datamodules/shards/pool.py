@@ -17,7 +17,7 @@ from typing import Any
 
 from timeviper.datamodules.ordered_pool import SPAWN, ordered
 from timeviper.datamodules.shards.tar import ShardError
-from timeviper.datamodules.shards.writer import Sample, write_shard
+from timeviper.datamodules.shards.writer import Sample, write_shard, write_usable
 from timeviper.files import TEMPORARY
 
 AHEAD = 4  # shards taken for each process: fewer than usual, as their samples may be in memory
@@ -35,12 +35,15 @@ class Written:
     kept: int = 0
     """Samples of shards that were there already."""
     errors: list[ShardError] = field(default_factory=list)
+    left_out: list[ShardError] = field(default_factory=list)
+    """Samples that cannot be used, where these are to be skipped."""
 
 
 @dataclass(frozen=True)
 class _Job:
     path: Path
     samples: list[Sample]
+    skip: bool
 
 
 def write_shards(
@@ -52,12 +55,14 @@ def write_shards(
     workers: int = 1,
     part: tuple[int, int] = (1, 1),
     progress: Callable[[Written], None] | None = None,
+    skip: bool = False,
 ) -> Written:
     """Write all samples as `out/<name>-00000.tar`, ... with their indexes; finished shards are kept.
 
     A run that was stopped continues when it is given the same samples again: give media as paths, so that those of
     finished shards are not even read. `part=(i, n)` writes every n-th shard, beginning with the i-th (from 1).
-    Samples that cannot be used do not keep other shards from being written; one ShardError at the end names them all.
+    Samples that cannot be used are left out if `skip`. Else they do not keep other shards from being written, and one
+    ShardError at the end names them all.
     """
     folder, (i, n) = Path(out), part
     if not (1 <= i <= n and samples_per_shard >= 1 and workers >= 1):
@@ -66,7 +71,7 @@ def write_shards(
             "and numbers above 0"
         )
     _clear(folder, name, part)
-    jobs = _jobs(iter(samples), folder, samples_per_shard, name, part)
+    jobs = _jobs(iter(samples), folder, samples_per_shard, name, part, skip)
     report = progress or (lambda done: None)
     try:
         done = _write_all(jobs, workers, report)
@@ -90,12 +95,12 @@ def _clear(folder: Path, name: str, part: tuple[int, int]) -> None:
 
 
 def _jobs(
-    samples: Iterator[Sample], folder: Path, samples_per_shard: int, name: str, part: tuple[int, int]
+    samples: Iterator[Sample], folder: Path, samples_per_shard: int, name: str, part: tuple[int, int], skip: bool
 ) -> Iterator[_Job]:
     number = 0
     while held := list(islice(samples, samples_per_shard)):
         if number % part[1] == part[0] - 1:
-            yield _Job(folder / f"{name}-{number:05d}.tar", held)
+            yield _Job(folder / f"{name}-{number:05d}.tar", held, skip)
         number += 1
     if not number:
         raise ValueError(f"no samples to write to {folder}")
@@ -121,6 +126,7 @@ def _write_all(jobs: Iterable[_Job], workers: int, report: Callable[[Written], o
             done.samples += new.samples
             done.kept += new.kept
             done.errors += new.errors
+            done.left_out += new.left_out
             tell()
     except BrokenProcessPool as error:
         raise OSError(
@@ -150,9 +156,13 @@ def _counter(lock: Any, copied: Any, then: Callable[[], object] = lambda: None) 
 
 def _write(job: _Job, count: Callable[[int], None] | None = None) -> Written:
     """One shard. Samples that cannot be used are an outcome, not the end."""
-    kept = len(job.samples) if job.path.exists() else 0
+    was_there, left_out = job.path.exists(), []
     try:
-        write_shard(job.path, job.samples, count or _count)
+        if job.skip:
+            index, left_out = write_usable(job.path, job.samples, count or _count)
+        else:
+            index = write_shard(job.path, job.samples, count or _count)
     except ShardError as error:
         return Written(errors=[error])
-    return Written(shards=1, samples=len(job.samples), kept=kept)
+    written = len(index.samples) if index else 0
+    return Written(int(written > 0), written, kept=written if was_there else 0, left_out=left_out)

@@ -7,8 +7,10 @@
      "segments": [{"start": 2.0, "end": 5.5, "text": "a red circle moves left"}], "source": "world"}
 
 `messages` at the top level is short for one conversation of type "chat". `media` may be left out where
-the file's ending says it all. `<video>` and `<image>` mark where the media go, in the order of `media`;
-without any mark they go before the first user message.
+the file's ending says it all. `start` and `end` of a video (seconds; either may be left out) say that the
+sample is about that part of the file: length and frames are the part's, and times count from its start.
+`<video>` and `<image>` mark where the media go, in the order of `media`; without any mark they go before
+the first user message.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import json
 import re
 from collections.abc import Collection
 from typing import Any, TypeGuard
+
+from timeviper.datamodules.frames.part import part_of
 
 VIDEO = (
     *("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "m1v", "m2v", "vob", "ts", "m2ts", "mts"),
@@ -63,7 +67,7 @@ def parse_record(raw: bytes, fields: Collection[str]) -> dict[str, Any]:
         raise SchemaError(f"the json must be an object, got {type(record).__name__}")
     record["media"] = _media(record.get("media"), fields)
     record["conversations"] = _conversations(record, record["media"])
-    check_segments(record.get("segments", []), sum(m.get("duration") or 0.0 for m in record["media"]))
+    check_segments(record.get("segments", []), sum(_stated_length(m) for m in record["media"]))
     return record
 
 
@@ -94,10 +98,31 @@ def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
             value = medium.get(name)
             if value is not None and not (_is_number(value) and value > 0):
                 raise SchemaError(f"media[{i}].{name} is {value!r}; it must be a number above 0, or left out")
+        _check_part(medium, f"media[{i}]")
     unused = set(present) - {m["member"] for m in media}
     if unused:
         raise SchemaError(f"media does not mention the files {sorted(unused)}")
     return media
+
+
+def _check_part(medium: dict[str, Any], where: str) -> None:
+    for name in ("start", "end"):
+        value = medium.get(name)
+        if value is not None and not (_is_number(value) and value >= 0):
+            raise SchemaError(f"{where}.{name} is {value!r}; it must be seconds from 0 on, or left out", "segments")
+    if (part := part_of(medium)) is None:
+        return
+    if medium["type"] != "video":
+        raise SchemaError(f"{where} has start or end, but it is an image, which has no parts", "segments")
+    if part[1] is not None and part[0] >= part[1]:
+        raise SchemaError(f"{where} runs from {part[0]:g} to {part[1]:g} s; needs start < end", "segments")
+
+
+def _stated_length(medium: dict[str, Any]) -> float:
+    """Seconds that the json says, 0 if it does not."""
+    part = part_of(medium)
+    bound = part[1] - part[0] if part and part[1] is not None else 0.0
+    return medium.get("duration") or bound
 
 
 def _conversations(record: dict[str, Any], media: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -163,15 +163,25 @@ def iter_tar(path: Path) -> Iterator[Member]:
 
 def iter_files(path: Path) -> Iterator[File]:
     """As `iter_tar`, but every file, also those that are no member of a sample."""
-    end = 0
+    end, files = 0, {}
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 if info.size < 0:  # tarfile would read the same header for ever
                     raise ShardError(path, f"damaged: member {info.name!a} has {info.size} bytes")
+                if info.islnk():  # a second name for a file of this archive
+                    if info.linkname not in files:
+                        raise ShardError(
+                            path, f"member {info.name!r} is no plain file: a link, but to none before it in the archive"
+                        )
+                    end = info.offset_data
+                    info.offset_data, info.size = files[info.linkname]
+                    yield _named(path, info)
+                    continue
                 if not (info.isfile() or info.isdir()) or info.issparse():
                     raise ShardError(path, f"member {info.name!r} is no plain file; a shard may not have links")
                 if info.isfile():  # `tar cf x.tar folder` has an entry for the folder, which says nothing
+                    files[info.name] = (info.offset_data, info.size)
                     yield _named(path, info)
                 end = info.offset_data + -(-info.size // TAR_BLOCK) * TAR_BLOCK
     except (tarfile.TarError, RecursionError, OverflowError) as error:

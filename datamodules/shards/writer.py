@@ -11,10 +11,11 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from timeviper.datamodules.shards.index import (
@@ -55,8 +56,9 @@ def write_shard(path: Path, samples: Iterable[Sample], copied: Callable[[int], N
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             with partial.open("wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+                there: dict[Payload, str] = {}
                 for sample in samples:
-                    size = _add(tar, path, sample)
+                    size = _add(tar, path, sample, there)
                     if copied:
                         copied(size)
             index = index_shard(partial, name=path)
@@ -68,9 +70,46 @@ def write_shard(path: Path, samples: Iterable[Sample], copied: Callable[[int], N
     return index
 
 
-def _add(tar: tarfile.TarFile, path: Path, sample: Sample) -> int:
-    """Append a sample's files in order of their names; their bytes."""
-    key, total = sample["__key__"], 0
+def write_usable(
+    path: Path, samples: Sequence[Sample], copied: Callable[[int], None] | None = None
+) -> tuple[ShardIndex | None, list[ShardError]]:
+    """`write_shard` without the samples that cannot be used, and what is wrong with each of these.
+
+    None if that leaves none. A shard that is there may lack only those that still cannot be used.
+    """
+    if path.exists():
+        there = {sample.key for sample in _index_of(path).samples}
+        tried = [_tried(path, sample) for sample in samples if sample["__key__"] not in there]
+        left_out = [error for error in tried if error]
+    else:
+        left_out = []
+    while True:
+        bad = {error.key for error in left_out}
+        usable = [sample for sample in samples if sample["__key__"] not in bad]
+        if not usable:
+            return None, left_out
+        try:
+            return write_shard(path, usable, copied), left_out
+        except ShardError as error:
+            if not error.parts:
+                raise
+            left_out += error.parts
+            copied = None  # they were counted when they were copied first
+
+
+def _tried(path: Path, sample: Sample) -> ShardError | None:
+    """What is wrong with one sample; None if it can be used."""
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+        try:
+            write_shard(Path(folder) / path.name, [sample])
+        except ShardError as error:
+            return error.parts[0] if error.parts else error
+    return None
+
+
+def _add(tar: tarfile.TarFile, path: Path, sample: Sample, there: dict[Payload, str] | None = None) -> int:
+    """Append a sample's files in order of their names; their bytes. Files that are `there`, by name, become links."""
+    key, total, there = sample["__key__"], 0, {} if there is None else there
     if not key or "." in key or key.startswith("/") or ".." in key.split("/"):
         raise ShardError(path, "a key must not be empty, have a dot in it or leave the folder; rename it", key, "key")
     for field, value in sorted(_files(sample)):
@@ -78,6 +117,13 @@ def _add(tar: tarfile.TarFile, path: Path, sample: Sample) -> int:
         # Nothing of the time or the person, so that the same samples make the same bytes.
         info.mode, info.mtime = 0o444, 0
         info.uname = info.gname = "bigdata"  # as webdataset's writer has it
+        if not isinstance(value, bytes):
+            info.linkname = there.setdefault(value, info.name)
+        if info.linkname not in ("", info.name):
+            info.type = tarfile.LNKTYPE
+            tar.addfile(info)
+            continue
+        info.linkname = ""
         with _opened(value) as (file, info.size):
             tar.addfile(info, file)
         total += info.size
@@ -122,7 +168,7 @@ def _from_here(error: ShardError, path: Path, samples: list[Sample]) -> ShardErr
     remedy = "\nMend these files or leave them out, then run again (for other entries: into an empty folder)."
     if len(parts) == 1:
         detail = listed[0] + remedy if error.kind == "media" else listed[0]
-        return ShardError(path, detail, error.key, error.kind)
+        return ShardError(path, detail, error.key, error.kind, parts)
     rows = "".join(f"\n  {part.key!r}: {row}" for part, row in zip(parts, listed))
     return ShardError(path, f"{len(parts)} samples cannot be used:{rows}{remedy}", kind=error.kind, parts=parts)
 
@@ -131,13 +177,18 @@ def _listed(files: list[str]) -> str:
     return f" ({', '.join(files)})" if files else ""
 
 
-def _kept(path: Path, samples: list[Sample]) -> ShardIndex:
-    """The index of a shard that is there; ValueError if it is of other samples."""
+def _index_of(path: Path) -> ShardIndex:
     try:
-        index = read_index(path)
+        return read_index(path)
     except ValueError:  # stopped between the tar and its index
         index = index_shard(path)
         write_index(index)
+        return index
+
+
+def _kept(path: Path, samples: list[Sample]) -> ShardIndex:
+    """The index of a shard that is there; ValueError if it is of other samples."""
+    index = _index_of(path)
     for there, wanted in zip_longest(index.samples, samples):
         if there is None or wanted is None or (difference := _difference(there, wanted)):
             what = difference if there and wanted else f"it holds {len(index.samples)} samples, not {len(samples)}"

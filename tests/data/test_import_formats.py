@@ -147,7 +147,7 @@ def test_table_of_questions(tmp_path: Path) -> None:
     [
         ("name,words\na,b\n", "no column for the file .*its columns are name, words"),
         ("video,title\na.mp4,b\n", "no column for the caption .*its columns are video, title"),
-        ("video,image,caption\n", "more than one column for the file"),
+        ("video,path,caption\n", "more than one column for the file"),
         ("video,caption,text\n", "more than one column for the caption"),
         ("video,caption,x,x\n", "a column name is there twice"),
         ("video,caption\na.mp4,b,c\n", "line 2: has 3 cells, but there are 2 columns"),

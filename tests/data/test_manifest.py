@@ -53,7 +53,7 @@ def test_unusable_entries_of_own_data_are_all_named(run, tmp_path: Path) -> None
         ["at least one message", "no file", "valid JSON", "no media", "ending", "narrator", "must be an object"], 1
     ):
         assert any(f"line {number}:" in line and says in line for line in err.splitlines()), (number, says, err)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unusable.jsonl"]
 
 
 def test_media_that_cannot_be_decoded_are_all_named(run, tmp_path: Path) -> None:

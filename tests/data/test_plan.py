@@ -171,6 +171,10 @@ def test_a_source_without_the_wanted_types_says_which_it_has() -> None:
         ValueError, match=r"'x' holds no conversation of the types \['count'\]; its shards have \['colour'\]"
     ):
         Source("x", made, {"count"})
+    with pytest.raises(ValueError, match=r"no conversation of the types \['colr'\]; its shards have \['colour'\]"):
+        Source("x", made, {"colour", "colr"})
+    with pytest.raises(ValueError, match=r"'x' holds no conversation$"):
+        Source("x", [ShardIndex("x.tar", 1, ())])
 
 
 def bounded(by: str, epochs: float, seed: int = 0, stages: dict | None = None) -> Plan:

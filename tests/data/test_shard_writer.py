@@ -28,9 +28,11 @@ from timeviper.datamodules.shards.writer import TarSlice, write_shard
 
 
 def entries(folder: Path, count: int) -> Path:
-    """A JSONL file of `count` samples of three real clips."""
+    """A JSONL file of `count` samples of three real clips, each under a name of its own."""
     put(folder, "0.mp4", "1.mp4", "2.mp4")
-    rows = ({"video": f"{i % 3}.mp4", "caption": f"clip {i}", "id": f"c{i}"} for i in range(count))
+    for i in range(3, count):
+        (folder / f"{i}.mp4").hardlink_to(folder / f"{i % 3}.mp4")
+    rows = ({"video": f"{i}.mp4", "caption": f"clip {i}", "id": f"c{i}"} for i in range(count))
     return put_lines(folder / "m.jsonl", *rows)
 
 

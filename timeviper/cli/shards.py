@@ -50,11 +50,23 @@ def shards_write(
     media_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where names of media start, and what they must not leave.")
     ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="Read as if this field were not there; may be repeated.")
+    ] = None,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Leave out what cannot be used; OUT/unusable.jsonl lists it.")
+    ] = False,
+    max_skipped: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share that may be left out, as data.max_skipped in training.")
+    ] = 0.005,
 ) -> None:
     """Turn your own videos and their texts into shards; the same command continues (formats: docs/your-data.md)."""
-    from timeviper.cli.write_shards import write
+    from timeviper.cli.write_shards import WriteOptions, write
 
-    if not write(source, out, form, part, workers, samples_per_shard, media_root):
+    options = WriteOptions(
+        form, part, workers, samples_per_shard, media_root, frozenset(ignore or []), skip_unusable, max_skipped
+    )
+    if not write(source, out, options):
         raise typer.Exit(STOPPED)
 
 

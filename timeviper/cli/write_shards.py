@@ -2,41 +2,103 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from timeviper.console import ProgressLine
-from timeviper.datamodules.formats.manifest import read_manifest
+from timeviper.datamodules.formats.manifest import Manifest, ManifestError, read_manifest
+from timeviper.datamodules.formats.unusable import MAX_SKIPPED, Unusable, allowed, list_file, way_on, write_list
 from timeviper.datamodules.shards.pool import Written, write_shards
+from timeviper.datamodules.shards.writer import Sample
 
 
-def write(
-    source: Path, out: Path, form: str, part: str, workers: int, samples_per_shard: int, media_root: Path | None
-) -> bool:
+@dataclass(frozen=True)
+class WriteOptions:
+    """What a person may say beside source and folder."""
+
+    form: str = "auto"
+    part: str = "1/1"
+    workers: int = 0
+    samples_per_shard: int = 256
+    media_root: Path | None = None
+    ignore: Collection[str] = ()
+    """Fields of the source that are as if they were not there."""
+    skip_unusable: bool = False
+    max_skipped: float = MAX_SKIPPED
+
+
+def write(source: Path, out: Path, options: WriteOptions) -> bool:
     """Write (one part of) `source` into `out`; False if a person stopped it. Errors are ValueError or OSError."""
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{out} lies in {source}, so shards would become data of the next run; choose another folder")
-    number, parts = _part(part)
+    number, parts = _part(options.part)
     try:
-        manifest = read_manifest(source, form, media_root)
-        for note in manifest.notes:
-            print(f"note: {note}")
-        total = len(manifest.samples)
-        firsts = range((number - 1) * samples_per_shard, total, parts * samples_per_shard)
-        shards, mine = len(firsts), sum(min(samples_per_shard, total - first) for first in firsts)
-        print(f"{source}: {total:,} samples, format {manifest.form}; part {part}: {mine:,}", flush=True)
-        workers = max(1, min(workers or os.cpu_count() or 1, shards))
+        manifest = read_manifest(source, options.form, options.media_root, ignore=options.ignore, partial=True)
+        listed = list_file(out, (number, parts))
+        _leave_out(source, manifest, listed, options)
+        for line in (*manifest.fields, *(f"note: {note}" for note in manifest.notes)):
+            print(line)
+        total, each = len(manifest.samples), options.samples_per_shard
+        firsts = range((number - 1) * each, total, parts * each)
+        shards, mine = len(firsts), sum(min(each, total - first) for first in firsts)
+        of = f" of {manifest.entries:,} entries" if manifest.entries != total else ""
+        print(f"{source}: {total:,} samples{of}, format {manifest.form}; part {options.part}: {mine:,}", flush=True)
+        workers = max(1, min(options.workers or os.cpu_count() or 1, shards))
         with ProgressLine() as line:
             show = partial(_show, line, mine, shards)
-            write_shards(manifest.samples, out, samples_per_shard, workers=workers, part=(number, parts), progress=show)
+            done = write_shards(
+                manifest.samples,
+                out,
+                each,
+                workers=workers,
+                part=(number, parts),
+                progress=show,
+                skip=options.skip_unusable,
+            )
     except KeyboardInterrupt:
         print(f"stopped; the finished shards are whole and stay in {out}, and the same command continues")
         return False
-    print(f"{mine:,} samples in {shards:,} shards: {out}")
+    _tell_left_out(manifest, done, listed, options)
+    print(f"{done.samples:,} samples in {done.shards:,} shards: {out}")
     print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}")
     return True
+
+
+def _leave_out(source: Path, manifest: Manifest, listed: Path, options: WriteOptions) -> None:
+    """List the entries that cannot be used. ManifestError unless the others are to be written, and are enough."""
+    found = manifest.unusable
+    write_list(listed, found)
+    if found:
+        enough = bool(manifest.samples) and allowed(len(found), manifest.entries, options.max_skipped)
+        if not (options.skip_unusable and enough):
+            raise ManifestError(source, found, way_on(len(found), manifest.entries, listed, options.max_skipped))
+
+
+def _tell_left_out(manifest: Manifest, done: Written, listed: Path, options: WriteOptions) -> None:
+    """Entries and samples that were left out, with their number. ValueError if they are too many."""
+    by_key = {sample["__key__"]: sample for sample in manifest.samples} if done.left_out else {}
+    samples = [Unusable(error.key, error.detail, _shown(by_key[error.key])) for error in done.left_out]
+    if not (found := [*manifest.unusable, *samples]):
+        return
+    write_list(listed, found)
+    print(f"{len(found):,} unusable are left out ({len(samples):,} of them with files that cannot be read): {listed}")
+    if not allowed(len(found), manifest.entries, options.max_skipped):
+        raise ValueError(
+            f"the shards are written, but {len(found):,} of {manifest.entries:,} are left out, more than --max-skipped "
+            f"{options.max_skipped:g} allows: see {listed}, and mend them or allow more"
+        )
+
+
+def _shown(sample: Sample) -> dict[str, Any]:
+    """A sample for the list: its json, with the paths of its files."""
+    files = {name: str(value) for name, value in sample.items() if name not in ("__key__", "json")}
+    return json.loads(sample["json"]) | {"files": files}
 
 
 def _part(text: str) -> tuple[int, int]:
