@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from timeviper.datamodules.formats.clip import NOTHING
 from timeviper.datamodules.formats.entry import Entry, Format
 from timeviper.datamodules.formats.fields import MEDIA, plain
 from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError, media_type
@@ -143,7 +144,10 @@ def _checked(names: list[str]) -> dict[str, int]:
 
 def _fields(names: list[str], roles: dict[str, int], row: list[str]) -> dict[str, Any] | SchemaError:
     parts = {i: role for role, i in roles.items()}
-    fields = {parts.get(i, name): cell for i, (name, cell) in enumerate(zip(names, row)) if cell.strip()}
+    there = [(parts.get(i, name), cell) for i, (name, cell) in enumerate(zip(names, row)) if cell.strip()]
+    # A caption may be "None", but what says nan was a number, and is none.
+    empty = {role: NOTHING if role in MEDIA or role == "path" else ("nan",) for role, _ in there}
+    fields: dict[str, Any] = {role: cell for role, cell in there if cell.strip().lower() not in empty[role]}
     if path := fields.pop("path", None):
         kind = media_type(path)
         if kind is None:

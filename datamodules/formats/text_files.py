@@ -24,14 +24,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | SchemaError]]:
     with path.open("rb", buffering=CHUNK) as file:
         number = 0
         while line := file.readline(MAX_JSON + 1):
-            number += 1
             if len(line) > MAX_JSON:
+                number += 1
                 if not line.endswith(b"\n"):
                     _skip_line(file)
                 yield number, SchemaError(f"is longer than {MAX_JSON} bytes; split the sample")
-            elif line.strip():
+                continue
+            for one in line.strip().split(b"\r"):  # which ends the lines of old Macs
+                number += 1
                 try:
-                    if text := line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"):
+                    if text := one.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                         yield number, text
                 except UnicodeDecodeError as error:
                     yield number, not_utf8(error)

@@ -312,6 +312,7 @@ def test_what_was_used_is_told_and_what_was_not(tmp_path: Path) -> None:
         ("x.json", '\ufeff\n{"video": "a.mp4", "caption": "1"}\r\n\r\n{"video": "a.mp4", "caption": "2"}'),
         ("x.json", '{\n "video": "a.mp4",\n "caption": "1"\n}\n{\n "video": "a.mp4", "caption": "2"\n}\n'),
         ("x.jsonl", '[{"video": "a.mp4", "caption": "1"}, {"video": "a.mp4", "caption": "2"}]'),
+        ("x.jsonl", '{"video": "a.mp4", "caption": "1"}\r{"video": "a.mp4", "caption": "2"}\r'),
         ("x.jsonl", '[\n{"video": "a.mp4", "caption": "1"},\n{"video": "a.mp4", "caption": "2"}\n]\n'),
         ("x.jsonl", '{\n "video": "a.mp4",\n "caption": "1"\n}\n{\n "video": "a.mp4", "caption": "2"\n}\n'),
     ],

@@ -174,10 +174,11 @@ def test_damaged_utf_16_is_told(tmp_path: Path) -> None:
 def test_videos_and_images_in_columns_of_their_own(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4", "b.jpg")
     (tmp_path / "x.csv").write_text(
-        "video,image,question,answer\na.mp4,,?,1\n,b.jpg,?,None\na.mp4,b.jpg,?,both\n,,?,no\n"
+        "video,image,question,answer\na.mp4,,?,1\n,b.jpg,?,None\na.mp4,b.jpg,?,both\nNaN,null,?,no\na.mp4,,?,nan\n"
     )
     manifest = read_manifest(tmp_path / "x.csv", partial=True)
     types = [[m["type"] for m in json.loads(s["json"])["media"]] for s in manifest.samples]
     assert types == [["video"], ["image"], ["video", "image"], []]
+    assert [(u.where, u.problem) for u in manifest.unusable] == [("line 6", "its answer is empty")]
     assert [talk(json.loads(s["json"]))[0][1][1] for s in manifest.samples] == ["1", "None", "both", "no"]
     assert manifest.notes[0] == "1 of 4 samples are text alone, without media"
