@@ -143,8 +143,11 @@ class _Loader(DataLoader[StepBatch]):
 
 
 class _Watched:
-    """Items of loader processes. When one is gone, torch may find out from a closed socket and say only that: here it is
-    always torch's own "DataLoader worker (pid N) is killed by signal: ...", which `lost_loader` reads."""
+    """Items of loader processes.
+
+    When one is gone, torch may find out from a closed socket and say only that. Here it is always torch's own "DataLoader
+    worker (pid N) is killed by signal: ...", which `lost_loader` reads.
+    """
 
     def __init__(self, items: Any) -> None:
         self.items = items
