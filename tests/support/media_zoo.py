@@ -5,6 +5,20 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+from media_cuts import (
+    apng,
+    cut,
+    dropped,
+    edited,
+    gif,
+    joined,
+    joined_with_sound,
+    live,
+    trimmed,
+    two_streams,
+    with_sound,
+    wrapping,
+)
 from media_makers import (
     B_FRAMES,
     COUNT,
@@ -13,26 +27,14 @@ from media_makers import (
     TENTHS,
     Animal,
     Maker,
-    apng,
     as_keyframe,
     copied,
-    cut,
-    dropped,
-    edited,
-    gif,
     hidden,
     holding,
-    joined,
-    joined_with_sound,
-    live,
     not_coded,
     regular,
     restamped,
-    trimmed,
-    two_streams,
     varying,
-    with_sound,
-    wrapping,
 )
 
 X265: dict[str, object] = {"x265-params": "keyint=8:min-keyint=8:bframes=3:open-gop=1:scenecut=0:log-level=none"}
