@@ -145,8 +145,8 @@ class _Loader(DataLoader[StepBatch]):
 class _Watched:
     """Items of loader processes.
 
-    When one is gone, torch may find out from a closed socket and say only that. Here it is always torch's own "DataLoader
-    worker (pid N) is killed by signal: ...", which `lost_loader` reads.
+    When one is gone, torch may find out from a closed socket and say only that. Here it is always torch's own
+    "DataLoader worker (pid N) is killed by signal: ...", which `lost_loader` reads.
     """
 
     def __init__(self, items: Any) -> None:
