@@ -1,4 +1,4 @@
-"""What a run will draw from each source: shares and epochs, from the plan alone, and where few samples come often."""
+"""What a run will draw from each source: shares and epochs, from the plan alone; a note where few come often."""
 
 from __future__ import annotations
 
