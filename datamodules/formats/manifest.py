@@ -153,7 +153,8 @@ def _sample(entry: Entry, root: Path, confined: bool) -> tuple[str, dict[str, An
         files, media, as_written = _paths(fields, root, confined)
     if not media:
         _check_no_media(fields)
-    _set_bounds(fields, media)
+    if entry.files is None:  # in a tar they are of the video that its file was cut from
+        _set_bounds(fields, media)
     record = {**with_talk(fields, [m["type"] for m in media]), "media": media}
     parse_record(json.dumps(record).encode(), files)  # escaped: so it can name what has no encoding
     if name is None:

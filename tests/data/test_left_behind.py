@@ -261,6 +261,17 @@ def test_failed_downloads_are_counted_and_left_out(tmp_path: Path) -> None:
         read_manifest(tmp_path / "y.tar")
 
 
+def test_bounds_in_a_tar_are_of_the_video_that_its_file_was_cut_from(tmp_path: Path) -> None:
+    """As clips of large corpora have them; they are kept and named, and the file is taken whole."""
+    put_tar(tmp_path / "x.tar", ("a.mp4", video()), ("a.json", meta(start=61.5, end=63.5, clips=[[61.5, 63.5]])))
+    manifest = read_manifest(tmp_path / "x.tar")
+    assert json.loads(manifest.samples[0]["json"])["media"] == [{"type": "video", "member": "mp4"}]
+    assert "start" in manifest.fields[1]
+    assert any(note.startswith("start of 1 entries is not used") for note in manifest.notes)
+    write_shards(manifest.samples, tmp_path / "out")
+    assert check_shards(tmp_path / "out").problems == []
+
+
 def test_200_clean_samples_of_a_tar_give_no_note(tmp_path: Path) -> None:
     members: list[tuple[str, bytes]] = []
     for i in range(200):
