@@ -267,7 +267,7 @@ def test_bounds_in_a_tar_are_of_the_video_that_its_file_was_cut_from(tmp_path: P
     manifest = read_manifest(tmp_path / "x.tar")
     assert json.loads(manifest.samples[0]["json"])["media"] == [{"type": "video", "member": "mp4"}]
     assert "start" in manifest.fields[1]
-    assert any(note.startswith("start of 1 entries is not used") for note in manifest.notes)
+    assert any(note.startswith("start is not used (1 of 1 entries)") for note in manifest.notes)
     write_shards(manifest.samples, tmp_path / "out")
     assert check_shards(tmp_path / "out").problems == []
 
