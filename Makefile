@@ -105,7 +105,7 @@ check: $(TESTED) ## format, lint, types, and the links of the pages
 	$(MAKE) docs
 
 test: $(TESTED) ## the tests, a few minutes on two cores
-	.venv/bin/pytest -q -m "not slow"
+	.venv/bin/pytest -q -n auto --dist loadfile -m "not slow"
 
 test-slow: $(TESTED) ## the proofs that take long
 	.venv/bin/pytest -q -m slow
