@@ -9,6 +9,7 @@ Memory is what live tensors hold at a time, counted at every operation: weights,
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import time
 import weakref
@@ -225,7 +226,7 @@ def main() -> None:
             print(f"{form}, {tokens:,}: {replace(row)}", flush=True)
     text = page(rows, args.tokens)
     print(text)
-    out = args.out or Path(__file__).parent / f"pieces_{hardware().split(',')[0].replace(' ', '')}_{date.today()}.md"
+    out = args.out or Path(__file__).parent / f"pieces_{platform.machine()}-cpu-1thread_{date.today()}.md"
     out.write_text(text)
 
 
