@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from media_zoo import build
 from tree import ROOT, Run
 
 torch.set_num_threads(2)
+# A job in the background of a shell ignores Ctrl-C, and so would what the tests start and stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from export_helpers import random_run
-from jobs import Job
+from jobs import Job, die
 from jobs import run as run_job
 from shard_helpers import QUESTION, clip
 
@@ -280,21 +279,6 @@ def test_two_ranks_give_what_one_gives(copy: Path, expected: Any) -> None:
     assert job.said(0).count("held-out answers") == 1
     assert "held-out answers" not in job.said(1)
     assert not (copy / PARTIAL).exists()
-
-
-def die(rank: int, *, who: int, count: int) -> None:
-    """Rank `who` is killed while it writes a line, after so many groups."""
-    plain, left = Journal.add, [count]
-
-    def add(journal: Journal, entries: Any) -> None:
-        if rank == who and left[0] == 0:
-            with (journal.folder / f"rank-{rank}.jsonl").open("a") as file:
-                file.write('{"of": "')
-            os.kill(os.getpid(), signal.SIGKILL)
-        plain(journal, entries)
-        left[0] -= 1
-
-    Journal.add = add  # type: ignore[method-assign]
 
 
 def test_a_rank_that_dies_costs_no_answers(

@@ -11,7 +11,7 @@ from cost_helpers import ALL, build, hybrid, make_pack
 from tree import ROOT
 
 from timeviper import trainer
-from timeviper.config import Recipe
+from timeviper.config import BLOCK_TYPES, Recipe
 from timeviper.config.load import load_recipe
 from timeviper.config.shape import PackShape
 from timeviper.errors import ConfigError
@@ -20,7 +20,7 @@ from timeviper.parallel import _blocks
 from timeviper.planning import host
 from timeviper.planning.host import check_host_memory, free_bytes, host_needs, offloaded_bytes
 
-EVERY = frozenset({"mamba", "attention", "mlp", "transv", "tower"})
+EVERY = frozenset(BLOCK_TYPES)
 NANO = ROOT / "recipes/nano9b/stage3_long.yaml"
 
 

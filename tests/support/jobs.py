@@ -26,6 +26,7 @@ from timeviper.callbacks import watchdog
 from timeviper.cli.main import main
 from timeviper.datamodules.reader import Reading
 from timeviper.datamodules.world.render import encode_image
+from timeviper.inference.journal import Journal
 from timeviper.parallel import local_part
 from timeviper.training.module import ViperModule
 
@@ -244,3 +245,18 @@ def small_files(rank: int) -> None:
 def no_grace(rank: int) -> None:
     """The watchdog alarms at once."""
     watchdog.GRACE = 0.5
+
+
+def die(rank: int, *, who: int, count: int) -> None:
+    """Rank `who` is killed while it writes a line, after so many groups."""
+    plain, left = Journal.add, [count]
+
+    def add(journal: Journal, entries: Any) -> None:
+        if rank == who and left[0] == 0:
+            with (journal.folder / f"rank-{rank}.jsonl").open("a") as file:
+                file.write('{"of": "')
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(journal, entries)
+        left[0] -= 1
+
+    Journal.add = add  # type: ignore[method-assign]

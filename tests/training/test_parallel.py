@@ -250,8 +250,8 @@ def test_settings_that_cannot_be(key: str, value: str, said: str) -> None:
     [
         ("none", set()),
         ("false", set()),
-        ("all", {"mamba", "attention", "mlp", "transv", "tower"}),
-        ("true", {"mamba", "attention", "mlp", "transv", "tower"}),
+        ("all", {"mamba", "attention", "mlp", "transv", "tower", "projector"}),
+        ("true", {"mamba", "attention", "mlp", "transv", "tower", "projector"}),
         ("mamba,mlp", {"mamba", "mlp"}),
     ],
 )

@@ -82,6 +82,7 @@ def _left_out(comparison: Comparison) -> list[str]:
 
 def _scores(comparison: Comparison) -> Table:
     table = narrow("question", title="the same held-out questions; right in one run alone: only A, only B")
+    table.padding = 0  # ten columns: what stands between them is the space that the box has
     level = f"{100 * comparison.interval.level:.0f} % interval"
     for name in ("n", "videos", "A", "B", "B - A", level, "only\nA", "only\nB", "p"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -29,7 +29,12 @@ from timeviper.planning.mixer_activations import (
 )
 from timeviper.planning.vision_activations import projector_saved, tag_logits_saved, tower_saved
 
-OFFLOADED = ("block", "transv", "tower")  # modules whose saved tensors `parallel.offload_activations` moves, by name
+OFFLOADED = (
+    "block",
+    "transv",
+    "tower",
+    "projector",
+)  # modules whose saved tensors `parallel.offload_activations` moves, by name
 
 
 @dataclass(frozen=True)
