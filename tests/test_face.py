@@ -25,6 +25,7 @@ from timeviper.cli import main as cli
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.video import VideoError, read_video
 from timeviper.errors import ConfigError
+from timeviper.inference.eval_report import report_folder
 from timeviper.inference.given import frames_of, media_of
 from timeviper.package import NAMES
 
@@ -269,10 +270,9 @@ def test_videos_of_another_kind_are_refused(clip: Path) -> None:
 
 
 def test_an_evaluation_is_what_its_file_says(runs: Path) -> None:
-    report = evaluate(
-        runs / "stage2_instruct", ["eval.samples=4", "eval.max_new_tokens=4", "data.workers=0"], quiet=True
-    )
-    assert report.as_dict() == json.loads((runs / "stage2_instruct" / "eval.json").read_text())
+    run, overrides = runs / "stage2_instruct", ["eval.samples=4", "eval.max_new_tokens=4", "data.workers=0"]
+    report = evaluate(run, overrides, quiet=True)
+    assert report.as_dict() == json.loads((report_folder(run / "export", overrides) / "eval.json").read_text())
     assert report.n["overall"] == 4
     assert list(report.columns()) == ["TimeViper", "pure drop", "blind", "chance"]
     assert set(report.scores.accuracy) == set(report.n)

@@ -24,8 +24,8 @@ from timeviper.datamodules.plan import Item
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.datamodules.world.render import encode_video
 from timeviper.datamodules.world.scene import draw_video
-from timeviper.inference.eval_report import ANSWERS, REPORT, Report
-from timeviper.inference.evaluate import evaluate, finished
+from timeviper.inference.eval_report import ANSWERS, OTHERS, REPORT, Report, report_folder
+from timeviper.inference.evaluate import changes_of, evaluate, finished
 from timeviper.inference.held_out import BLIND, PURE_DROP, WHOLE, Evaluation
 from timeviper.inference.journal import PARTIAL, Journal
 from timeviper.inference.work import dealt, grouped
@@ -65,11 +65,16 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     """The run, not yet evaluated."""
-    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(REPORT, ANSWERS, PARTIAL))
+    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(REPORT, ANSWERS, PARTIAL, OTHERS))
+
+
+def there(run: Path, *more: str) -> Path:
+    """Where the report of an evaluation with SETTINGS lies."""
+    return report_folder(run / "export", [*SETTINGS, *more])
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / ANSWERS).read_text().splitlines()]
+    return [json.loads(line) for line in (there(run) / ANSWERS).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def expected(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def same(run: Path, expected: tuple[dict[str, Any], list[dict[str, Any]]]) -> bool:
-    report = json.loads((run / REPORT).read_text())
+    report = json.loads((there(run) / REPORT).read_text())
     return (report | {"checkpoint": ""}, rows(run)) == (expected[0] | {"checkpoint": ""}, expected[1])
 
 
@@ -183,7 +188,7 @@ def test_what_was_stopped_continues(
         cli.main()
     assert ended.value.code == cli.STOPPED
     assert "stopped: the answers so far are kept" in capsys.readouterr().err
-    assert not (copy / REPORT).exists()
+    assert not (there(copy) / REPORT).exists()
     file = copy / PARTIAL / "rank-0.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines)[:-7])
@@ -258,7 +263,8 @@ def test_options_are_part_of_what_was_asked(
         return int(ended.value.code or 0)
 
     assert call("--max-new-tokens", "2", "--dtype", "bfloat16") == 0
-    report = json.loads((copy / REPORT).read_text())
+    more = "eval.samples=3", "eval.max_new_tokens=2"
+    report = json.loads((there(copy, *more) / REPORT).read_text())
     assert report["overrides"] == [*SETTINGS, "eval.samples=3", "eval.max_new_tokens=2"]
     assert report["dtype"] == "bfloat16"
     answered = groups(monkeypatch)
@@ -268,6 +274,22 @@ def test_options_are_part_of_what_was_asked(
     assert sum(map(len, answered)) == 9, "three questions, three variants"
     assert call("--dtype", "half") == 2
     assert "must be float32 or bfloat16" in capsys.readouterr().err
+
+
+def test_overrides_leave_the_full_report_as_it_is(copy: Path, shards: Path) -> None:
+    part = ["eval.samples=2"]
+    whole = evaluate(copy, ["data.workers=0", *LIMITS], quiet=True)
+    plain = report_folder(copy / "export", ["data.workers=0", *LIMITS])
+    before = (plain / REPORT).read_bytes(), (plain / ANSWERS).read_bytes()
+    assert evaluate(copy, ["data.workers=0", *LIMITS, *part], quiet=True).n["overall"] == 2
+    assert before == ((plain / REPORT).read_bytes(), (plain / ANSWERS).read_bytes())
+    assert finished(copy, [*reversed(LIMITS), "data.workers=0"]) == whole  # in any order
+    assert report_folder(copy / "export", []) == copy
+
+
+def test_overrides_of_a_recipe_that_it_was_not_trained_with_change_the_evaluation(copy: Path) -> None:
+    assert changes_of(copy, ["train.steps=3", "eval.samples=2", "eval.batch=16"]) == ["eval.samples=2"]
+    assert changes_of(copy.parent, ["eval.samples=2"]) == []
 
 
 # ---- several ranks ------------------------------------------------------------------------------------------
@@ -288,10 +310,10 @@ def test_a_rank_that_dies_costs_no_answers(
     assert job.end(seconds=60) == [1, -9]
     assert "another rank is gone" in job.said(0)
     assert f"All answers so far are kept in {copy / PARTIAL}: the same command goes on from there" in job.said(0)
-    there = sum(len(file.read_text().splitlines()) for file in (copy / PARTIAL).iterdir()) - 1
-    assert not (copy / REPORT).exists()
+    known = sum(len(file.read_text().splitlines()) for file in (copy / PARTIAL).iterdir()) - 1
+    assert not (there(copy) / REPORT).exists()
     answered = groups(monkeypatch)
     evaluate(copy, SETTINGS)
-    assert f"continues: {there} of 36 answers are there" in capsys.readouterr().err
-    assert sum(map(len, answered)) == 36 - there < 30
+    assert f"continues: {known} of 36 answers are there" in capsys.readouterr().err
+    assert sum(map(len, answered)) == 36 - known < 30
     assert same(copy, expected)

@@ -113,19 +113,22 @@ def evaluate(
 ) -> None:
     """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json.
 
-    After a run folder, overrides change the evaluation; after a recipe, they are those that it was trained with.
+    With overrides that change it, the report goes to RUN/evals/. After a recipe, they also say which run is meant.
     Under torchrun the ranks share the questions. The same command continues what was stopped.
     """
     from timeviper.config.shipped import means_recipe
 
-    changes = overrides or []
+    changes, by_recipe = overrides or [], False
     if means_recipe(run):
         from timeviper.config.load import load_recipe
 
-        run, changes = Path(load_recipe(run, changes).run_dir), []
+        run, by_recipe = Path(load_recipe(run, changes).run_dir), True
     from timeviper.inference.eval_report import print_table
+    from timeviper.inference.evaluate import changes_of, finished
     from timeviper.inference.evaluate import evaluate as answer
-    from timeviper.inference.evaluate import finished
+
+    if by_recipe:
+        changes = changes_of(run, changes)
 
     if max_new_tokens is not None:
         changes = [*changes, f"eval.max_new_tokens={max_new_tokens}"]
@@ -198,6 +201,23 @@ def ask(
     )
     if json:
         print(dumps(answer.as_dict(), ensure_ascii=False, indent=2))
+
+
+@app.command("chat", context_settings=OVERRIDES)
+def chat_about(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an export.")],
+    overrides: Overrides = None,
+    video: Annotated[Path | None, typer.Option(help="What the first questions are about.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    dtype: Dtype = None,
+) -> None:
+    """Ask several questions, line by line, of a model that is loaded once."""
+    from timeviper.cli.chat import chat
+    from timeviper.inference.ask import load
+
+    model = load(run, dtype=dtype, overrides=overrides or [])
+    person = sys.stdin.isatty()
+    chat(video, lambda q, v: model.ask(q, v, max_new_tokens=max_new_tokens, stream=True, progress=person), person)
 
 
 @app.command(context_settings=OVERRIDES)

@@ -1,4 +1,7 @@
-"""What an evaluation leaves in a run folder: `eval.json`, the scores, and `answers.jsonl`, what was written."""
+"""What an evaluation leaves in a run folder: `eval.json`, the scores, and `answers.jsonl`, what was written.
+
+Those of the stage as it is lie in the run folder; those with overrides in `evals/`, a folder for each set of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from timeviper.inference.metrics import Answered, Scores
 from timeviper.weights.export import find_export, is_export
 from timeviper.weights.lineage import LINEAGE, read_lineage
 
-REPORT, ANSWERS = "eval.json", "answers.jsonl"
+REPORT, ANSWERS, OTHERS = "eval.json", "answers.jsonl", "evals"
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,17 @@ class Report:
         )
 
 
-def write_answers(export: Path, answers: Sequence[Answered]) -> str:
+def write_answers(export: Path, answers: Sequence[Answered], overrides: Sequence[str]) -> str:
     """Write `answers.jsonl`, a line each with its scores; returns its digest."""
     rows = "".join(json.dumps({**asdict(a), "correct": a.correct, "iou": a.iou}) + "\n" for a in answers).encode()
-    write_whole(folder_of(export) / ANSWERS, rows)
+    folder = report_folder(export, overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / ANSWERS, rows)
     return _digest(rows)
 
 
 def write_report(export: Path, report: Report) -> None:
-    write_whole(folder_of(export) / REPORT, json.dumps(report.as_dict(), indent=2) + "\n")
+    write_whole(report_folder(export, report.overrides or []) / REPORT, json.dumps(report.as_dict(), indent=2) + "\n")
 
 
 def read_report(run: str | Path, overrides: Sequence[str] = (), dtype: str | None = None) -> Report | None:
@@ -97,7 +102,7 @@ def read_report(run: str | Path, overrides: Sequence[str] = (), dtype: str | Non
     DamagedReportError names the file.
     """
     export = find_export(run)
-    path = folder_of(export) / REPORT
+    path = report_folder(export, overrides) / REPORT
     if not path.is_file() or not is_export(export):
         return None
     try:
@@ -107,7 +112,8 @@ def read_report(run: str | Path, overrides: Sequence[str] = (), dtype: str | Non
     weights = read_lineage(export).get("weights")
     by_time = path.stat().st_mtime >= (export / LINEAGE).stat().st_mtime  # all there is to go by in old exports
     fresh = report.weights == weights if weights else by_time
-    return report if fresh and report.overrides == list(overrides) and dtype in (None, report.dtype) else None
+    same = report.overrides is not None and sorted(report.overrides) == sorted(overrides)
+    return report if fresh and same and dtype in (None, report.dtype) else None
 
 
 def read_answers(run: str | Path, report: Report) -> list[Answered] | None:
@@ -115,7 +121,7 @@ def read_answers(run: str | Path, report: Report) -> list[Answered] | None:
 
     DamagedReportError names file and line, or says that they are not those of the report.
     """
-    path = folder_of(find_export(run)) / ANSWERS
+    path = report_folder(find_export(run), report.overrides or []) / ANSWERS
     if report.answers is None or not path.is_file():
         return None
     raw = path.read_bytes()
@@ -145,8 +151,14 @@ class DamagedReportError(ValueError):
 
 
 def folder_of(export: Path) -> Path:
-    """Where the report of an export goes."""
+    """Where an export is evaluated."""
     return export.parent if export.name == "export" else export
+
+
+def report_folder(export: Path, overrides: Sequence[str]) -> Path:
+    """Where the report with these overrides goes."""
+    folder = folder_of(export)
+    return folder / OTHERS / _digest("\n".join(sorted(overrides)).encode()) if overrides else folder
 
 
 def _digest(rows: bytes) -> str:

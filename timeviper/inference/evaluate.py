@@ -33,7 +33,8 @@ def evaluate(
     dtype: str | None = None,
     again: bool = False,
 ) -> Report:
-    """Answer the held-out questions of a finished stage; write `eval.json` and `answers.jsonl` into its run folder.
+    """Answer the held-out questions of a finished stage; write `eval.json` and `answers.jsonl` into its run folder, or,
+    with overrides, into a folder of their own in `evals/` there.
 
     run: a run folder or an export. overrides: settings of the evaluation that differ from the stage's recipe, as
     `key=value`. quiet: without progress on stderr. dtype: as in `load`.
@@ -60,7 +61,7 @@ def evaluate(
             ) from error
     report, answers = _report(evaluation, export, [*there, *new], overrides, computed)
     if ranks.rank == 0:
-        report = replace(report, answers=write_answers(export, answers))
+        report = replace(report, answers=write_answers(export, answers, overrides))
         write_report(export, report)
         journal.end()
     return report
@@ -74,6 +75,21 @@ def finished(run: str | Path, overrides: Sequence[str] = (), dtype: str | None =
     recipe = load_recipe(export / CONFIG, overrides, to_train=False)
     computed = str(pick_dtype(recipe, pick_device(), dtype)).removeprefix("torch.")
     return None if Journal(folder_of(export), digest_of(export, recipe, computed)).is_begun() else report
+
+
+# What an evaluation depends on beside the weights.
+MATTERS = ("eval.", "data.val.", "data.frames.", "chat.", "model.")
+
+
+def changes_of(run: str | Path, overrides: Sequence[str]) -> list[str]:
+    """Which of the overrides of a recipe change the evaluation of the run that it made: those that it was not trained
+    with."""
+    config = find_export(run) / CONFIG
+    if not config.is_file():
+        return []
+    trained = load_recipe(config, to_train=False)
+    asked = [word for word in overrides if word.startswith(MATTERS)]
+    return [word for word in asked if load_recipe(config, [word], to_train=False) != trained]
 
 
 def _begin(evaluation: Evaluation, journal: Journal, again: bool, quiet: bool) -> list[Entry]:
