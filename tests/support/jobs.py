@@ -260,3 +260,28 @@ def die(rank: int, *, who: int, count: int) -> None:
         left[0] -= 1
 
     Journal.add = add  # type: ignore[method-assign]
+
+
+def full_disk_for_exports(rank: int) -> None:
+    from timeviper.weights import tensors
+
+    def save_file(*_: object, **__: object) -> None:
+        from safetensors import SafetensorError
+
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    tensors.save_file = save_file
+
+
+def spoil_steps(rank: int) -> None:
+    """Every step of training is not finite, and neither is the held-out loss."""
+
+    def bad(plain: Any) -> Any:
+        def step(self: ViperModule, batch: Any, index: int) -> None:
+            with torch.no_grad():
+                next(p for n, p in self.model.named_parameters() if "norm_f" in n).fill_(float("nan"))
+            plain(self, batch, index)
+
+        return step
+
+    ViperModule.training_step = bad(ViperModule.training_step)  # type: ignore[method-assign]

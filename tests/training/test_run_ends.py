@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import Job, run, weights, write_recipe
+from jobs import Job, full_disk_for_exports, run, spoil_steps, weights, write_recipe
 from safetensors.torch import load_file
 from tree import ROOT
 
@@ -206,17 +206,6 @@ def test_a_missing_export_is_written_by_the_same_command(recipe: Path, done: Pat
     assert before == after
 
 
-def full_disk_for_exports(rank: int) -> None:
-    from timeviper.weights import tensors
-
-    def save_file(*_: object, **__: object) -> None:
-        from safetensors import SafetensorError
-
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    tensors.save_file = save_file
-
-
 def test_a_disk_that_is_full_at_the_export_is_one_message_and_the_same_command_goes_on(
     recipe: Path, done: Path, tmp_path: Path
 ) -> None:
@@ -281,25 +270,10 @@ def test_exported_files_have_the_mode_of_other_new_files(done: Path, tmp_path: P
 # ---- what is doubtful, what changes numbers -------------------------------------------------------------
 
 
-def spoil(rank: int) -> None:
-    """Every step of training is not finite, and neither is the held-out loss."""
-    from timeviper.training.module import ViperModule
-
-    def bad(plain: Any) -> Any:
-        def step(self: ViperModule, batch: Any, index: int) -> None:
-            with torch.no_grad():
-                next(p for n, p in self.model.named_parameters() if "norm_f" in n).fill_(float("nan"))
-            plain(self, batch, index)
-
-        return step
-
-    ViperModule.training_step = bad(ViperModule.training_step)  # type: ignore[method-assign]
-
-
 def test_weights_that_can_hardly_be_right_are_exported_with_a_warning_and_a_code(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["train", str(recipe), f"out={out}", "train.steps=3", *VAL, *ALONE, "train.guard.policy=skip"]
-    job = Job(tmp_path, 1, *options, first=spoil)
+    job = Job(tmp_path, 1, *options, first=spoil_steps)
     assert job.end() == [4], job.said()[-2000:]
     for line in ("3 of 3 steps were skipped", "the held-out loss at the end is nan"):
         assert line in job.said()
