@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tree import ROOT
 from viper_helpers import TOWER
 
-from timeviper.config import Recipe, SourceConfig, TowerConfig, TransVConfig
+from timeviper.config import BLOCK_TYPES, Recipe, SourceConfig, TowerConfig, TransVConfig
 from timeviper.config.checks.recipe import problems
 from timeviper.config.load import load_recipe
 from timeviper.errors import ConfigError
@@ -296,7 +296,7 @@ def test_every_nano9b_stage_runs_with_all_sizes_divided(world: Path, tmp_path: P
     model, recipe, _ = load_export(tmp_path / before / "export")
     assert len(model.decoder.blocks) == 56
     assert [s.blocks.start for s in model.decoder.segments] == [0, 7, 39]
-    assert recipe.parallel.checkpointed == {"mamba", "attention", "mlp", "transv", "tower"}
+        assert recipe.parallel.checkpointed == set(BLOCK_TYPES)
     alphas = [float(cast(Any, t).alpha.detach()) for t in model.decoder.transv.values()]
     assert all(alphas), "the gates have learned"
 
