@@ -296,7 +296,7 @@ def test_every_nano9b_stage_runs_with_all_sizes_divided(world: Path, tmp_path: P
     model, recipe, _ = load_export(tmp_path / before / "export")
     assert len(model.decoder.blocks) == 56
     assert [s.blocks.start for s in model.decoder.segments] == [0, 7, 39]
-        assert recipe.parallel.checkpointed == set(BLOCK_TYPES)
+    assert recipe.parallel.checkpointed == set(BLOCK_TYPES)
     alphas = [float(cast(Any, t).alpha.detach()) for t in model.decoder.transv.values()]
     assert all(alphas), "the gates have learned"
 
