@@ -15,9 +15,9 @@ from timeviper.datamodules.build import build_plan
 from timeviper.tokenizer import Tokenizer
 
 TOKENS = 84  # a pack; a third of the samples of `full` take exactly that
-# Training multiplies what rounding leaves apart, tenfold in twenty steps once a loss of 7 has fallen below 0.1. Measured on
-# 4 ranks: 2e-7 in 20 steps, 4e-5 in 250, 6e-2 in 300; on one whose learning rate differs by 1e-7 of it: 3e-5 in 250, 6e-3
-# in 300. So the last steps tell nothing of the ranks, and are not compared.
+# Training multiplies what rounding leaves apart, tenfold in twenty steps once a loss of 7 has fallen below 0.1.
+# Measured on 4 ranks: 2e-7 in 20 steps, 4e-5 in 250, 6e-2 in 300; on one whose learning rate differs by 1e-7 of it:
+# 3e-5 in 250, 6e-3 in 300. So the last steps tell nothing of the ranks, and are not compared.
 DRIFT, TELLING = 2e-3, 250
 SOURCES = {
     "texts": {"kind": "text", "letters": 20, "spread": 90, "count": 31},
