@@ -73,7 +73,7 @@ class Mamba2(nn.Module):
     gated by z; project back.
 
     In bfloat16 the projection of a token of nano9b takes 45 kB, and what lies between it and the projection back keeps
-    330 kB more for the backward pass. A lean span keeps the projection alone and computes the rest again, LEAN tokens
+    270 kB more for the backward pass. A lean span keeps the projection alone and computes the rest again, LEAN tokens
     at a time."""
 
     def __init__(self, cfg: DecoderConfig, out_gain: float = 1.0) -> None:
