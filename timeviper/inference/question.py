@@ -124,11 +124,11 @@ def check_fits(encoded: Encoded, num_frames: int, max_new_tokens: int, cfg: Deco
         return
     text = int((encoded.kind != Kind.VISION).sum())
     fitting = max(int(num_frames * room / tokens), 0)
+    fewer = f"take fewer frames (about data.frames.max_frames={fitting}), " if fitting else "take "
     raise TooLongError(
         f"the question takes {tokens:,} tokens ({tokens - text:,} for {num_frames:,} frames, {text:,} of text), and "
-        f"{max_new_tokens:,} are to be written, but model.decoder.max_tokens = {cfg.max_tokens:,}: take fewer frames "
-        f"(about data.frames.max_frames={fitting}), a shorter text or answer, or raise the limit if you know that the "
-        "weights can"
+        f"{max_new_tokens:,} are to be written, but model.decoder.max_tokens = {cfg.max_tokens:,}: {fewer}a "
+        "shorter text or answer, or raise the limit if you know that the weights can"
     )
 
 
