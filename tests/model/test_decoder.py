@@ -19,7 +19,7 @@ from timeviper.errors import ConfigError
 from timeviper.kernels.bounds import Bounds
 from timeviper.model import attention as attention_module
 from timeviper.model import mamba2 as mamba2_module
-from timeviper.model import selection as selection_module
+from timeviper.model import ranking as ranking_module
 from timeviper.model import transv as transv_module
 from timeviper.model.decoder import Decoder
 from timeviper.model.mamba2 import Mamba2
@@ -78,8 +78,8 @@ def test_kernels_get_boundaries() -> None:
         (mamba2_module, "causal_conv1d", [3]),
         (attention_module, "attention", [3, 4]),
         (transv_module, "attention", [3, 4]),
-        (selection_module, "last_prompt_token", [1]),
-        (selection_module, "segment_softmax_mean", [1]),
+        (ranking_module, "last_prompt_token", [1]),
+        (ranking_module, "segment_softmax", [1]),
     ]:
         assert not torch.allclose(mutant(decoder, prompts, module, name, places), right, atol=1e-6), name
 

@@ -142,7 +142,10 @@ def test_checks_and_the_plan_know_an_own_selection() -> None:
 def test_a_name_without_an_entry_is_refused() -> None:
     model = replace(tiny(), transv=TransVConfig(stages={"early": TransVStage(1, 0.5, "norm")}))
     (finding,) = model_problems(model)
-    assert (finding.key, finding.message) == ("model.transv.stages.early.select", "must be one of uniform, attention.")
+    assert (finding.key, finding.message) == (
+        "model.transv.stages.early.select",
+        "must be one of uniform, attention, mamba.",
+    )
 
 
 # ---- a decoder family -----------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from timeviper.config.shape import kept_counts
 from timeviper.inference.prefill import prefill_chunks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
-from timeviper.model.selection import attention_scores, last_prompt_token, select_ranked, select_uniform
+from timeviper.model.ranking import Rows, attention_scores, last_prompt_token
+from timeviper.model.selection import select_ranked, select_uniform
 from timeviper.pack import Kind, text_runs, vision_groups
 
 CLOSE = dict(rtol=0, atol=1e-9)
@@ -56,7 +57,8 @@ def test_scores_are_the_mean_attention_of_that_token() -> None:
     """Against softmax over a single sequence, with later tokens left out."""
     torch.manual_seed(0)
     logits, bounds = torch.randn(11, 3, dtype=torch.float64), Bounds([4, 7])
-    scores = attention_scores(logits, torch.tensor([3, 8]), bounds)
+    rows = Rows(torch.tensor([[3], [8]]), torch.ones(2, 1))
+    scores = attention_scores(logits[:, None], rows, bounds)
     assert_close(scores[:4], logits[:4].softmax(0).mean(1), **CLOSE)
     assert_close(scores[4:9], logits[4:9].softmax(0).mean(1), **CLOSE)
     assert torch.equal(scores[9:], torch.zeros(2, dtype=torch.float64))

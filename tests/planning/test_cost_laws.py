@@ -19,10 +19,11 @@ from cost_helpers import (
     make_pack,
     plain,
     saved_bytes,
+    staged,
 )
 from torch import nn
 
-from timeviper.config import BLOCK_TYPES, ModelConfig, TransVConfig
+from timeviper.config import BLOCK_TYPES, ModelConfig, TransVConfig, TransVStage
 from timeviper.config.shape import PackShape, Segment, SegmentShape, mean_tokens, segment_shapes
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Block
@@ -71,6 +72,18 @@ CASES = {
         ALL,
         LONG,
         NONE,
+    ),
+    "the question ranks": (
+        staged(TransVStage(3, 0.5, "attention", "question"), TransVStage(5, 0.1, "mamba", "question")),
+        ALL,
+        MANY,
+        NONE,
+    ),
+    "ranked without decay": (
+        staged(TransVStage(2, 0.5, "mamba"), TransVStage(8, 0.1, "attention", "question")),
+        ALL,
+        ((6, 4), (50, 60)),
+        EVERY,
     ),
     "dinov2": (hybrid(second=DINO), ("tower", *ALL), ((6, 4), (20, 30)), EVERY),
 }

@@ -36,11 +36,13 @@ DINO = replace(SIGLIP, family="dinov2", registers=4)
 
 def hybrid(**towers: TowerConfig) -> ModelConfig:
     """The tiny preset with both kinds of TransV stages."""
+    return staged(TransVStage(5, 0.5, "uniform"), TransVStage(8, 0.1, "attention"), **towers)
+
+
+def staged(early: TransVStage, late: TransVStage, **towers: TowerConfig) -> ModelConfig:
     cfg = tiny()
     cfg.towers |= towers
-    cfg.transv = TransVConfig(
-        stages={"early": TransVStage(5, 0.5, "uniform"), "late": TransVStage(8, 0.1, "attention")}
-    )
+    cfg.transv = TransVConfig(stages={"early": early, "late": late})
     return cfg
 
 

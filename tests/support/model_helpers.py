@@ -43,6 +43,10 @@ PLAIN_GUIDED = {
     "early": TransVStage(layer=1, keep=0.5, select="uniform"),
     "late": TransVStage(layer=4, keep=0.2, select="attention"),
 }
+MAMBA = {
+    "early": TransVStage(layer=3, keep=0.5, select="mamba", query="question"),
+    "late": TransVStage(layer=6, keep=0.2, select="mamba"),
+}
 
 SCHEDULES = {
     "off": (HYBRID, {}),
@@ -50,6 +54,9 @@ SCHEDULES = {
     "guided": (HYBRID, GUIDED),
     "published": (HYBRID, PUBLISHED),
     "rope": (PLAIN, PLAIN_GUIDED),
+    "question": (HYBRID, {name: replace(stage, query="question") for name, stage in PUBLISHED.items()}),
+    "rope question": (PLAIN, {name: replace(stage, query="question") for name, stage in PLAIN_GUIDED.items()}),
+    "mamba": (HYBRID, MAMBA),
 }
 
 

@@ -173,15 +173,16 @@ class DecoderConfig:
 class SelectionFacts:
     """What checks must know of a `select` of TransV; what it computes stands in `model/selection.py`."""
 
-    attention: bool = False
-    """Ranks with an attention block, and so stands before one."""
+    block: str = ""
+    """The letter of the block that it ranks with, and so stands before; empty: any."""
     by_question: bool = False
     """The question takes part in the choice. That of a later turn would change what an earlier answer saw."""
 
 
 SELECTION_FACTS = {
     "uniform": SelectionFacts(),
-    "attention": SelectionFacts(attention=True, by_question=True),
+    "attention": SelectionFacts("*", by_question=True),
+    "mamba": SelectionFacts("M", by_question=True),
 }
 
 
@@ -195,8 +196,11 @@ class TransVStage:
         lambda x: 0 < x <= 1, 1.0, "above 0 and at most 1: the fraction of the original vision tokens that stays"
     )
     """Fraction of the ORIGINAL vision tokens of a sequence that is left afterwards, in (0, 1]."""
-    select: Literal["uniform", "attention"] = "uniform"
-    """Which stay: evenly spaced, or by the last prompt token's attention (before attention blocks only)."""
+    select: Literal["uniform", "attention", "mamba"] = "uniform"
+    """Which stay: evenly spaced, or those that the question sees most of, by attention (before attention blocks only)
+    or by what a Mamba-2 block would read of them if nothing decayed (before such blocks only)."""
+    query: Literal["last", "question"] = "last"
+    """Who ranks, where tokens are ranked: the last prompt token, as published, or all of the last question alike."""
     transfer: bool = True
     """false: dropped tokens are lost (the pure-drop baseline)."""
 

@@ -119,7 +119,7 @@ def kept_bytes(decoder: Decoder, vision: int | Sequence[int], text_count: int) -
                 every = decoder.transv_cfg.keys == "all"
                 total += (left[i - 1] - (0 if every else left[i])) * pair
             if isinstance(selection := SELECTIONS[segment.stage.select], ByScore):
-                total += (left[i - 1] + text_count) * (cfg.width * e + selection.bytes_per_token(cfg))
+                total += (left[i - 1] + text_count) * (cfg.width * e + selection.bytes_per_token(cfg, segment.stage))
     return total
 
 
@@ -180,7 +180,8 @@ def _choose(
         mask = selection.mask(left, kept, torch.device("cpu"))
     else:
         held = deque(stream)
-        mask = selection.choose(decoder.view(held, segment.blocks.start, [left]), kept).cpu()
+        view = decoder.view(held, segment.blocks.start, [left], segment.stage.query)
+        mask = selection.choose(view, kept).cpu()
         stream = (held.popleft() for _ in range(len(held)))  # a chunk that has gone on is held no longer
     yield from _shorten(decoder, segment, stream, mask, sum(left))
 

@@ -172,7 +172,7 @@ def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View
     sums.moved += float(moved[drops].sum())
     sums.vision += float(seen[drops].sum())
     sums.sequences += int(drops.sum())
-    if segment.stage.facts.attention:
+    if segment.stage.select == "attention":
         share = scores.cpu().double() / seen.clamp(min=1e-300)[vision.seq_idx.cpu()]
         entropy = -by_sequence(torch.special.xlogy(share, share))
         count = torch.tensor(current, dtype=torch.float64)

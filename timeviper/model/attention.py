@@ -1,27 +1,15 @@
-"""Grouped-query attention over a packed stream, with or without rotary positions, and its ranking of tokens."""
+"""Grouped-query attention over a packed stream, with or without rotary positions, and how it ranks tokens."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig
 from timeviper.kernels.attention import attention
-from timeviper.kernels.bounds import Bounds
 from timeviper.model.layers import Linear
+from timeviper.model.ranking import Ranker, dots
 from timeviper.model.state import AttentionState, Keys, Span
-
-
-@dataclass(frozen=True)
-class Ranker:
-    """Who ranks the tokens of a stream by attention: one token of each sequence."""
-
-    x: Tensor
-    """`[S, D]` residuals of the ranking tokens."""
-    rope: tuple[Tensor, Tensor] | None
-    """Their rotary cosines and sines, in families that have them."""
 
 
 class Attention(nn.Module):
@@ -67,18 +55,15 @@ class Attention(nn.Module):
             k, v = state.append(k, v, span)
         return attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
 
-    def rank_logits(self, x: Tensor, span: Span, query: Tensor) -> Tensor:
-        """What each token's sequence thinks of it: attention logits `[L, H]`, float32 or wider."""
+    def rank(self, x: Tensor, span: Span, ranker: Ranker) -> Tensor:
+        """What the ranking tokens think of each token: attention logits `[L, R, H]`, float32 or wider."""
         k = self.heads(self.k_proj(x))
         if span.rope is not None:
             k = rotate(k, span.rope)
-        k = k if k.dtype == torch.float64 else k.float()
-        query = query.to(k.dtype).unflatten(1, (self.kv_heads, -1)) * self.head_dim**-0.5  # [S, Hkv, R, P]
-        if len(query) == 1:  # a long video: no copy of the query for each token
-            logits = torch.einsum("lgp,grp->lgr", k, query[0])  # [L, Hkv, R]
-        else:
-            logits = (query[span.bounds.seq_idx] @ k[..., None]).squeeze(-1)  # [L, Hkv, R, P] @ [L, Hkv, P, 1]
-        return logits.flatten(1)  # [L, H]: R query heads beside each other read the same keys
+        query = self.query(ranker.x.flatten(0, 2), ranker.rope)  # [S * R, H, P]
+        query = query.unflatten(1, (self.kv_heads, -1)).unflatten(0, ranker.weight.shape)  # [S, R, Hkv, H / Hkv, P]
+        wide = torch.promote_types(query.dtype, torch.float32)
+        return dots(k, query.to(wide) * self.head_dim**-0.5, span.bounds)
 
     def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> AttentionState:
         keys, values = torch.zeros(2, rows, self.kv_heads, self.head_dim, device=device, dtype=dtype)
@@ -98,13 +83,3 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (t[:, None] for t in rope)  # [L, 1, P/2], the same for all heads
     a, b = x.chunk(2, dim=-1)  # [L, H, P/2] each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
-def segment_softmax_mean(logits: Tensor, bounds: Bounds) -> Tensor:
-    """Softmax of `[L, H]` over each sequence's tokens, mean over heads: `[L]`; -inf gives exactly 0."""
-    S, seq = bounds.num_sequences, bounds.seq_idx
-    rows = seq[:, None].expand_as(logits)  # [L, H]: the sequence of each logit
-    top = logits.new_full((S, logits.shape[1]), -torch.inf).scatter_reduce(0, rows, logits, "amax")
-    weight = (logits - top[seq]).exp()  # the largest is 1: nothing overflows
-    total = logits.new_zeros(top.shape).index_add(0, seq, weight)  # [S, H]
-    return (weight / total[seq]).mean(1)

@@ -16,10 +16,11 @@ from timeviper.config import DecoderConfig, TransVConfig
 from timeviper.config.checks.model import check_decoder
 from timeviper.config.shape import Segment, cut_layout, kept_counts
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.attention import Attention, Ranker, rotary
+from timeviper.model.attention import Attention, rotary
 from timeviper.model.layers import MLPS, Embedding, Linear, RMSNorm
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.pieces import Attending, Piece, Weights, attend_in_pieces, cut, run_in_pieces
+from timeviper.model.ranking import Ranker
 from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.state import AttentionState, DecoderState, Keys, MambaState, SegmentState, Span
 from timeviper.model.transv import Stream, Transfer, shorten
@@ -63,16 +64,15 @@ class Block(nn.Module):
         state: MambaState | AttentionState | Keys | None = None,
         ranker: Ranker | None = None,
     ) -> Tensor:
-        """`[L, D]` -> `[L, D]`; with a `ranker` instead its attention logits of the tokens, `[L, H]`; with empty `Keys`
-        nothing, `[0, D]`, but they are filled.
+        """`[L, D]` -> `[L, D]`; with a `ranker` instead what it makes of the tokens (see `rank` of the mixers); with
+        empty `Keys` nothing, `[0, D]`, but they are filled.
 
-        The ranking is a forward of the block, too: it uses the block's own norm, queries and keys, and
-        sharded weights exist in full only inside the forward of the module that owns them.
+        The ranking is a forward of the block, too: it uses the block's own norm and maps, and sharded weights exist in
+        full only inside the forward of the module that owns them.
         """
         if ranker is not None:
-            assert isinstance(self.mixer, Attention)
-            query = self.mixer.query(self.norm(ranker.x), ranker.rope)
-            return self.mixer.rank_logits(self.norm(x), span, query)
+            assert isinstance(self.mixer, (Attention, Mamba2))
+            return self.mixer.rank(self.norm(x), span, replace(ranker, x=self.norm(ranker.x)))
         if self.letter == "-":
             return x + self.mixer(self.norm(x))
         if isinstance(state, Keys) and state.k is None:
@@ -256,17 +256,20 @@ class Decoder(nn.Module):
             return stream
         kept = [kept_counts(stage.keep, *pair) for pair in zip(original, stream.groups)]
         if stage.keep < 1:
-            mask = SELECTIONS[stage.select].choose(self.view([stream], segment.blocks.start), [*chain(*kept)])
+            view = self.view([stream], segment.blocks.start, query=stage.query)
+            mask = SELECTIONS[stage.select].choose(view, [*chain(*kept)])
         else:
             # A curriculum lets the stage keep everything for a while. It runs, too, and moves nothing: under sharding
             # a module that belongs to the pass of one step must belong to that of all.
             mask = torch.ones(stream.num_vision, dtype=torch.bool, device=stream.x.device)
         return shorten(stream, mask, kept, self.transfer_of(segment), self.transv_cfg)
 
-    def view(self, pieces: Sequence[Stream], block: int, groups: list[list[int]] | None = None) -> View:
+    def view(
+        self, pieces: Sequence[Stream], block: int, groups: list[list[int]] | None = None, query: str = "last"
+    ) -> View:
         """A stream, whole or in pieces (with the `groups` of the whole), as the selection of a stage before `block`
-        sees it."""
-        return View(pieces, self.blocks[block], self.with_rope, groups)
+        sees it, and whose opinion counts (`TransVStage.query`)."""
+        return View(pieces, self.blocks[block], self.with_rope, groups, query)
 
     def logits(self, ids: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """Text only: ids `[L]` and boundaries int `[S+1]` (None: one sequence) -> float logits `[L, V]`."""

@@ -238,7 +238,8 @@ class _Count:
         cfg, stage = self.decoder, stream.segment.stage
         assert stage is not None
         tokens = sum(stream.before) + sum(stream.text)
-        self.add("transv", Flops(SELECTIONS[stage.select].flops(self.model, self.grads, len(stream.text), tokens)))
+        choice = SELECTIONS[stage.select].flops(self.model, self.grads, stage, stream.text, tokens)
+        self.add("transv", Flops(choice))
         if not stage.has_weights:
             return flow
         source = stream.before if self.model.transv.keys == "all" else stream.dropped

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from timeviper.config import DecoderConfig
+from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.conv1d import causal_conv1d
 from timeviper.kernels.ssd import ssd
 from timeviper.model.layers import GatedRMSNorm, Linear
 from timeviper.model.pieces import Piece, cut, run_in_pieces
+from timeviper.model.ranking import Ranker, dots
 from timeviper.model.state import MambaState, Span
 
 LEAN = 4096  # tokens: what a lean span holds at a time of nano9b is then 1.4 GB
@@ -124,6 +126,27 @@ class Mamba2(nn.Module):
         if state is not None:
             state.conv, state.ssm = conv, ssm
         return self.norm(y.flatten(1), z)  # [L, H * P]
+
+    def rank(self, x: Tensor, span: Span, ranker: Ranker) -> Tensor:
+        """What the ranking tokens would read of each token if nothing decayed: `|C_i . B_j|`, mean over groups,
+        `[L, R]`, float32 or wider (after Stateful Token Reduction, arXiv 2603.00198)."""
+        S, R, K, _ = ranker.x.shape
+        windows = Span.fresh(Bounds([K] * (S * R), x.device))
+        _, C, _ = self._read_write(ranker.x.flatten(0, 2), windows, None)
+        C = C.view(S, R, K, self.groups, 1, self.state_size)[:, :, -1]  # [S, R, G, 1, N]
+        conv, found = None, []
+        for piece in cut(span.bounds, LEAN):
+            B, _, conv = self._read_write(x[piece.rows], span.part(piece), conv)
+            found.append(dots(B, C[piece.sequences], piece.bounds).abs().mean(2))
+        return torch.cat(found)
+
+    def _read_write(self, x: Tensor, span: Span, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """B and C of each token, `[L, G, N]`, and the convolution's state behind them."""
+        _, xBC, _ = self.in_proj(x).split([self.inner, self.channels, self.heads], dim=-1)
+        xBC, conv = self.conv(xBC, span, conv)
+        BC = self.groups * self.state_size
+        _, B, C = xBC.split([self.inner, BC, BC], dim=-1)
+        return *(t.unflatten(-1, (self.groups, self.state_size)) for t in (B, C)), conv  # pyright: ignore[reportReturnType]
 
     def empty_state(self, S: int, rows: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         conv = torch.zeros(S, self.channels, self.conv_kernel - 1, device=device, dtype=dtype)

@@ -16,11 +16,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from timeviper.config import DecoderConfig, ModelConfig
+from timeviper.config import DecoderConfig, ModelConfig, TransVStage
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.host import on_device
-from timeviper.model.attention import Ranker, segment_softmax_mean
 from timeviper.model.gradients import Gradients, maps_of
+from timeviper.model.ranking import ROWS, Ranker, Rows, attention_scores, last_row, question_rows, weighted
 from timeviper.model.state import Span
 from timeviper.model.transv import Stream
 from timeviper.pack import Kind
@@ -38,9 +38,11 @@ class View:
         block: nn.Module,
         with_rope: Callable[[Span], Span],
         groups: list[list[int]] | None = None,
+        query: str = "last",
     ) -> None:
-        """groups: as in a `Stream`, of all pieces together; those of a stream that is whole are known."""
-        self.pieces, self.block, self.with_rope = pieces, block, with_rope
+        """groups: as in a `Stream`, of all pieces together; those of a stream that is whole are known. query: who
+        ranks, as in a `TransVStage`."""
+        self.pieces, self.block, self.with_rope, self.query = pieces, block, with_rope, query
         self.groups = pieces[0].groups if groups is None else groups
 
     @property
@@ -69,28 +71,62 @@ class View:
             start += len(piece.x)
 
     @cached_property
+    def rows(self) -> Rows:
+        """Who ranks."""
+        if self.query == "last":
+            return last_row(self.kind, self.bounds)
+        text = self.pieces[0].text if len(self.pieces) == 1 else None
+        return question_rows(self.kind, self.bounds, _joined([piece.index for piece in self.pieces]), text)
+
+    @cached_property
     @torch.no_grad()
     def attention(self) -> Tensor:
-        """`[L]`: what the last prompt token of each sequence pays to its tokens in the block behind the stage, an
+        """`[L]`: what the ranking tokens of each sequence pay to its tokens in the block behind the stage, an
         attention block; mean over heads, 0 for later tokens."""
-        query = last_prompt_token(self.kind, self.bounds)
-        one_each = Bounds([1] * self.bounds.num_sequences, query.device)
-        rope = self.with_rope(Span(one_each, one_each, past=self.bounds.position[query])).rope
-        ranker = Ranker(self._rows(query), rope)
+        places = self.rows.place.flatten()
+        one_each = Bounds([1] * len(places), places.device)
+        rope = self.with_rope(Span(one_each, one_each, past=self.bounds.position[places])).rope
+        ranker = Ranker(self._windows(1), self.rows.weight, rope)
         # A forward of the block: sharded weights exist in full only inside the forward of the module that owns them.
-        logits = [self.block(x, span, ranker=ranker) for x, span in self.residuals()]  # [n, H] each
-        return attention_scores(_joined(logits), query, self.bounds)
+        logits = [self.block(x, span, ranker=ranker) for x, span in self.residuals()]  # [n, R, H] each
+        return attention_scores(_joined(logits), self.rows, self.bounds)
 
-    def _rows(self, where: Tensor) -> Tensor:
-        """Residuals `[S, D]` of the tokens at `where [S]`."""
+    @torch.no_grad()
+    def state_space(self, conv_kernel: int) -> Tensor:
+        """`[L]`: what the ranking tokens of each sequence would read of its tokens in the Mamba-2 block behind the
+        stage if nothing decayed."""
+        ranker = Ranker(self._windows(conv_kernel), self.rows.weight)
+        before, found = conv_kernel - 1, []
+        halo: Tensor | None = None
+        for x, span in self.residuals():
+            if halo is None:
+                read = self.block(x, span, ranker=ranker)  # [n, R]
+            else:  # the convolution of a piece begins in the one before
+                both = torch.cat([halo, x])
+                read = self.block(both, Span.fresh(Bounds([len(both)], x.device)), ranker=ranker)[len(halo) :]
+            found.append(read)
+            halo = x[len(x) - min(before, len(x)) :] if halo is None else torch.cat([halo, x])[-before:]
+        return weighted(_joined(found), self.rows.weight, self.bounds)
+
+    def _windows(self, width: int) -> Tensor:
+        """Residuals `[S, R, width, D]` of the ranking tokens, each behind those of the tokens before it; 0 where its
+        sequence has not begun."""
+        back = torch.arange(width - 1, -1, -1, device=self.rows.place.device)
+        places = self.rows.place[..., None] - back  # [S, R, width]
+        first = self.bounds.cu_seqlens[:-1].long().view(-1, 1, 1)
+        x = self._at(places.clamp(min=0).flatten()).unflatten(0, places.shape)
+        return x * (places >= first)[..., None]
+
+    def _at(self, where: Tensor) -> Tensor:
+        """Residuals `[n, D]` of the tokens at `where [n]`."""
         if len(self.pieces) == 1:
             return self.pieces[0].x.detach()[where]
-        place = int(where)  # pieces are of one sequence
+        rows, start = self.pieces[0].x.new_empty(len(where), self.pieces[0].x.shape[1]), 0
         for piece in self.pieces:
-            if place < len(piece.x):
-                break
-            place -= len(piece.x)
-        return piece.x.detach()[place : place + 1]
+            inside = torch.nonzero((where >= start) & (where < start + len(piece.x))).squeeze(1)
+            rows[inside] = piece.x.detach()[where[inside] - start]
+            start += len(piece.x)
+        return rows
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -108,8 +144,11 @@ class Selection:
         waiting for the device where the view is of one piece."""
         raise NotImplementedError
 
-    def flops(self, model: ModelConfig, grads: Gradients, sequences: int, tokens: int) -> float:
-        """Products of matrices, in FLOP, that the choice takes in a pack of so many sequences and tokens."""
+    def flops(
+        self, model: ModelConfig, grads: Gradients, stage: TransVStage, text: Sequence[int], tokens: int
+    ) -> float:
+        """Products of matrices, in FLOP, that the choice takes in a pack of so many tokens; text: those of text of
+        each sequence."""
         return 0.0
 
 
@@ -136,7 +175,7 @@ class ByScore(Selection):
         vision = torch.nonzero_static(view.kind == Kind.VISION, size=sum(view.vision)).squeeze(1)
         return select_ranked(self.scores(view)[vision], view.vision, kept)
 
-    def bytes_per_token(self, cfg: DecoderConfig) -> int:
+    def bytes_per_token(self, cfg: DecoderConfig, stage: TransVStage) -> int:
         """Memory for scoring a prompt in pieces, beyond its residuals."""
         return 4
 
@@ -154,19 +193,46 @@ class ByAttention(ByScore):
     def scores(self, view: View) -> Tensor:
         return view.attention
 
-    def flops(self, model: ModelConfig, grads: Gradients, sequences: int, tokens: int) -> float:
-        """Queries of the last prompt tokens, keys of all tokens, and their products."""
-        width = model.decoder.width
+    def flops(
+        self, model: ModelConfig, grads: Gradients, stage: TransVStage, text: Sequence[int], tokens: int
+    ) -> float:
+        """Queries of the ranking tokens, keys of all tokens, and their products."""
+        width, rows = model.decoder.width, most_rows(stage, text)
         (q, q_rank), (k, k_rank), _ = maps_of("*", model, grads).first
-        query = sequences * (width * q + q_rank * (width + q))
+        query = len(text) * rows * (width * q + q_rank * (width + q))
         keys = tokens * (width * k + k_rank * (width + k))
-        return 2.0 * (query + keys + tokens * q)
+        return 2.0 * (query + keys + tokens * q * rows)
 
-    def bytes_per_token(self, cfg: DecoderConfig) -> int:
-        return 16 * cfg.heads  # float32 logits: in pieces, together, masked, and their exponentials
+    def bytes_per_token(self, cfg: DecoderConfig, stage: TransVStage) -> int:
+        return 16 * cfg.heads * most_rows(stage)  # float32 logits: in pieces, together, masked, and their exponentials
 
 
-SELECTIONS: dict[str, Selection] = {"uniform": Uniform(), "attention": ByAttention()}
+class ByStateSpace(ByScore):
+    """What the question would read of each token in the Mamba-2 block behind the stage, if nothing decayed."""
+
+    def scores(self, view: View) -> Tensor:
+        return view.state_space(view.block.mixer.conv_kernel)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+    def flops(
+        self, model: ModelConfig, grads: Gradients, stage: TransVStage, text: Sequence[int], tokens: int
+    ) -> float:
+        """The projection of all tokens and of those around the ranking ones, and the products of B and C."""
+        cfg, rows = model.decoder, most_rows(stage, text)
+        ((inner, rank),) = maps_of("M", model, grads).first
+        projected = tokens + len(text) * rows * cfg.conv_kernel
+        read = tokens * rows * cfg.ssm_groups * cfg.ssm_state
+        return 2.0 * (projected * (cfg.width * inner + rank * (cfg.width + inner)) + read)
+
+    def bytes_per_token(self, cfg: DecoderConfig, stage: TransVStage) -> int:
+        return 8 * most_rows(stage)  # what is read, in pieces and together
+
+
+SELECTIONS: dict[str, Selection] = {"uniform": Uniform(), "attention": ByAttention(), "mamba": ByStateSpace()}
+
+
+def most_rows(stage: TransVStage, text: Sequence[int] = (ROWS,)) -> int:
+    """Ranking tokens of a sequence, at most, with these many tokens of text each."""
+    return 1 if stage.query == "last" else min(ROWS, max(text, default=1))
 
 
 # ---- index arithmetic -----------------------------------------------------------------------------------
@@ -194,20 +260,3 @@ def select_ranked(scores: Tensor, current: Sequence[int], kept: Sequence[int]) -
 def _mask(vision: Bounds, chosen: Tensor) -> Tensor:
     mask = torch.zeros(vision.num_tokens, dtype=torch.bool, device=vision.device)
     return mask.index_fill(0, chosen, True)
-
-
-def last_prompt_token(kind: Tensor, bounds: Bounds) -> Tensor:
-    """`[S]`: the position of each sequence's last token that is no answer (with several turns, of the last
-    turn's prompt): what comes after the question is not known when it is asked."""
-    place = torch.arange(len(kind), device=kind.device)
-    place = place.masked_fill(kind == Kind.ANSWER, -1)  # so that no answer token is the largest place
-    none = place.new_full((bounds.num_sequences,), -1)
-    return none.scatter_reduce(0, bounds.seq_idx, place, "amax").clamp(min=0)
-
-
-def attention_scores(logits: Tensor, query: Tensor, bounds: Bounds) -> Tensor:
-    """Attention `[L]` that the token at `query [S]` pays to each token of its sequence, mean over heads,
-    from logits `[L, H]`; later tokens get 0."""
-    place = torch.arange(len(logits), device=logits.device)
-    later = place > query[bounds.seq_idx]
-    return segment_softmax_mean(logits.masked_fill(later[:, None], -torch.inf), bounds)

@@ -177,7 +177,7 @@ class _Language:
         name, outside = f"transv {stream.segment.name}", 0
         if flow:
             outside += INDEX * stream.num_tokens  # where those that stay were
-            if stage.facts.attention:
+            if stage.facts.by_question:
                 outside += INDEX * len(stream.text)  # who ranks
         maps = maps_of("T", self.model, self.grads)
         mixes = flow or learns or maps.rank_in > 0

@@ -122,8 +122,8 @@ def _transv(model: ModelConfig) -> Iterator[Finding]:
             yield Finding(f"{key}.layer", f"must be a block of the layout: 0 to {len(layout) - 1}.")
         elif stage.select not in SELECTION_FACTS:
             yield _no_such(f"{key}.select", SELECTION_FACTS)
-        elif stage.facts.attention and layout[stage.layer] != "*":
-            yield Finding(f"{key}.layer", _needs_attention(stage, layout))
+        elif stage.facts.block not in ("", layout[stage.layer]):
+            yield Finding(f"{key}.layer", _needs_block(stage, layout))
     for (_, a), (key, b) in pairwise(stages.items()):
         if b.layer <= a.layer:
             message = f"stages stand in order of strictly rising layer, and the one before runs at {a.layer}."
@@ -136,13 +136,14 @@ def _transv(model: ModelConfig) -> Iterator[Finding]:
             yield Finding(f"{key}.keep", message)
 
 
-def _needs_attention(stage: TransVStage, layout: str) -> str:
-    blocks = ", ".join(str(i) for i, letter in enumerate(layout) if letter == "*") or "none in this layout"
+def _needs_block(stage: TransVStage, layout: str) -> str:
+    needed = BLOCKS[stage.facts.block].title
+    blocks = ", ".join(str(i) for i, letter in enumerate(layout) if letter == stage.facts.block)
     block = BLOCKS.get(layout[stage.layer])
-    kind = f"{block.article} {block.title}" if block else "no attention"
+    kind = f"{block.article} {block.title}" if block else f"no {needed}"
     return (
-        f"select = {stage.select} ranks with the queries and keys of its block, but block {stage.layer} "
-        f"is {kind} block. Attention blocks: {blocks}. Or use select = uniform."
+        f"select = {stage.select} ranks with the maps of its block, but block {stage.layer} is {kind} block. "
+        f"{needed[0].upper()}{needed[1:]} blocks: {blocks or 'none in this layout'}. Or use select = uniform."
     )
 
 
