@@ -164,6 +164,13 @@ def estimate_text(
     return round(tokens)
 
 
+def time_text_tokens(tokenizer: Tokenizer, frames: Sequence[int], chat: ChatConfig) -> int:
+    """About how many tokens of text stand between the frames of such videos: no transfer takes them out."""
+    if chat.time != "frames":
+        return 0
+    return sum(_time_tokens(tokenizer, chat.time, chat.frames_per_time, n) for n in frames)
+
+
 @lru_cache(maxsize=256)
 def _template_tokens(tokenizer: Tokenizer, system: str, pairs: int) -> int:
     """Tokens of so many questions and answers without any text, and of the system message."""

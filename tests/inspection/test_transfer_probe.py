@@ -173,7 +173,21 @@ def test_nothing_moves_where_nothing_is_dropped() -> None:
         found = look(model, samples())
     assert model.decoder.segments is before
     assert found.kl == 0.0
-    assert set(found.figures(found.numbers())) == {"kl", "entropy/late"}
+    assert set(found.figures(found.numbers())) == {"kl", "entropy/late", "text_between", "text_between_left"}
+
+
+@torch.no_grad()
+def test_text_between_frames_is_counted_and_never_leaves() -> None:
+    """A stamp before each frame but the first stands between vision tokens."""
+    model, pack = make_model(small("nemotron_h")).eval(), samples()[0]
+    found = look(model, [pack])
+    kind = pack.kind.tolist()
+    first, last = kind.index(1), len(kind) - 1 - kind[::-1].index(1)
+    between = sum(k != 1 for k in kind[first:last])
+    figures = found.figures(found.numbers())
+    assert figures["text_between"] == between / len(kind)
+    whole = model(pack).decoder
+    assert figures["text_between_left"] == between / whole.bounds.num_tokens >= figures["text_between"]
 
 
 def test_divergence_is_in_nats_and_of_p_from_q() -> None:

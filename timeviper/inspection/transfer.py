@@ -14,6 +14,11 @@ stages behind it dropped nothing; those before s are at work.
 Answers, at every label position t, with p without any stage and q with all of them, the same weights in both:
 
     kl       = mean over t of sum over the vocabulary of p ln(p / q)                              nats a token
+
+And how much of the stream no stage can take out, because text stands between the frames (`chat.time: frames`):
+
+    text_between      = such tokens / tokens that enter the decoder                               in [0, 1]
+    text_between_left = such tokens / tokens that leave it                                        in [0, 1]
 """
 
 from __future__ import annotations
@@ -60,15 +65,23 @@ class Transferred:
     stages: dict[str, StageSums] = field(default_factory=dict)
     kl: float = 0.0
     labels: int = 0
+    between: int = 0
+    """Tokens of text between vision tokens, which no stage takes out."""
+    entered: int = 0
+    left: int = 0
+    """Tokens of sequences with vision, before the first block and behind the last."""
 
     def numbers(self) -> list[float]:
         """Everything as a list, the same order on all ranks."""
-        return [self.kl, self.labels, *(float(v) for s in self.stages.values() for v in vars(s).values())]
+        counts = (self.labels, self.between, self.entered, self.left)
+        return [self.kl, *counts, *(float(v) for s in self.stages.values() for v in vars(s).values())]
 
     def figures(self, numbers: list[float]) -> dict[str, float]:
         """Means from `numbers()`, perhaps summed over ranks; what no sequence had is left out."""
-        kl, labels, *rest = numbers
+        kl, labels, between, entered, left, *rest = numbers
         found = {"kl": kl / labels} if labels else {}
+        if left:
+            found |= {"text_between": between / entered, "text_between_left": between / left}
         for i, name in enumerate(self.stages):
             sums = StageSums(*rest[5 * i : 5 * i + 5])  # type: ignore[arg-type]
             if sums.sequences:
@@ -101,8 +114,9 @@ def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
         with other_stages(model, before), _entering(decoder, {segment.blocks.start, block}) as entered:
             out = model(pack, label_logits=i == 0)
         without = out if i == 0 else without
-        views = _views(decoder, pack, out.decoder, entered)
-        _add(model, pack, segment, views[segment.blocks.start], views[block], sums)
+        assert segment.stage is not None
+        here = _view(decoder, pack, out.decoder, entered, segment.blocks.start, segment.stage.query)
+        _add(model, pack, segment, here, _view(decoder, pack, out.decoder, entered, block), sums)
     if without is None:
         with other_stages(model, TransVConfig()):
             without = cast(ViperOutput, model(pack, label_logits=True))
@@ -113,6 +127,12 @@ def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
     for p, q in zip(without.label_logits.split(AT_A_TIME), whole.label_logits.split(AT_A_TIME)):
         found.kl += float(divergence(p, q).sum())
     found.labels += whole.num_labels
+    assert whole.decoder is not None
+    for runs, length, left in zip(pack.text_runs, pack.lengths, whole.decoder.bounds.lengths):
+        if vision := length - sum(n for n, *_ in runs):
+            found.between += sum(n for n, _, seen in runs if 0 < seen < vision)
+            found.entered += length
+            found.left += left
 
 
 def next_attention(decoder: Decoder, segment: Segment) -> int | None:
@@ -146,12 +166,19 @@ def _entering(decoder: Decoder, blocks: set[int]) -> Iterator[dict[int, Tensor]]
         torch.compiler.set_stance("default")
 
 
-def _views(decoder: Decoder, pack: Pack, out: DecoderOutput | None, entered: dict[int, Tensor]) -> dict[int, View]:
-    """The stream as a selection sees it before each of the blocks that it was caught at."""
+def _view(
+    decoder: Decoder,
+    pack: Pack,
+    out: DecoderOutput | None,
+    entered: dict[int, Tensor],
+    block: int,
+    query: str = "last",
+) -> View:
+    """The stream as a selection sees it before a block that it was caught at."""
     assert out is not None
     kind = pack.kind[out.index]
     groups = all_vision_groups(text_runs(kind, out.bounds.lengths), out.bounds.lengths)
-    return {b: decoder.view([Stream(x, out.bounds, kind, groups, out.index)], b) for b, x in entered.items()}
+    return decoder.view([Stream(entered[block], out.bounds, kind, groups, out.index)], block, query=query)
 
 
 def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View, sums: StageSums) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -10,6 +10,7 @@ from timeviper.config import FramesConfig, ModelConfig, Recipe
 from timeviper.config.curriculum import phase_at, stretches, transv_at
 from timeviper.config.shape import PackShape, mean_tokens
 from timeviper.datamodules.build import build_plan
+from timeviper.datamodules.chat import time_text_tokens
 from timeviper.datamodules.plan import Plan, StepPlan
 from timeviper.planning.hardware import Assumptions
 from timeviper.tokenizer import Tokenizer
@@ -60,7 +61,8 @@ def phases_of(recipe: Recipe, assume: Assumptions, index: Index | None = None) -
 
 def longest_pack(recipe: Recipe, max_frames: int, phase: str, assume: Assumptions) -> PackShape:
     """As many samples of `max_frames` frames as `data.tokens_per_pack` holds."""
-    one = PackShape((max_frames,), (assume.text_tokens,), 0)
+    words = assume.text_tokens + time_text(recipe, (max_frames,))
+    one = PackShape((max_frames,), (words,), 0)
     cost, limit = mean_tokens(recipe.model, one), recipe.data.tokens_per_pack
     count = int(limit // cost)
     if not count:
@@ -70,8 +72,18 @@ def longest_pack(recipe: Recipe, max_frames: int, phase: str, assume: Assumption
             f"data.tokens_per_pack = {limit:,}: no such sample would be trained on. Raise it to {cost:,.0f} or more, "
             "or lower max_frames."
         )
-    text = count * assume.text_tokens
-    return PackShape((max_frames,) * count, (assume.text_tokens,) * count, round(text * assume.label_share))
+    labels = round(count * assume.text_tokens * assume.label_share)
+    return PackShape((max_frames,) * count, (words,) * count, labels)
+
+
+def time_text(recipe: Recipe, frames: Sequence[int]) -> int:
+    """Tokens of text between the frames of a pack's videos; counted with the package's own tokenizer where the recipe's
+    is not there yet."""
+    try:
+        tokenizer = Tokenizer.load(recipe.model.tokenizer)
+    except (ValueError, OSError):
+        tokenizer = Tokenizer.load()
+    return time_text_tokens(tokenizer, frames, recipe.chat)
 
 
 def index_of(recipe: Recipe) -> Index:

@@ -17,7 +17,7 @@ from timeviper.model.flops import total as total_flops
 from timeviper.planning.hardware import Assumptions, Gpu
 from timeviper.planning.memory import PeakMemory, peak_memory
 from timeviper.planning.parameters import ParameterCount, count_parameters, sharded_parameters
-from timeviper.planning.phase_packs import PhasePacks, index_of, longest_pack, phases_of
+from timeviper.planning.phase_packs import PhasePacks, index_of, longest_pack, phases_of, time_text
 from timeviper.planning.roofline import StepTime, step_time
 from timeviper.training.launch import check_ranks
 from timeviper.weights.export import meta_model
@@ -178,6 +178,9 @@ def _tokens(recipe: Recipe, packs: tuple[PackShape, ...]) -> dict[str, float]:
             stage = segment.segment.stage
             name = "input" if stage is None else f"after {segment.segment.name}, from block {stage.layer}"
             tokens[name] = tokens.get(name, 0.0) + segment.num_tokens / len(packs)
+    if recipe.chat.time == "frames" and tokens:
+        between = sum(time_text(recipe, shape.frames) for shape in packs) / len(packs)
+        tokens["time text, never dropped"] = between
     return tokens
 
 
