@@ -25,6 +25,7 @@ NOTED = {
     **dict.fromkeys(("weight", "weights", "sampleweight", "lossweight", "score", "reward"), WEIGHT),
     **dict.fromkeys(("subtitle", "subtitles", "subtitlepath", "asr", "transcript", "speech", "audio", "audios"), TEXTS),
     **dict.fromkeys(("chosen", "rejected", "rejectedresponse", "history", "tools", "functions", "context"), OTHER),
+    **dict.fromkeys(("objects", "ktotag", "solution", "saliencyscores"), OTHER),
     **dict.fromkeys(("answers", "candidates", "options", "choices", "captions"), OTHER),
     **dict.fromkeys(("start", "end", "starttime", "endtime", "timestamp", "timestamps"), OTHER),
 }

@@ -24,6 +24,7 @@ from timeviper.datamodules.formats.names import alike, composed, find
 from timeviper.datamodules.formats.pieces import without_pieces
 from timeviper.datamodules.formats.recognise import read_entries
 from timeviper.datamodules.formats.talk import marks, with_talk
+from timeviper.datamodules.formats.unshown import check_shown
 from timeviper.datamodules.formats.unusable import Unusable, summary
 from timeviper.datamodules.frames.part import part_of
 from timeviper.datamodules.shards.address import shown
@@ -156,6 +157,7 @@ def _sample(entry: Entry, root: Path, confined: bool) -> tuple[str, dict[str, An
     if entry.files is None:  # in a tar they are of the video that its file was cut from
         _set_bounds(fields, media)
     record = {**with_talk(fields, [m["type"] for m in media]), "media": media}
+    check_shown(record)
     parse_record(json.dumps(record).encode(), files)  # escaped: so it can name what has no encoding
     if name is None:
         name = as_written or re.sub(r"\W+", "-", entry.where)

@@ -7,10 +7,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from timeviper.datamodules.formats.dataset_info import renamed
 from timeviper.datamodules.formats.entry import Dialect, Entry, Format
 from timeviper.datamodules.formats.fields import present
 from timeviper.datamodules.formats.folder import FOLDER
 from timeviper.datamodules.formats.grounding import GROUNDING, is_grounding, says_more
+from timeviper.datamodules.formats.instructions import INSTRUCTIONS
 from timeviper.datamodules.formats.table import TABLE
 from timeviper.datamodules.formats.tars import TARS
 from timeviper.datamodules.formats.text_files import is_lines, parse_object, read_lines, read_list
@@ -19,7 +21,7 @@ from timeviper.datamodules.shards.schema import SchemaError
 LISTS, LINES = (".json",), (".jsonl", ".ndjson")
 FORMATS: list[Format] = [TABLE, FOLDER, TARS]
 # Of lists and lines; of each entry the first that matches. The last takes the rest: our own entries, and LLaVA's.
-DIALECTS: list[Dialect] = [GROUNDING, Dialect("json", lambda fields: True, lambda fields: fields)]
+DIALECTS: list[Dialect] = [INSTRUCTIONS, GROUNDING, Dialect("json", lambda fields: True, lambda fields: fields)]
 
 
 def read_entries(source: Path, name: str = "auto", ignore: Collection[str] = ()) -> tuple[str, Iterator[Entry]]:
@@ -34,7 +36,7 @@ def read_entries(source: Path, name: str = "auto", ignore: Collection[str] = ())
     if forced or (name == "auto" and not source.is_dir() and source.suffix.lower() in LISTS + LINES):
         if source.is_dir():
             raise SchemaError(f"is a folder, but --format {name} is a file")
-        first, entries = _peeked(_present(_entries(source), ignore))
+        first, entries = _peeked(_present(renamed(source, _entries(source)), ignore))
         return (forced or first).name, (_in_our_form(entry, forced, first) for entry in entries)
     form = _recognised(source) if name == "auto" else next(f for f in FORMATS if f.name == name)
     if source.is_dir() and not form.folders:

@@ -43,7 +43,7 @@ def shards_write(
         typer.Argument(metavar="SOURCE", help="JSONL, a JSON list, CSV or TSV; a folder of media, or of tars."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
-    form: Annotated[str, typer.Option("--format", help="auto, json, grounding, table, folder or tars.")] = "auto",
+    form: Annotated[str, typer.Option("--format", help="auto, or one of docs/your-data.md.")] = "auto",
     part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts, for a batch array.")] = "1/1",
     workers: Annotated[int, typer.Option(min=0, help="Processes that write; 0: one a core.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples in one tar.")] = 256,
