@@ -25,7 +25,11 @@ class Gathered:
 
     def add(self, key: str, record: dict[str, Any], files: Mapping[str, Payload]) -> None:
         about = tuple(_place(payload) for payload in files.values())
-        if about and record.get("segments") and all(talk.get("type") == WHEN for talk in record["conversations"]):
+        if (
+            about
+            and record.get("segments")
+            and all(talk.get("type") in (WHEN, "times") for talk in record["conversations"])
+        ):
             if about not in self._moments:
                 self._moments[about] = (self._keys.unique(key), files, [])
                 self._of_files.setdefault(about, [])

@@ -7,11 +7,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from timeviper.datamodules.formats.annotations import entries_of
 from timeviper.datamodules.formats.dataset_info import renamed
 from timeviper.datamodules.formats.entry import Dialect, Entry, Format
 from timeviper.datamodules.formats.fields import present
 from timeviper.datamodules.formats.folder import FOLDER
-from timeviper.datamodules.formats.grounding import GROUNDING, is_grounding, says_more
+from timeviper.datamodules.formats.grounding import GROUNDING, says_more
 from timeviper.datamodules.formats.instructions import INSTRUCTIONS
 from timeviper.datamodules.formats.table import TABLE
 from timeviper.datamodules.formats.tars import TARS
@@ -116,22 +117,17 @@ def _lines(source: Path) -> Iterator[Entry]:
 
 
 def _list(source: Path) -> Iterator[Entry]:
-    """The entries of a list, or of an object that is keyed by video."""
+    """The entries of a list, or of an object of annotations."""
     found = read_list(source)
     if isinstance(found, list):
         return (Entry(f"entry {i}", _fields(fields), raw=fields) for i, fields in enumerate(found))
-    if isinstance(found, dict) and found and all(isinstance(v, dict) and _is_keyed(v) for v in found.values()):
-        return (Entry(f"entry {video!r}", {"video": video, **fields}) for video, fields in found.items())
+    if isinstance(found, dict) and (entries := entries_of(found)) is not None:
+        return entries
     is_object = isinstance(found, dict)
     raise SchemaError(
         f"holds {'an object with ' + ', '.join(list(found)[:8]) if is_object else type(found).__name__}; "
-        "needed is a list of entries, or an object of grounding entries keyed by video"
+        "needed is a list of entries, or an object as docs/your-data.md describes them"
     )
-
-
-def _is_keyed(fields: dict[str, Any]) -> bool:
-    """Whether this can be the value of a video in a grounding file."""
-    return is_grounding({"video": "", **fields})
 
 
 def _fields(found: Any) -> dict[str, Any] | SchemaError:

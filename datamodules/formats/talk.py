@@ -28,6 +28,7 @@ QUESTIONS = {
         "From when to when does this happen: {}?",
         "At what time of the video does this happen: {}?",
     ),
+    "times": ("List all the times when this happens: {}.", "When does this happen, each time: {}?"),
 }
 
 
@@ -45,6 +46,12 @@ def ask_when(query: str, start: float, end: float, **more: Any) -> dict[str, Any
     if query.endswith("?"):
         return {**more, "type": WHEN, "messages": _pair(query, answer)}
     return ask(WHEN, answer, query.rstrip(". "), **more)
+
+
+def ask_times(query: str, spans: Sequence[tuple[float, float]], **more: Any) -> dict[str, Any]:
+    """A question that several spans in seconds answer, in their order, a line each."""
+    answer = "\n".join(span(start, end) for start, end in sorted(spans))
+    return ask("times", answer, query.strip().rstrip(".? "), **more)
 
 
 def with_talk(fields: dict[str, Any], media: Sequence[str]) -> dict[str, Any]:

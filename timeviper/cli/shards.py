@@ -53,6 +53,10 @@ def shards_write(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Read as if this field were not there; may be repeated.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only such entries, as split=train; may be repeated."),
+    ] = None,
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="Leave out what cannot be used; OUT/unusable.jsonl lists it.")
     ] = False,
@@ -64,7 +68,15 @@ def shards_write(
     from timeviper.cli.write_shards import WriteOptions, write
 
     options = WriteOptions(
-        form, part, workers, samples_per_shard, media_root, frozenset(ignore or []), skip_unusable, max_skipped
+        form=form,
+        part=part,
+        workers=workers,
+        samples_per_shard=samples_per_shard,
+        media_root=media_root,
+        ignore=frozenset(ignore or []),
+        only=tuple(only or ()),
+        skip_unusable=skip_unusable,
+        max_skipped=max_skipped,
     )
     if not write(source, out, options):
         raise typer.Exit(STOPPED)

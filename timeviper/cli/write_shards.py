@@ -29,6 +29,8 @@ class WriteOptions:
     media_root: Path | None = None
     ignore: Collection[str] = ()
     """Fields of the source that are as if they were not there."""
+    only: Collection[str] = ()
+    """`FIELD=VALUE` of the entries that are taken; empty: all."""
     skip_unusable: bool = False
     max_skipped: float = MAX_SKIPPED
 
@@ -39,7 +41,9 @@ def write(source: Path, out: Path, options: WriteOptions) -> bool:
         raise ValueError(f"{out} lies in {source}, so shards would become data of the next run; choose another folder")
     number, parts = _part(options.part)
     try:
-        manifest = read_manifest(source, options.form, options.media_root, ignore=options.ignore, partial=True)
+        manifest = read_manifest(
+            source, options.form, options.media_root, ignore=options.ignore, only=options.only, partial=True
+        )
         listed = list_file(out, (number, parts))
         _leave_out(source, manifest, listed, options)
         for line in (*manifest.fields, *(f"note: {note}" for note in manifest.notes)):
