@@ -112,7 +112,7 @@ def _entry(path: Path, texts: list[Text], where: str) -> Entry:
             there = f"; {', '.join(t.name for t in texts)} alone cannot be used" if texts else ""
             raise SchemaError(
                 f"has none of {path.stem}.json (messages), {path.stem}.txt (a caption) and {path.stem}.vtt, .srt or "
-                f".ttml (timed captions) beside it{there}"
+                f".ttml (timed captions) beside it{there}; if its folder says what it shows: --format classes"
             )
         fields, notes = fields_of(texts)
     except (SchemaError, OSError) as error:

@@ -122,7 +122,9 @@ def as_list(value: Any) -> list[Any]:
 
 def _by_id(root: Path, name: str) -> Path:
     """The one video of this id below `root`, also as `v_ID`, as ActivityNet's files are called."""
-    known = _by_stem(root, root.stat().st_mtime_ns)
+    if (there := root / f"{name}.mp4").is_file():  # where the annotation says: no need to list all others
+        return there
+    known, name = _by_stem(root, root.stat().st_mtime_ns), name.rpartition("/")[2]
     found = known.get(composed(name)) or known.get(f"v_{composed(name)}") or ()
     if len(found) > 1:
         raise SchemaError(f"{name} could be any of {', '.join(sorted(found)[:3])} in {root}; keep one of them")

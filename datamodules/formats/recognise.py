@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.datamodules.formats.annotations import entries_of
+from timeviper.datamodules.formats.charades import CHARADES
+from timeviper.datamodules.formats.clip_lists import CLASSES, CLIP_LISTS
 from timeviper.datamodules.formats.dataset_info import renamed
 from timeviper.datamodules.formats.entry import Dialect, Entry, Format
 from timeviper.datamodules.formats.fields import present
@@ -20,9 +22,14 @@ from timeviper.datamodules.formats.text_files import is_lines, parse_object, rea
 from timeviper.datamodules.shards.schema import SchemaError
 
 LISTS, LINES = (".json",), (".jsonl", ".ndjson")
-FORMATS: list[Format] = [TABLE, FOLDER, TARS]
+FORMATS: list[Format] = [TABLE, CHARADES, FOLDER, CLASSES, TARS]
 # Of lists and lines; of each entry the first that matches. The last takes the rest: our own entries, and LLaVA's.
-DIALECTS: list[Dialect] = [INSTRUCTIONS, GROUNDING, Dialect("json", lambda fields: True, lambda fields: fields)]
+DIALECTS: list[Dialect] = [
+    INSTRUCTIONS,
+    *CLIP_LISTS,
+    GROUNDING,
+    Dialect("json", lambda fields: True, lambda fields: fields),
+]
 
 
 def read_entries(source: Path, name: str = "auto", ignore: Collection[str] = ()) -> tuple[str, Iterator[Entry]]:
@@ -74,6 +81,8 @@ def _dialect(fields: dict[str, Any], first: Dialect) -> Dialect:
 def _recognised(source: Path) -> Format:
     """The one format that matches."""
     matching = [form for form in reversed(FORMATS) if form.matches(source)]
+    if CLASSES in matching:  # which are media, too
+        matching.remove(FOLDER)
     if len(matching) > 1:
         named = " or ".join(form.name for form in matching)
         holds = " and ".join(form.about for form in matching)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.datamodules.formats.clip import NOTHING
-from timeviper.datamodules.formats.entry import Entry, Format
+from timeviper.datamodules.formats.clip_lists import CLIP_LISTS
+from timeviper.datamodules.formats.entry import Dialect, Entry, Format
 from timeviper.datamodules.formats.fields import MEDIA, plain
 from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError, media_type
 
@@ -44,10 +45,15 @@ def read_table(path: Path) -> Iterator[Entry]:
         stated[1] if stated else max(DELIMITERS, key=lambda d: (len(_roles(_split(head[1], d))), head[1].count(d)))
     )
     names = _split(head[1], delimiter)
-    roles = _checked(names)
+    known = next((dialect for dialect in CLIP_LISTS if dialect.matches(dict.fromkeys(names))), None)
+    roles = {} if known else _checked(names)
     for number, taken, row in _rows(lines, delimiter, len(names)):
         whole = taken if isinstance(row, SchemaError) else dict(zip(names, row))
-        yield Entry(f"line {number}", row if isinstance(row, SchemaError) else _fields(names, roles, row), raw=whole)
+        if isinstance(row, SchemaError):
+            fields = row
+        else:
+            fields = _published(known, names, row) if known else _fields(names, roles, row)
+        yield Entry(f"line {number}", fields, raw=whole)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -140,6 +146,13 @@ def _checked(names: list[str]) -> dict[str, int]:
             "rename them"
         )
     return {role: columns[0] for role, columns in roles.items() if not (is_questions and role == "caption")}
+
+
+def _published(known: Dialect, names: list[str], row: list[str]) -> dict[str, Any] | SchemaError:
+    try:
+        return known.read({name: cell for name, cell in zip(names, row) if cell.strip()})
+    except SchemaError as error:
+        return error
 
 
 def _fields(names: list[str], roles: dict[str, int], row: list[str]) -> dict[str, Any] | SchemaError:

@@ -28,6 +28,7 @@ QUESTIONS = {
         "From when to when does this happen: {}?",
         "At what time of the video does this happen: {}?",
     ),
+    "action": ("What is done in the video?", "Which action does the video show?", "What is going on in the video?"),
     "times": ("List all the times when this happens: {}.", "When does this happen, each time: {}?"),
 }
 
