@@ -13,6 +13,11 @@ def split_query(place: str) -> tuple[str, str]:
     return path, mark + query
 
 
+def file_name(place: str) -> str:
+    """Without the folders and the query."""
+    return split_query(place)[0].rpartition("/")[2]
+
+
 def near(place: str, name: str) -> str:
     """The file of this name in the folder of `place`, with the query of it."""
     path, query = split_query(place)

@@ -17,7 +17,7 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -111,6 +111,8 @@ class ShardIndex:
     """Path or URL of the tar."""
     bytes: int
     samples: tuple[SampleRecord, ...]
+    crc32: int | None = field(default=None, compare=False)
+    """Of its line in an index file, where it was read from one."""
 
     @property
     def name(self) -> str:
@@ -124,11 +126,12 @@ class ShardIndex:
 
 def encode(shards: Iterable[ShardIndex]) -> bytes:
     """The content of an index file; the same for the same shards."""
-    body = b",\n".join(_line(shard) for shard in shards)
+    body = b",\n".join(line(shard) for shard in shards)
     return b'{"version":%d,"crc32":"%08x","shards":[\n' % (VERSION, zlib.crc32(body)) + body + TAIL
 
 
-def _line(shard: ShardIndex) -> bytes:
+def line(shard: ShardIndex) -> bytes:
+    """What an index file has of a shard."""
     samples = []
     for sample in shard.samples:
         entry = {k: v for k, v in asdict(sample).items() if v is not None and v not in ({}, ())}
@@ -147,18 +150,20 @@ def decode(raw: bytes, where: str, remedy: str, location: Callable[[str], str]) 
     """
     try:
         content = json.loads(raw)
-        version, sound = content["version"], False
+        version, sound, shards, each = content["version"], False, [], []
         if version == VERSION:
             _, _, lines = raw.partition(b"\n")
             sound = lines.endswith(TAIL) and zlib.crc32(lines[: -len(TAIL)]) == int(content["crc32"], 16)
-        shards = [_shard(shard, location) for shard in content["shards"]] if sound else []
+            shards = [_shard(shard, location) for shard in content["shards"]] if sound else []
+            each = lines[: -len(TAIL)].split(b",\n")
+            sound = sound and len(each) == max(len(shards), 1)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"index {where} cannot be read ({error!r}); {remedy}") from error
     if version != VERSION:
         raise ValueError(f"index {where} has version {version}, this program reads {VERSION}; {remedy}")
     if not sound:
         raise ValueError(f"index {where} is damaged or was changed (wrong checksum); {remedy}")
-    return shards
+    return [replace(shard, crc32=zlib.crc32(text)) for shard, text in zip(shards, each)]
 
 
 def _shard(entry: dict[str, Any], location: Callable[[str], str]) -> ShardIndex:
