@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from timeviper.config import fields as schema
+from timeviper.config import schedules
 from timeviper.config.checks import recipe as validate
 from timeviper.config.origins import Layer, dotlist_layers, file_layers, preset_layer
 from timeviper.config.presets import PRESETS
@@ -179,6 +180,7 @@ class _Draft:
             self.problems.append(Problem(key, "", str(error).strip().splitlines()[0], self.origins.get(key, "")))
             raise ConfigError(self.source, self.problems) from error
         assert isinstance(recipe, Recipe)
+        self.problems += self._located(schedules.expand(recipe.model), recipe)
         self.problems += [p for p in self._located(validate.problems(recipe, to_train), recipe) if not self._follows(p)]
         if self.problems:
             raise ConfigError(self.source, self.problems)

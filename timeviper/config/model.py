@@ -220,6 +220,10 @@ class TransVConfig:
 
     stages: dict[str, TransVStage] = field(default_factory=dict)
     """Named stages in order of rising layer; set one to null to remove it. None at all: TransV is off."""
+    schedule: Literal["", "progressive"] = ""
+    """In place of stages: progressive, a stage before each attention block, each leaves the same share of tokens."""
+    keep: float = ranged(lambda x: 0 < x < 1, 0.1, "above 0 and below 1")
+    """With a schedule: fraction of the ORIGINAL vision tokens that its last stage leaves."""
     gate: float = ranged(lambda x: -1 < x < 1, 0.0, "between -1 and 1")
     """tanh(alpha) of a transfer that begins: 0 as published. What stands behind a gate learns as fast as it is open."""
     prenorm: bool = True
