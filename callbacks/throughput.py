@@ -96,7 +96,7 @@ class Throughput(pl.Callback):
             shape = PackShape.of(pack)
             self._tokens += pack.ids.shape[0]
             self._frames += pack.num_frames
-            self._flops += total(model_flops(model, shape, learning, train.objective)).total
+            self._flops += total(model_flops(model, shape, learning, train.objective, train.distill > 0)).total
             if train.objective == "answer":
                 self._left += segment_shapes(model, shape)[-1].num_tokens
 

@@ -43,7 +43,7 @@ def linear_cross_entropy_torch(
     return loss, correct
 
 
-def _scaled(t: Tensor, scale: Tensor, rows: int) -> Tensor:
+def scaled(t: Tensor, scale: Tensor, rows: int) -> Tensor:
     """`t * scale` in t's dtype, multiplied in the scale's: rounded to bfloat16 it would be up to 0.4 % off, everywhere
     alike. A scale with a dimension is not rounded; rows by rows, because a CPU makes a wide copy of what it takes."""
     out = torch.empty_like(t)
@@ -89,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         scale = grads[0]
         if d_hidden is not None:
-            d_hidden = _scaled(d_hidden, scale, ctx.chunk)
+            d_hidden = scaled(d_hidden, scale, ctx.chunk)
         if d_weight is not None:
             d_weight = (d_weight * scale).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None, None, None

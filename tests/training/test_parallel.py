@@ -44,6 +44,13 @@ BF16 = [
 ]
 
 
+def distilling(recipe: Recipe) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, distill=0.5))
+
+
+DISTILLING = [distilling(recipe) for recipe in (SETTINGS[0], SETTINGS[-1])]
+
+
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
@@ -57,7 +64,7 @@ def assert_same(a: Trained, b: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def one_rank() -> list[Trained]:
-    return run_ranks(1, train_all, [*SETTINGS, *BF16])[0]
+    return run_ranks(1, train_all, [*SETTINGS, *BF16, *DISTILLING])[0]
 
 
 @pytest.mark.parametrize("which", range(1, len(SETTINGS)))
@@ -67,8 +74,16 @@ def test_checkpointing_and_offloading_change_no_gradient(one_rank: list[Trained]
 
 
 def test_checkpointing_and_offloading_change_no_gradient_in_bfloat16(one_rank: list[Trained]) -> None:
+    assert_same(*one_rank[-4:-2])
+    assert one_rank[-3].losses != one_rank[0].losses
+
+
+def test_distilling_sharded_checkpointed_and_offloaded_has_the_same_gradients(one_rank: list[Trained]) -> None:
     assert_same(*one_rank[-2:])
-    assert one_rank[-1].losses != one_rank[0].losses
+    assert one_rank[-1].losses[0] == pytest.approx(one_rank[0].losses[0], abs=1e-6)  # of the labels alone
+    assert largest_difference(one_rank[-1].gradients, one_rank[0].gradients) > 1e-3
+    for found in run_ranks(2, train_all, DISTILLING[:1])[1]:
+        assert_same(one_rank[-2], found)
 
 
 def test_two_ranks_have_the_gradients_and_the_first_weights_of_one(one_rank: list[Trained]) -> None:

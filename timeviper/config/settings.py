@@ -160,6 +160,9 @@ class TrainConfig:
     """Run folder of the previous stage, or its export; empty: start from `weights` of the parts, or at random."""
     trainable: list[str] = field(default_factory=lambda: ["projector"])
     """Parts that learn: tower, projector, decoder, transv. The others stay frozen and in eval mode."""
+    distill: float = at_least(0, 0.0)
+    """Weight of KL(answers without TransV || answers with it), of the same weights, beside the loss: what compressing
+    loses teaches it. Costs a forward pass more; 0: none, as published."""
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """Named phases with rising start: what changes while the stage runs."""
     validate_every: int = at_least(0, 0, "0 (at the end only) or more")

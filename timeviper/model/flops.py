@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from timeviper.config import BLOCKS, ModelConfig, ParallelConfig, TowerConfig
+from timeviper.config import BLOCKS, ModelConfig, ParallelConfig, TowerConfig, TransVConfig
 from timeviper.config.shape import PackShape, SegmentShape, segment_shapes, tokens_per_frame
 from timeviper.kernels.attention import group_by_length
 from timeviper.kernels.bounds import Bounds
@@ -75,10 +75,11 @@ class Execution:
 
 
 def model_flops(
-    model: ModelConfig, shape: PackShape, trainable: Collection[str], objective: str = "answer"
+    model: ModelConfig, shape: PackShape, trainable: Collection[str], objective: str = "answer", distills: bool = False
 ) -> dict[str, Flops]:
-    """Model FLOPs of a pack's forward and backward pass by part (see above), in FLOP."""
-    return _Count(model, shape, trainable, None).all(objective)
+    """Model FLOPs of a pack's forward and backward pass by part (see above), in FLOP. distills: with the pass of the
+    teacher, which no stage of TransV shortens."""
+    return _Count(model, shape, trainable, None).all(objective, distills)
 
 
 def executed_flops(
@@ -87,9 +88,10 @@ def executed_flops(
     trainable: Collection[str],
     execution: Execution,
     objective: str = "answer",
+    distills: bool = False,
 ) -> dict[str, Flops]:
     """What the torch forms execute for a pack, by part, in FLOP."""
-    return _Count(model, shape, trainable, execution).all(objective)
+    return _Count(model, shape, trainable, execution).all(objective, distills)
 
 
 class _Count:
@@ -100,13 +102,20 @@ class _Count:
         self.grads = Gradients.of(model, trainable)
         self.parts = dict.fromkeys(PARTS, Flops())
 
-    def all(self, objective: str) -> dict[str, Flops]:
+    def all(self, objective: str, distills: bool) -> dict[str, Flops]:
         for tower in self.model.towers.values():
             self.vision(tower)
         if objective == "tags":
             self.tags()
         else:
             self.language()
+        if distills:
+            teacher = _Count(replace(self.model, transv=TransVConfig()), self.shape, (), self.execution)
+            teacher.language()
+            for part, work in teacher.parts.items():
+                self.add(part, Flops(work.forward))
+            if self.execution is not None:
+                self.add("logits", self.head(self.grads.embedded))  # once for the labels, once to compare
         return self.parts
 
     def add(self, part: str, *work: Flops) -> None:
@@ -176,9 +185,11 @@ class _Count:
                 flow = self.transfer(stream, flow)
             for i in stream.segment.blocks:
                 flow = self.block(self.decoder.layout[i], stream.lengths, flow)
+        self.add("logits", self.head(flow))
+
+    def head(self, flow: bool) -> Flops:
         learns = self.grads.decoder
-        head = linear(self.shape.labels, self.decoder.width, self.decoder.vocab_size, learns, flow or learns)
-        self.add("logits", head)
+        return linear(self.shape.labels, self.decoder.width, self.decoder.vocab_size, learns, flow or learns)
 
     def block(self, letter: str, lengths: Sequence[int], flow: bool) -> bool:
         """Adds a block; returns whether its output carries a gradient, given that its input does or does not."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from timeviper.config import ModelConfig
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.cross_entropy import linear_cross_entropy
+from timeviper.kernels.divergence import linear_divergence
 from timeviper.model.decoder import Decoder, DecoderOutput
 from timeviper.model.frame_times import FrameTimes
 from timeviper.model.parts import Parts, part_of
@@ -42,6 +43,9 @@ class ViperOutput:
     """`[S, V]` float32 after the last token of each sequence, where asked for."""
     label_logits: Tensor | None = None
     """`[M, V]` float32 that predict each label, where asked for."""
+    divergence_sum: Tensor | None = None
+    """float32 scalar beside `loss_sum`, where the model distils: how far answers are from those without TransV, times
+    `train.distill`."""
 
 
 class _Splice(torch.autograd.Function):
@@ -74,6 +78,7 @@ class TimeViper(Parts):
         )
         self.times = FrameTimes(cfg.decoder.width) if frame_times else None
         self.decoder = Decoder(cfg.decoder, cfg.transv)
+        self.distill = 0.0  # `train.distill`; in training mode alone
 
     @property
     def tokens_per_frame(self) -> int:
@@ -119,14 +124,22 @@ class TimeViper(Parts):
     ) -> ViperOutput:
         """Loss at the labels of a pack, and on request the logits that follow each sequence or predict each label."""
         x = self.embed(pack)
+        taught = self._taught(x, pack) if self.distill and self.training else None
         out = self.decoder(x, Bounds(pack.lengths, x.device), pack.kind, state, pack.text_runs)
         labels = pack.labels[out.index]  # [L'], of the tokens that are left
         where = torch.nonzero_static(labels != IGNORE, size=pack.num_labels).squeeze(1)
-        loss_sum, correct = linear_cross_entropy(
-            out.hidden.index_select(0, where), self.decoder.head_weight, labels[where]
-        )
+        answers, head = out.hidden.index_select(0, where), self.decoder.head_weight
+        loss_sum, correct = linear_cross_entropy(answers, head, labels[where])
+        divergence = None if taught is None else self.distill * linear_divergence(answers, taught, head)
         logits = None
         if last_logits:
             logits = self.decoder.project(out.hidden[out.bounds.cu_seqlens[1:].long() - 1])  # last of each sequence
-        predicting = self.decoder.project(out.hidden.index_select(0, where)) if label_logits else None
-        return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits, predicting)
+        predicting = self.decoder.project(answers) if label_logits else None
+        return ViperOutput(loss_sum, pack.num_labels, correct, out.index[where], out, logits, predicting, divergence)
+
+    @torch.no_grad()
+    def _taught(self, x: Tensor, pack: Pack) -> Tensor:
+        """What the same weights make of the labels' tokens where no stage drops anything, `[M, D]`."""
+        hidden = self.decoder(x.detach(), Bounds(pack.lengths, x.device)).hidden
+        where = torch.nonzero_static(pack.labels != IGNORE, size=pack.num_labels).squeeze(1)
+        return hidden.index_select(0, where)

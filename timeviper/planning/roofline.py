@@ -89,7 +89,7 @@ def _pack_time(recipe: Recipe, shape: PackShape, gpu: Gpu, assume: Assumptions) 
     model, objective = recipe.model, recipe.train.objective
     narrow = recipe.parallel.param_dtype == "bfloat16"
     execution = Execution.of(recipe.parallel)
-    flops = executed_flops(model, shape, recipe.train.trainable, execution, objective)
+    flops = executed_flops(model, shape, recipe.train.trainable, execution, objective, recipe.train.distill > 0)
     # What every module would keep if all of it learned: a measure of what it reads and writes.
     everything = saved_activations(model, shape, TRAINABLE, Execution("cuda"), 2 if narrow else WIDE, objective)
     moved = dict.fromkeys(flops, 0.0)

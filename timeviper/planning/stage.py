@@ -146,8 +146,9 @@ def _plan_phase(stage: Stage, phase: PhasePacks, gpus: int, gpu: Gpu) -> PhasePl
     per_gpu = recipe.data.packs_per_step // gpus
     execution = Execution.of(recipe.parallel)
     learning = trainable_at(phase.start, train)  # what stands still is computed, and is not wanted
-    wanted = _mean([model_flops(model, s, learning, train.objective) for s in packs])
-    done = _mean([executed_flops(model, s, train.trainable, execution, train.objective) for s in packs])
+    what = (train.objective, train.distill > 0)
+    wanted = _mean([model_flops(model, s, learning, *what) for s in packs])
+    done = _mean([executed_flops(model, s, train.trainable, execution, *what) for s in packs])
     time = step_time(recipe, units, packs, gpus, per_gpu, gpu, assume)
     n = len(packs)
     mean = sum(mean_tokens(model, s) for s in packs) / n

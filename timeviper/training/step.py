@@ -27,17 +27,18 @@ def accumulate(
     device: torch.device,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradient of `sum of losses / num_labels` over the packs of all ranks.
+    """Add the gradient of `sum of losses / num_labels` over the packs of all ranks, distillation included.
 
-    num_labels: label tokens of the whole step. Returns this rank's summed loss and number of right labels,
-    float32 scalars.
+    num_labels: label tokens of the whole step. Returns this rank's summed loss, that of the labels alone, and number of
+    right labels, float32 scalars.
     """
     loss_sum, correct = num_labels.new_zeros(()), num_labels.new_zeros(())
     for i, pack in enumerate(packs):
         model.set_requires_gradient_sync(model.reduce_every_pack or i == len(packs) - 1)
         out = model(pack.to(device))
         # Gradients are averaged over ranks; times world makes that the sum.
-        backward(out.loss_sum * (world / num_labels))
+        total = out.loss_sum if out.divergence_sum is None else out.loss_sum + out.divergence_sum
+        backward(total * (world / num_labels))
         loss_sum += out.loss_sum.detach()
         correct += out.correct.sum()
     return loss_sum, correct

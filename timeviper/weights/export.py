@@ -48,6 +48,8 @@ def meta_model(recipe: Recipe) -> Model:
     with torch.device("meta"):
         lora.attach(model, recipe.model.lora)
     model.freeze(recipe.train.trainable)
+    if isinstance(model, TimeViper):
+        model.distill = recipe.train.distill
     return model
 
 

@@ -34,6 +34,7 @@ def problems(recipe: Recipe, to_train: bool = True) -> Iterator[Finding]:
     if to_train and recipe.model.towers:
         yield from _lengths(recipe)
     yield from _train(recipe)
+    yield from _distillation(recipe)
     yield from _adapters(recipe)
     yield from _parallel(recipe.parallel)
     yield from phase_problems(recipe)
@@ -211,6 +212,16 @@ def callback_warnings(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("callbacks.transfer", "has no effect: no stage of model.transv.stages drops anything.")
     if recipe.callbacks.samples not in (None, SamplesConfig()) and not answers_held_out(recipe):
         yield Finding("callbacks.samples", "has no effect: there is nothing held out that this stage could answer.")
+
+
+def _distillation(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.train.distill:
+        return
+    if not drops_tokens(recipe):
+        message = "compares answers with and without TransV, but no stage of model.transv.stages drops anything."
+        yield Finding("train.distill", message)
+    elif not {"projector", "decoder", "transv"} & set(recipe.train.trainable):
+        yield Finding("train.distill", "teaches projector, decoder and transv, none of which is in train.trainable.")
 
 
 def drops_tokens(recipe: Recipe) -> bool:
