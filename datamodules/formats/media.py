@@ -16,7 +16,7 @@ from timeviper.datamodules.formats.talk import marks
 from timeviper.datamodules.formats.text_files import files_below
 from timeviper.datamodules.shards.address import shown
 from timeviper.datamodules.shards.schema import PLACEHOLDERS, VIDEO, SchemaError, media_type
-from timeviper.datamodules.shards.writer import Payload
+from timeviper.datamodules.shards.writer import Made, Payload
 
 FRAMES = (
     "frames of a video are not put together here: make a video of them, at the rate at which they were taken "
@@ -41,9 +41,11 @@ def located(fields: dict[str, Any], root: Path, confined: bool) -> tuple[Mapping
     written = _in_order(written, marks(fields.get("conversations", fields.get("messages"))))
     paths = [(kind, _found(kind, name, root, confined)) for kind, name in written]
     single = len(paths) == 1
-    members = [path.suffix[1:].lower() if single else f"{i}{path.suffix.lower()}" for i, (_, path) in enumerate(paths)]
+    endings = [file.ending if isinstance(file, Made) else file.suffix[1:].lower() for _, file in paths]
+    members = endings if single else [f"{i}.{ending}" for i, ending in enumerate(endings)]
     media = [{"type": kind, "member": member} for (kind, _), member in zip(paths, members)]
-    first = str(Path(written[0][1]).with_suffix("")).lstrip("./") if written else ""
+    name = written[0][1] if written else ""
+    first = str(Path(name).with_suffix("")).lstrip("./") if isinstance(name, str) and name else ""
     return dict(zip(members, (path for _, path in paths))), media, first
 
 
@@ -65,8 +67,12 @@ def _in_order(written: list[tuple[str, Any]], marked: list[str]) -> list[tuple[s
     return [next(of_kind[kind]) for kind in marked]
 
 
-def _found(kind: str, name: Any, root: Path, confined: bool) -> Path:
+def _found(kind: str, name: Any, root: Path, confined: bool) -> Path | Made:
     """The file that an entry means; a video's name may come without its ending, as benchmarks list them."""
+    if isinstance(name, Made):
+        if media_type(f".{name.ending}") != kind:
+            raise SchemaError(f"{name} is no {kind} by its name or its first bytes ({name.ending or 'not known'})")
+        return name
     if not isinstance(name, str) or not name.strip():
         raise SchemaError(f"{kind} must be the path of a file, got {name!r}")
     if name.startswith("file://"):

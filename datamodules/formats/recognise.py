@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.datamodules.formats.annotations import entries_of
+from timeviper.datamodules.formats.arrow import TABLES, read_arrow
 from timeviper.datamodules.formats.charades import CHARADES
 from timeviper.datamodules.formats.clip_lists import CLASSES, CLIP_LISTS
 from timeviper.datamodules.formats.dataset_info import renamed
@@ -22,7 +23,7 @@ from timeviper.datamodules.formats.text_files import is_lines, parse_object, rea
 from timeviper.datamodules.shards.schema import SchemaError
 
 LISTS, LINES = (".json",), (".jsonl", ".ndjson")
-FORMATS: list[Format] = [TABLE, CHARADES, FOLDER, CLASSES, TARS]
+FORMATS: list[Format] = [TABLE, TABLES, CHARADES, FOLDER, CLASSES, TARS]
 # Of lists and lines; of each entry the first that matches. The last takes the rest: our own entries, and LLaVA's.
 DIALECTS: list[Dialect] = [
     INSTRUCTIONS,
@@ -51,7 +52,11 @@ def read_entries(source: Path, name: str = "auto", ignore: Collection[str] = ())
         raise SchemaError(f"is a folder, but --format {name} is a file")
     if not source.is_dir() and not form.endings:
         raise _unknown_ending()
-    return form.name, _present(form.read(source), ignore)
+    entries = _present(read_arrow(source, ignore) if form is TABLES else form.read(source), ignore)
+    if form is TABLES:  # whose rows mean as much as those of a list
+        first, entries = _peeked(entries)
+        return form.name, (_in_our_form(entry, None, first) for entry in entries)
+    return form.name, entries
 
 
 def _present(entries: Iterator[Entry], ignore: Collection[str]) -> Iterator[Entry]:

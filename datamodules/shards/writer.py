@@ -38,7 +38,19 @@ class TarSlice:
     size: int
 
 
-Payload = bytes | Path | TarSlice
+class Made:
+    """A file that is put together, or taken out of another one, when it is written. Hashable, equal where it is the
+    same file, and cheap to send to another process."""
+
+    ending: str
+    """Of the name that it gets."""
+
+    def read(self) -> bytes:
+        """All of it, the same bytes each time. ValueError if what it is taken from is damaged."""
+        raise NotImplementedError
+
+
+Payload = bytes | Path | TarSlice | Made
 Sample = Mapping[str, Any]
 """`{"__key__": str, "json": dict or bytes, "mp4": Payload, ...}`"""
 
@@ -124,10 +136,19 @@ def _add(tar: tarfile.TarFile, path: Path, sample: Sample, there: dict[Payload, 
             tar.addfile(info)
             continue
         info.linkname = ""
+        if isinstance(value, Made):
+            value = _made(value, path, key, field)
         with _opened(value) as (file, info.size):
             tar.addfile(info, file)
         total += info.size
     return total
+
+
+def _made(value: Made, path: Path, key: str, field: str) -> bytes:
+    try:
+        return value.read()
+    except ValueError as error:
+        raise ShardError(path, f"{field} cannot be made: {error}", key, "media") from error
 
 
 def _files(sample: Sample) -> Iterator[tuple[str, Payload]]:
@@ -141,7 +162,7 @@ def _files(sample: Sample) -> Iterator[tuple[str, Payload]]:
 class _opened:
     """A payload as a file to read, with its size; large ones are never in memory as a whole."""
 
-    def __init__(self, payload: Payload) -> None:
+    def __init__(self, payload: bytes | Path | TarSlice) -> None:
         self.file: IO[bytes]
         if isinstance(payload, bytes):
             self.file, self.size = io.BytesIO(payload), len(payload)
@@ -160,7 +181,7 @@ class _opened:
 
 def _from_here(error: ShardError, path: Path, samples: list[Sample]) -> ShardError:
     """The error with the files that the samples came from: those are what a person can mend."""
-    origins = {s["__key__"]: [str(v) for v in s.values() if isinstance(v, Path)] for s in samples}
+    origins = {s["__key__"]: [str(v) for v in s.values() if isinstance(v, Path | Made)] for s in samples}
     parts = error.parts or ((error,) if error.key else ())
     if error.kind == "key" or not parts:
         return ShardError(path, error.detail, error.key, error.kind)
@@ -207,6 +228,7 @@ def _difference(there: SampleRecord, wanted: Sample) -> str:
         return f"{there.key!r} has {', '.join(sorted(there.members))}, not {', '.join(sorted(files))}"
     for field, payload in files.items():
         _, size, crc = there.members[field]
+        payload = payload.read() if isinstance(payload, Made) else payload
         if isinstance(payload, bytes):
             same = (size, crc) == (len(payload), zlib.crc32(payload))
         else:
