@@ -59,7 +59,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-seeds \
+        eval compare ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-seeds bench-transfer \
         cache check-real-weights check-real-data docs clean
 
 help: ## this list
@@ -228,14 +228,15 @@ bench-cache: $(READY) | $(WORLD) $(call export,stage1_align) ## stage 2 from vid
 bench-ask: $(READY) ## three hours of video asked about: time a frame and memory, in pieces and whole, into benchmarks/
 	.venv/bin/python benchmarks/bench_ask.py $(ARGS)
 
-SEEDS ?= 1 2
-bench-seeds: $(READY) $(WORLD) | $(call export,stage2_instruct) ## stage 2 with more SEEDS: mean and spread, into benchmarks/
-	$(TIMEVIPER) eval runs/$(SIZE)/stage2_instruct
-	for seed in $(SEEDS); do \
-	  $(TIMEVIPER) train $(call recipe,stage2_instruct) seed=$$seed out=runs/$(SIZE)/seeds/$$seed $(ARGS); \
-	  $(TIMEVIPER) eval runs/$(SIZE)/seeds/$$seed; \
-	done
-	.venv/bin/python benchmarks/bench_seeds.py runs/$(SIZE)/stage2_instruct $(SEEDS:%=runs/$(SIZE)/seeds/%) --out benchmarks/$(SIZE)_stage2_seeds_cpu_$$(date +%F).md
+SEEDS ?= 1 2 3 4
+CHAINS = .venv/bin/python benchmarks/bench_chains.py runs/$(SIZE)/chains --seeds $(SEEDS) $(if $(ARGS),--set $(ARGS)) --made-by "make $@" \
+  --before $(SIZE)/stage0_tower $(SIZE)/stage1_align
+bench-seeds: $(READY) $(WORLD) ## stages 0, 1 and 2 from nothing with each of SEEDS: mean and spread of the table, into benchmarks/
+	$(CHAINS) --title "Stages 0 to 2 from nothing" --last TransV=$(SIZE)/stage2_instruct --out benchmarks/$(SIZE)_chains_cpu_$$(date +%F).md
+
+bench-transfer: $(READY) $(WORLD) ## what TransV is worth: beside trained pure drop, no compression and other rules, over whole chains
+	$(CHAINS) --title "What TransV is worth" --out benchmarks/$(SIZE)_transfer_cpu_$$(date +%F).md \
+	  --last TransV=$(SIZE)/stage2_instruct "pure drop=experiments/no_transfer" "no compression=experiments/no_transv"
 
 # Pages, and the files that they link to, as they lie in the repository.
 PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests

@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from bench_seeds import hardware
+from bench_chains import hardware
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.tensor import DTensor

@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from bench_seeds import hardware
+from bench_chains import hardware
 from torch.distributed.device_mesh import init_device_mesh
 
 from timeviper.config import (
