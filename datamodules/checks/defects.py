@@ -67,6 +67,8 @@ class Report:
     forecast: dict[str, Any] = field(default_factory=dict)
     """Measured seconds of decoding; see `forecast.py`."""
     notes: list[Defect] = field(default_factory=list)
+    waiting: int = 0
+    """Shards that other parts of the check are still to do; media are compared when none is."""
 
     def add(self, found: Defect, accept: Collection[str] = ()) -> None:
         (self.notes if found.kind in NOTES or found.kind in accept else self.problems).append(found)

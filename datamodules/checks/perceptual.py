@@ -8,11 +8,6 @@ cut are not found.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from itertools import product
-from typing import Generic, TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +21,8 @@ SIZE = 64  # pixels square at which `signature` wants the frames
 SAME_RMS, SAME_CELL = 2.5, 16.0
 
 Signature = NDArray[np.uint8]
-Name = TypeVar("Name")
+# By whether it is that of a picture: its name in files, and its shape.
+LOOKS = {False: ("videos", (FRAMES.max_frames, 3, 8, 8)), True: ("images", (1, 3, 16, 16))}
 
 
 def signature(pixels: NDArray[np.uint8]) -> Signature:
@@ -36,41 +32,3 @@ def signature(pixels: NDArray[np.uint8]) -> Signature:
     chosen = pixels[(np.arange(count) * len(pixels)) // count]  # fewer frames than 8 are repeated
     blocks = chosen.reshape(count, 3, cells, SIZE // cells, cells, SIZE // cells)
     return np.rint(blocks.mean(axis=(3, 5))).astype(np.uint8)
-
-
-class Lookalikes(Generic[Name]):
-    """Finds for each signature an earlier one that looks the same. Exact: within the limits none is missed.
-
-    Only a signature without a lookalike is remembered, and looked up by the mean of its three channels, whose
-    distance the limits bound: time grows with what is remembered around it, not with the whole corpus.
-    """
-
-    def __init__(self) -> None:
-        self._near: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        self._kept: list[Signature] = []
-        self._names: list[Name] = []
-
-    def find(self, name: Name, seen: Signature) -> tuple[Name, float] | None:
-        """The name of the first lookalike, with the RMS difference in levels of 255; else remember this one."""
-        means = seen.mean(axis=(0, 2, 3), dtype=np.float64)
-        # A channel's mean differs by at most sqrt(3) of the RMS over all channels: neighbours in the grid suffice.
-        at = tuple(int(m // (3**0.5 * SAME_RMS)) for m in means)
-        around = (tuple(np.add(at, step)) for step in product((-1, 0, 1), repeat=3))
-        candidates = sorted(i for cell in around if cell in self._near for i in self._near[cell])
-        for i, rms in self._same(seen, candidates):
-            return self._names[i], rms
-        self._near[at].append(len(self._kept))
-        self._kept.append(seen)
-        self._names.append(name)
-        return None
-
-    def _same(self, seen: Signature, candidates: list[int]) -> Iterator[tuple[int, float]]:
-        for first in range(0, len(candidates), 1024):
-            chunk = [i for i in candidates[first : first + 1024] if self._kept[i].shape == seen.shape]
-            if not chunk:
-                continue
-            others = np.stack([self._kept[i] for i in chunk])
-            away = np.abs(others.astype(np.int16) - seen).reshape(len(chunk), -1)
-            rms = np.sqrt(np.square(away.astype(np.float32)).mean(axis=1))
-            for i in np.flatnonzero((rms <= SAME_RMS) & (away.max(axis=1) <= SAME_CELL)):
-                yield chunk[i], float(rms[i])

@@ -1,7 +1,8 @@
 """The doctor of shards: everything that training would stumble over, found beforehand.
 
 `timeviper shards check` reads every byte and decodes every wanted frame, prints what it finds with shard and
-sample, and exits with 1 if there are problems. What is a problem and what a note: `defects.py`.
+sample, and exits with 1 if there are problems. What is a problem and what a note: `defects.py`. Shards are examined
+one by one and remembered (`kept.py`); what concerns several, media that are there twice, is looked for at the end.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from timeviper.datamodules.checks.defects import MENDED, NOTES, PROBLEMS, Defect, Report
+import numpy as np
+
+from timeviper.datamodules.checks.defects import NOTES, PROBLEMS, Defect, Report
 from timeviper.datamodules.checks.forecast import Forecast
+from timeviper.datamodules.checks.kept import Found, Shelf, shelf
 from timeviper.datamodules.checks.sample import CheckConfig, Examined, Sample, examine
-from timeviper.datamodules.checks.twins import Twins
+from timeviper.datamodules.checks.twins import DETAILS, find_twins, is_usable
 from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_path, read_index
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, SampleRecord, decode
@@ -31,47 +37,99 @@ def check_shards(
     config: CheckConfig | None = None,
     workers: int = 0,
     progress: Callable[[int, str], None] | None = None,
+    state: str | Path | None = None,
+    part: tuple[int, int] = (1, 1),
 ) -> Report:
     """Check every shard below `folder`, to the last byte. ValueError if there is none.
 
     `workers` processes, 0: this one alone; the report does not depend on it. `progress` is called with the
-    number of samples done and the shard of the last one.
+    number of samples done and the shard of the last one. `state`: a folder that remembers each shard that is done, so
+    that the same call goes on after a stop. `part`, i of n: only each n-th shard from the i-th on; the part that is
+    done last reports of all, those before of their own shards, without comparing media.
     """
-    config = config or CheckConfig()
-    tars = find_shards(Path(folder))
-    report, forecast, twins = Report(shards=len(tars)), Forecast(), Twins()
-    for found in _around(Path(folder), tars):
-        report.add(found, config.accept)
-
-    def samples() -> Iterator[Sample | Defect]:
-        for tar in tars:
-            yield from walk_shard(tar, str(tar.relative_to(folder)))
-
-    for sample, examined in ordered(partial(_examine, config=config), samples(), workers, _crashed):
-        if isinstance(sample, Defect):
-            report.add(sample, config.accept)
-            continue
-        findings = list(examined.findings)
-        if not any(kind in PROBLEMS and kind not in (*MENDED, *config.accept) for kind, _ in findings):
-            findings += twins.of(sample, examined)  # of what is not used there can be no second use
-        for kind, detail in findings:
-            report.add(Defect(sample.shard, sample.key, kind, detail), config.accept)
-        if examined.seconds is not None:
-            forecast.add(sample.shard, sample.key, examined.seconds, examined.frames, examined.conversations)
-        report.samples += 1
+    folder, config = Path(folder), config or CheckConfig()
+    if part != (1, 1) and state is None:
+        raise ValueError("a part of a check needs a folder (state) in which the parts come together")
+    tars = find_shards(folder)
+    with shelf(Path(state) if state else None, folder, config) as kept:
+        done, mine = 0, tars[part[0] - 1 :: part[1]]
+        here = {tar for tar in mine if state and kept.has(tar)}
+        for sample, shard in _examine(kept, folder, [tar for tar in mine if tar not in here], config, workers):
+            done += isinstance(sample, Sample)
+            if progress:
+                progress(done, shard)
         if progress:
-            progress(report.samples, sample.shard)
+            progress(done, "what shards have in common")
+        left = [tar for tar in tars if tar not in mine and not kept.has(tar)] if part[1] > 1 else []
+        return _report(kept, folder, mine if left else tars, config, waiting=len(left))
+
+
+@dataclass(frozen=True)
+class _End:
+    """Travels behind the samples of a shard."""
+
+    tar: Path
+    about: dict[str, Any]
+
+
+def _examine(
+    kept: Shelf, folder: Path, tars: list[Path], config: CheckConfig, workers: int
+) -> Iterator[tuple[Sample | Defect, str]]:
+    """Put what is found in some shards into `kept`, each when it is done."""
+
+    def jobs() -> Iterator[Sample | Defect | _End]:
+        for tar in tars:
+            about = kept.about(tar)
+            yield from walk_shard(tar, str(tar.relative_to(folder)))
+            yield _End(tar, about)
+
+    found = Found()
+    for job, examined in ordered(partial(_examined, config=config), jobs(), workers, _crashed):
+        if isinstance(job, _End):
+            kept.put(job.tar, found, job.about)
+            found = Found()
+        else:
+            found.add(job, examined)
+            yield job, job.shard
+
+
+def _examined(job: Sample | Defect | _End, config: CheckConfig) -> Examined:
+    """Problems travel with the samples so that all stay in order."""
+    return examine(job, config) if isinstance(job, Sample) else Examined()
+
+
+def _crashed(job: Sample | Defect | _End) -> Examined:
+    return Examined([("crash", "decoding it ended the process: not a video to train on, and maybe an attack")])
+
+
+def _report(kept: Shelf, folder: Path, tars: list[Path], config: CheckConfig, waiting: int) -> Report:
+    report, forecast = Report(shards=len(tars), waiting=waiting), Forecast()
+    twins = None
+    if not waiting:
+        for found in _around(folder, tars):
+            report.add(found, config.accept)
+        usable = [np.array([is_usable(e, config.accept) for e in kept.entries(tar)], bool) for tar in tars]
+        twins = find_twins(kept, tars, usable)
+    names: dict[tuple[int, int], str] = {}  # of samples that others are compared with
+    named = twins.named if twins else set()
+    for number, tar in enumerate(tars):
+        shard, entries = str(tar.relative_to(folder)), kept.entries(tar)
+        names |= {(number, i): entries[i].key for i in range(len(entries)) if (number, i) in named}
+        members = [(entry, member) for entry in entries for member in entry.members]
+        for place, kind, other, at, rms in twins.of_shard(number) if twins else ():
+            there = tars[other]
+            apart = ", in another folder: held-out data must not be training data" if there.parent != tar.parent else ""
+            first = f"{names[other, at]!r} in {there.relative_to(folder)}{apart}"
+            entry, member = members[place]
+            entry.findings.append((kind, DETAILS[kind].format(member, first, rms)))
+        for entry in entries:
+            for kind, detail in entry.findings:
+                report.add(Defect(shard, entry.key, kind, detail), config.accept)
+            if entry.seconds is not None:
+                forecast.add(shard, entry.key, entry.seconds, entry.frames, entry.conversations)
+            report.samples += entry.sample
     report.forecast = forecast.summary(config.frames, config.image_size)
     return report
-
-
-def _examine(sample: Sample | Defect, config: CheckConfig) -> Examined:
-    """Problems travel with the samples so that all stay in order."""
-    return Examined() if isinstance(sample, Defect) else examine(sample, config)
-
-
-def _crashed(sample: Sample | Defect) -> Examined:
-    return Examined([("crash", "decoding it ended the process: not a video to train on, and maybe an attack")])
 
 
 def find_shards(folder: Path) -> list[Path]:

@@ -132,7 +132,7 @@ def test_a_clean_set_makes_no_alarm(tmp_path: Path) -> None:
     assert forecast["mean_s"] * 220 == pytest.approx(3600 * forecast["total_hours"])
     assert forecast["frames"] == 60 * 2 + 160
     assert forecast["slowest"][0]["seconds"] == forecast["max_s"]
-    assert list(json.loads(report.to_json())) == ["shards", "samples", "problems", "forecast", "notes"]
+    assert list(json.loads(report.to_json())) == ["shards", "samples", "problems", "forecast", "notes", "waiting"]
     with pytest.raises(ValueError, match="no shards"):
         check(tmp_path / "none")
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from timeviper.cli.write_shards import part_of
 from timeviper.config import FramesConfig
 from timeviper.config.load import load_recipe
 from timeviper.console import ProgressLine
@@ -24,14 +25,24 @@ def check(
     workers: int,
     json_file: Path | None = None,
     fix: Path | None = None,
+    state: Path | None = None,
+    part: str = "1/1",
 ) -> bool:
-    """Check `folder`, print and write the report, write mended copies to `fix`; whether no problem is left.
+    """Check `folder` (a part of it), print and write the report, write mended copies to `fix`.
 
-    Raises ValueError and OSError for what keeps it from being done at all.
+    Returns whether no problem is left. Raises ValueError and OSError for what keeps it from being done at all.
+    `state`: where what is done is remembered.
     """
+    number, parts = part_of(part)
+    if parts > 1 and not state:
+        raise ValueError(f"--part {part} needs --state DIR: a folder of all parts, which remembers what each has found")
+    if parts > 1 and fix:
+        raise ValueError(
+            f"--fix mends what a whole check has found: check all parts, then run it without --part {part}"
+        )
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-    report = _check(folder, config, workers)
+    report = _check(folder, config, workers, state, (number, parts))
     if json_file:
         json_file.write_text(report.to_json() + "\n", encoding="utf-8")
     _show(report)
@@ -78,9 +89,15 @@ def config_of(
     return replace(config, frames=frames, max_text=max_text, accept=frozenset(accept))
 
 
-def _check(folder: Path, config: CheckConfig, workers: int) -> Report:
+def _check(
+    folder: Path, config: CheckConfig, workers: int, state: Path | None = None, part: tuple[int, int] = (1, 1)
+) -> Report:
     with ProgressLine(sys.stderr, stays=False) as line:
-        return check_shards(folder, config, workers, lambda n, shard: line(f"{n:,} samples checked, now {shard}"))
+
+        def told(samples: int, now: str) -> None:
+            line(f"{samples:,} samples checked, now {now}")
+
+        return check_shards(folder, config, workers, told, state, part)
 
 
 def _show(report: Report) -> None:
@@ -98,3 +115,5 @@ def _show(report: Report) -> None:
         f"{report.shards} shards, {report.samples} samples, {len(report.problems)} problems, {len(report.notes)} notes"
     )
     print(sentence(report.forecast))
+    if report.waiting:
+        print(f"{report.waiting} shards of other parts are not checked yet; the part that ends last compares all media")

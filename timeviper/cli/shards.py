@@ -111,12 +111,19 @@ def shards_check(
     accept: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Count this kind of problem as a note; may be repeated.")
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Remember here what is done: the same command continues, parts come together."
+        ),
+    ] = None,
+    part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts, for a batch array.")] = "1/1",
 ) -> None:
     """Read every byte and decode every wanted frame; name what is bad, exit code 1 if anything is."""
     from timeviper.cli.check_shards import check, config_of
 
     config = config_of(recipe, fps, max_frames, max_text, accept or [])
-    if not check(folder, config, workers or os.cpu_count() or 1, json_file, fix):
+    if not check(folder, config, workers or os.cpu_count() or 1, json_file, fix, state, part):
         raise typer.Exit(1)
 
 

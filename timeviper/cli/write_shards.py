@@ -39,7 +39,7 @@ def write(source: Path, out: Path, options: WriteOptions) -> bool:
     """Write (one part of) `source` into `out`; False if a person stopped it. Errors are ValueError or OSError."""
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{out} lies in {source}, so shards would become data of the next run; choose another folder")
-    number, parts = _part(options.part)
+    number, parts = part_of(options.part)
     try:
         manifest = read_manifest(
             source, options.form, options.media_root, ignore=options.ignore, only=options.only, partial=True
@@ -105,7 +105,8 @@ def _shown(sample: Sample) -> dict[str, Any]:
     return json.loads(sample["json"]) | {"files": files}
 
 
-def _part(text: str) -> tuple[int, int]:
+def part_of(text: str) -> tuple[int, int]:
+    """I and N of `--part I/N`. ValueError if it is none."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError(f"--part {text}: write I/N with I from 1 to N, such as 1/8 ... 8/8")
