@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from timeviper.console import console
 from timeviper.model.flops import total as total_flops
@@ -17,28 +12,34 @@ from timeviper.planning.advice import Remedy
 from timeviper.planning.hardware import Assumptions
 from timeviper.planning.parameters import total as total_parameters
 from timeviper.planning.stage import PhasePlan, StagePlan
+from timeviper.planning.tables import print_figures, say
 
 GB, TERA = 1e9, 1e12
+Figures = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Names of columns, and rows of a name and figures."""
 
 
 def print_plan(plan: StagePlan, found: Sequence[Remedy]) -> None:
     """Everything about one stage; `found`: what was tried because it does not fit."""
     out = console()
     say(out, headline(plan), "")
-    out.print(_parameters(plan))
-    out.print(_phases(plan))
+    print_figures(out, *_parameters(plan))
+    print_figures(out, *_phases(plan))
     say(out, *dict.fromkeys(f"packs: {phase.packs_from}" for phase in plan.phases))
     if plan.note:
         say(out, plan.note)
     phase = max(plan.phases, key=lambda p: p.memory.peak.bytes)
-    say(out, "", f"phase {phase.name}, which needs most memory: a pack, and its time in a step")
-    out.print(_parts(phase))
+    say(
+        out,
+        "",
+        f"phase {phase.name}, which needs most memory: TFLOP of a pack (again: computed twice), and seconds of a step",
+    )
+    print_figures(out, *_parts(phase))
     peak = phase.memory.peak
     say(out, "", f"fullest moment of a GPU: {peak.name}, {peak.bytes / GB:.1f} GB")
-    out.print(_memory(phase))
+    print_figures(out, *_memory(phase))
     if found:
-        say(out, "", "what was tried to make it fit")
-        out.print(_remedies(plan, found))
+        say(out, "", "what was tried to make it fit:", *(f"- {_remedy(plan, remedy)}" for remedy in found))
     elif not plan.fits:
         say(out, "nothing that was tried helps; a shorter max_frames or a smaller model is left")
     say(out, "", *assumptions(plan.assumptions))
@@ -58,80 +59,62 @@ def assumptions(assume: Assumptions) -> list[str]:
     return [f"assumed: {figures}", *(f"- {note}" for note in assume.NOTES)]
 
 
-def say(out: Console, *lines: str) -> None:
-    for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def table(*columns: str) -> Table:
-    """The first column to the left, figures to the right."""
-    made = Table(box=box.MARKDOWN)
-    for i, name in enumerate(columns):
-        made.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
-    return made
-
-
 def amount(value: float, digits: int = 2) -> str:
     """With `digits` after the point; below 1 as many as tell it from nothing."""
     return f"{value:,.{digits}f}" if value >= 1 or value == 0 else f"{value:.2g}"
 
 
-def _parameters(plan: StagePlan) -> Table:
-    made = table("part", "parameters", "trained")
-    for part, count in plan.parameters.items():
-        made.add_row(part, f"{count.total:,}", f"{count.trainable:,}")
-    count = total_parameters(plan.parameters)
-    made.add_row("all", f"{count.total:,}", f"{count.trainable:,}")
-    return made
+def _parameters(plan: StagePlan) -> Figures:
+    counts = [*plan.parameters.items(), ("all", total_parameters(plan.parameters))]
+    rows = [(part, f"{count.total:,}", f"{count.trainable:,}") for part, count in counts]
+    return ("part", "parameters", "trained"), rows
 
 
-def _phases(plan: StagePlan) -> Table:
-    made = table("", *(phase.name for phase in plan.phases))
-
-    def row(name: str, cells: Sequence[str]) -> None:
-        made.add_row(name, *cells)
-
+def _phases(plan: StagePlan) -> Figures:
     phases = plan.phases
-    row("steps", [f"{p.start:,} to {p.start + p.steps:,}" for p in phases])
-    row("frames of a sample, at most", [f"{p.max_frames:,} at {p.fps:g} fps" for p in phases])
-    row("packs a GPU and step", [str(plan.packs_per_gpu)] * len(phases))
-    row("samples, frames of a pack", [f"{p.samples:,.1f}, {p.frames:,.0f}" for p in phases])
-    for name in phases[0].tokens:
-        row(f"tokens: {name}", [f"{p.tokens[name]:,.0f}" for p in phases])
-    row("model TFLOP a pack", [amount(total_flops(p.model_flops).total / TERA, 1) for p in phases])
-    row("executed TFLOP a pack", [amount(total_flops(p.executed_flops).total / TERA, 1) for p in phases])
-    row("blocks, 6 N D: TFLOP a pack", [amount(p.six_nd / TERA, 1) for p in phases])
-    row("step, seconds", [amount(p.time.seconds) for p in phases])
-    row("of it communication, hidden", [amount(p.time.communication) for p in phases])
-    row("MFU", [f"{p.mfu:.1%}" for p in phases])
-    row("peak memory, GB", [amount(p.memory.peak.bytes / GB, 1) for p in phases])
-    row("hours", [amount(p.hours) for p in phases])
-    return made
+
+    def row(name: str, say_of: Callable[[PhasePlan], str]) -> list[str]:
+        return [name, *map(say_of, phases)]
+
+    rows = [
+        row("from step", lambda p: f"{p.start:,}"),
+        row("to step", lambda p: f"{p.start + p.steps:,}"),
+        row("frames of a sample, at most", lambda p: f"{p.max_frames:,}"),
+        row("frames a second, at most", lambda p: f"{p.fps:g}"),
+        row("packs a GPU and step", lambda _: f"{plan.packs_per_gpu:,}"),
+        row("samples of a pack", lambda p: f"{p.samples:,.1f}"),
+        row("frames of a pack", lambda p: f"{p.frames:,.0f}"),
+        *(row(f"tokens: {name}", lambda p, name=name: f"{p.tokens[name]:,.0f}") for name in phases[0].tokens),
+        row("model TFLOP a pack", lambda p: amount(total_flops(p.model_flops).total / TERA, 1)),
+        row("executed TFLOP a pack", lambda p: amount(total_flops(p.executed_flops).total / TERA, 1)),
+        row("blocks, 6 N D: TFLOP a pack", lambda p: amount(p.six_nd / TERA, 1)),
+        row("step, seconds", lambda p: amount(p.time.seconds)),
+        row("of it communication, hidden", lambda p: amount(p.time.communication)),
+        row("MFU", lambda p: f"{p.mfu:.1%}"),
+        row("peak memory, GB", lambda p: amount(p.memory.peak.bytes / GB, 1)),
+        row("hours", lambda p: amount(p.hours)),
+    ]
+    return ("", *(phase.name for phase in phases)), rows
 
 
-def _parts(phase: PhasePlan) -> Table:
-    made = table("part", "model TFLOP", "forward", "backward", "recomputed", "activations kept, GB", "seconds a step")
+def _parts(phase: PhasePlan) -> Figures:
     kept = phase.memory.activations
+    rows = []
     for part, done in phase.executed_flops.items():
-        figures = (phase.model_flops[part].total, done.forward, done.backward, done.recompute)
-        cells = [amount(value / TERA) for value in figures]
-        made.add_row(part, *cells, amount(kept.get(part, 0) / GB), amount(phase.time.parts[part]))
-    return made
+        work = (phase.model_flops[part].total, done.forward, done.backward, done.recompute)
+        cells = [amount(value / TERA) for value in work]
+        rows.append((part, *cells, amount(kept.get(part, 0) / GB), amount(phase.time.parts[part])))
+    return ("part", "model TFLOP", "forward", "backward", "again", "kept, GB", "seconds"), rows
 
 
-def _memory(phase: PhasePlan) -> Table:
-    made = table("in it", "GB")
-    for name, size in phase.memory.peak.items.items():
-        made.add_row(name, amount(size / GB))
-    return made
+def _memory(phase: PhasePlan) -> Figures:
+    return ("in it", "GB"), [(name, amount(size / GB)) for name, size in phase.memory.peak.items.items()]
 
 
-def _remedies(plan: StagePlan, found: Sequence[Remedy]) -> Table:
-    made = table("change", f"GB of {plan.gpu.memory_gb:.0f}", "fits", "hours", "remark")
-    for remedy in found:
-        fits = "yes" if remedy.fits else "no"
-        made.add_row(Text(remedy.change), f"{remedy.peak_gb:,.1f}", fits, f"{remedy.hours:,.1f}", remedy.remark)
-    return made
+def _remedy(plan: StagePlan, remedy: Remedy) -> str:
+    verdict = "fits" if remedy.fits else "does not fit"
+    figures = f"{remedy.peak_gb:,.1f} of {plan.gpu.memory_gb:.0f} GB, {_hours(remedy.hours)}"
+    return f"{remedy.change}: {verdict}, {figures}{remedy.remark and f' ({remedy.remark})'}"
 
 
 def _hours(hours: float) -> str:
@@ -173,11 +156,11 @@ def compare(a: StagePlan, b: StagePlan) -> dict[str, dict[str, float]]:
 def print_comparison(names: tuple[str, str], a: StagePlan, b: StagePlan) -> None:
     out = console()
     say(out, *(f"{letter}: {name}: {headline(plan)}" for letter, name, plan in zip("ab", names, (a, b))), "")
-    made = table("", "a", "b", "b - a", "b / a")
+    rows = []
     for name, row in compare(a, b).items():
         ratio = f"{row['b'] / row['a']:.3f}" if row["a"] else ""
-        made.add_row(name, *(_figure(row[key]) for key in ("a", "b", "difference")), ratio)
-    out.print(made)
+        rows.append((name, *(_figure(row[key]) for key in ("a", "b", "difference")), ratio))
+    print_figures(out, ("", "a", "b", "b - a", "b / a"), rows)
     say(out, "", *assumptions(a.assumptions))
 
 
