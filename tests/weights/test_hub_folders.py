@@ -20,11 +20,13 @@ from jobs import write_recipe
 from model_helpers import HYBRID
 from safetensors.torch import load_file, save_file
 
-from timeviper.config import LoraConfig, TransVConfig
+from timeviper.config import LoraConfig, Recipe, TransVConfig
 from timeviper.config.load import load_recipe
+from timeviper.errors import ConfigError
 from timeviper.model.parts import is_adapter
 from timeviper.tokenizer import Tokenizer
-from timeviper.weights.export import build_model, write_export
+from timeviper.training.inputs import check_inputs
+from timeviper.weights.export import build_model, starting_points, write_export
 from timeviper.weights.hub.convert import export_hf, import_hf, load_decoder
 from timeviper.weights.peft import export_adapter
 from timeviper.weights.tensors import TensorFolder, write_tensors
@@ -166,6 +168,82 @@ def test_adapters_for_peft_make_the_merged_weights_out_of_those_before(family: s
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-6)
     assert len(TensorFolder(tmp_path / "peft").files) == 2 * len(config["target_modules"])
+
+
+def adapted(folder: Path, family: str = "llama", **settings: Any) -> Recipe:
+    """A stage with adapters on a language model of a hub folder, which is written where it is not there."""
+    if not (folder / "base").is_dir():
+        write_hub(folder / "base", FAMILIES[family])
+    recipe = load_recipe(write_recipe(folder))
+    recipe.train.trainable = ["decoder"]
+    recipe.model.decoder = replace(FAMILIES[family], weights=str(folder / "base"))
+    recipe.model.transv = TransVConfig(stages={})
+    recipe.model.lora = LoraConfig(**{"rank": 2, "alpha": 6.0, "targets": ["attention.q", "mlp"]} | settings)
+    return recipe
+
+
+def written(folder: Path, family: str = "llama") -> dict[str, Any]:
+    """Adapters in an export, `export`, and as peft keeps them, `peft`; the state that they are of."""
+    recipe = adapted(folder, family)
+    state = build_model(recipe).state_dict()
+    for name in (n for n in state if is_adapter(n)):
+        state[name] = torch.randn_like(state[name])
+    write_export(folder / "export", state, recipe, Tokenizer.load(""), step=1)
+    export_adapter(folder / "export", folder / "peft")
+    return state
+
+
+@pytest.mark.parametrize("family", ["llama", "nemotron_h"])
+def test_a_stage_starts_from_adapters_of_peft(family: str, tmp_path: Path) -> None:
+    """Or of a run, its export, or the file: the same weights. What peft has no place for adds nothing."""
+    state = written(tmp_path, family)
+    file = "export/adapter/adapter.safetensors"
+    for place in ("peft", "export", file, "."):
+        found = build_model(adapted(tmp_path, family, weights=str(tmp_path / place))).state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[name], state[name]) for name in state if name.startswith("decoder."))
+    more = adapted(tmp_path, family, weights=str(tmp_path / "peft"), targets=["attention.q", "mlp", "projector"])
+    more.train.trainable = ["decoder", "projector"]
+    found = build_model(more).state_dict()
+    added = [name for name in found if name not in state]
+    assert added
+    assert all(name.startswith("projector") for name in added)
+    assert not any(found[name].any() for name in added if name.endswith("lora_B"))
+    assert "adapters from" in starting_points(more)[0]
+
+
+def test_adapters_of_peft_that_would_compute_something_else_are_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    folder, config = tmp_path / "peft", json.loads((tmp_path / "peft/adapter_config.json").read_text())
+
+    def refused(match: str, **settings: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            build_model(adapted(tmp_path, weights=str(folder), **settings))
+
+    refused(r"model\.lora\.alpha is 16, there lora_alpha is 6", alpha=16.0)
+    refused(r"(?s)model\.lora\.rank is 4, there r is 2.*lora_A\.weight is \[2, \d+\], not \[4", rank=4)
+    refused(r"missing: decoder\.blocks\.\d\.mixer\.k_proj\.lora_A", targets=["attention", "mlp"])
+    refused(r"unexpected: base_model\.model\.model\.layers\.0\.mlp", targets=["attention.q"])
+    for key, value in {
+        "use_rslora": True,
+        "use_dora": True,
+        "peft_type": "IA3",
+        "bias": "all",
+        "alpha_pattern": {"q_proj": 8},
+        "modules_to_save": ["lm_head"],
+    }.items():
+        (folder / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+        refused(f"{key} is .* there: only .* is computed here")
+    (folder / "adapter_config.json").write_text("{")
+    refused("adapter_config.json: no JSON")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None, "use_dora": None}))
+    build_model(adapted(tmp_path, weights=str(folder)))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    refused(r"no adapter_model\.safetensors")
+    folder = tmp_path / "base"
+    refused("holds no adapters: it takes")
+    with pytest.raises(ConfigError, match=r"model\.lora\.weights"):
+        check_inputs(adapted(tmp_path, weights=str(tmp_path / "nowhere")))
 
 
 def test_an_export_without_adapters_says_so(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ class LoraConfig:
     """What gets an adapter: attention, mamba, mlp, projector, transv, or single maps such as attention.q or mamba.in.
     In a part with adapters these alone learn, at the rate of the part (optim.lrs)."""
     weights: str = ""
-    """Adapter file to start from (adapter.safetensors of an export); empty: adapters that add nothing yet."""
+    """Adapters to start from: of a run or its export, or a folder of peft; empty: adapters that add nothing yet."""
 
 
 @dataclass

@@ -42,7 +42,7 @@ def checked(recipe: Recipe, ranks: int) -> list[str]:
         return [*lines, f"the stage is finished, {recipe.run_dir}/export is there: no file was looked for"]
     named = [("model.tokenizer", model.tokenizer or "the one of the package"), ("train.init_from", start)]
     named += [(f"model.towers.{name}.weights", tower.weights) for name, tower in model.towers.items()]
-    named += [("model.decoder.weights", model.decoder.weights)]
+    named += [("model.decoder.weights", model.decoder.weights), ("model.lora.weights", model.lora.weights)]
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
             named.append((f"{group}.{name}", source.shards or f"{source.dataset} (a class, not made yet)"))
@@ -91,6 +91,13 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
         if folder and not Path(folder).is_dir():
             message = "there is no such folder: it holds config.json and .safetensors in Hugging Face layout."
             yield Problem(key, folder, message)
+    if model.lora.weights:
+        from timeviper.weights.peft import find_adapter  # brings torch, which nothing else here needs
+
+        try:
+            find_adapter(model.lora.weights)
+        except ValueError as error:
+            yield Problem("model.lora.weights", model.lora.weights, str(error).partition(": ")[2] + ".")
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
         for name, source in sources.items():
             if not source.dataset and (problem := _lacks_shards(source)):

@@ -25,6 +25,7 @@ from timeviper.config.model import TOUCH_NO_TENSOR
 from timeviper.errors import ConfigError, Problem, one_of
 from timeviper.files import whole_folder
 from timeviper.model import lora
+from timeviper.model.parts import is_adapter
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
 from timeviper.parallel import sharding_plan
@@ -32,6 +33,7 @@ from timeviper.tokenizer import Tokenizer
 from timeviper.weights import initialize
 from timeviper.weights.initialize import Read
 from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, find_export, read_lineage
+from timeviper.weights.peft import find_adapter, read_adapter
 from timeviper.weights.tensors import ADAPTER, INDEX, TensorFolder, write_tensors
 
 log = logging.getLogger("timeviper")
@@ -71,9 +73,16 @@ def build_model(
     twin = _bare(recipe)
     stored = stored_tensors(twin, recipe)
     model = meta_model(recipe)
+    adapters = recipe.model.lora
+    if adapters.rank and adapters.weights:
+        adapters = replace(adapters, weights=str(found := find_adapter(adapters.weights)))
+        if found.is_dir():
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if is_adapter(name)}
+            stored |= read_adapter(found, shapes, recipe.model.decoder, adapters)
+            adapters = replace(adapters, weights="")  # those of projector and TransV have no place there
     placed = model if place is None else place(model)
     placed.to_empty(device=device)
-    initialize.fill(placed, twin, stored, recipe.model.lora, recipe.seed)
+    initialize.fill(placed, twin, stored, adapters, recipe.seed)
     return placed
 
 
@@ -224,6 +233,7 @@ def starting_points(recipe: Recipe) -> list[str]:
     told = [f"{', '.join(before)} from {recipe.train.init_from}"] if before else []
     told += [f"{', '.join(stored)} from their `weights`"] if stored else []
     told += [f"{', '.join(random)} at random"] if random else []
+    told += [f"adapters from {model.lora.weights}"] if model.lora.rank and model.lora.weights else []
     found = [f"starts with {'; '.join(told)}"]
     if "decoder" in random and parts:
         found.append(

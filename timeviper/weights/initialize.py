@@ -38,7 +38,7 @@ def fill(
     constructors draw under `torch.manual_seed(seed)`, on any number of ranks.
     """
     targets: dict[str, Tensor] = {plain_name(name): p for name, p in model.named_parameters()}
-    own = {name: tuple(p.shape) for name, p in targets.items() if is_adapter(name)}
+    own = {name: tuple(p.shape) for name, p in targets.items() if is_adapter(name) and name not in stored}
     torch.manual_seed(seed)
     for name, tensor in random_tensors(twin, targets.keys() - own.keys() - stored.keys()):
         if name not in stored:

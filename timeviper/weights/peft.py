@@ -1,24 +1,110 @@
 """LoRA adapters of the language model as the peft package keeps them: `adapter_config.json` and one safetensors file.
 
-They belong on the weights that the stage started from, not on its export, which has them merged.
+They belong on the weights that the stage started from, not on its export, which has them merged. Read are those of
+peft's plain LoRA, for `model.lora.weights`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from timeviper.config import Recipe
+from timeviper.config import DecoderConfig, LoraConfig, Recipe
 from timeviper.config.load import CONFIG, load_recipe
 from timeviper.files import new_folder, whole_folder
-from timeviper.weights.hub.names import hub_names
-from timeviper.weights.tensors import ADAPTER, write_tensors
+from timeviper.weights.hub.names import canonical, hub_names
+from timeviper.weights.initialize import Read, from_folder
+from timeviper.weights.tensors import ADAPTER, TensorFolder, write_tensors
 
 BEFORE = "base_model.model."  # peft's own wrappers, before every name of the model
+CONFIG_FILE = "adapter_config.json"
+# Settings of peft that would make other sums of the same tensors, and their values that do not.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_rslora": (False,),
+    "use_dora": (False,),
+    "fan_in_fan_out": (False,),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "rank_pattern": ({},),
+    "alpha_pattern": ({},),
+    "modules_to_save": ([],),
+    "layer_replication": ([],),
+}
+
+
+def find_adapter(place: str) -> Path:
+    """The adapter file, or folder of peft, that `model.lora.weights` means: also by the run or export it belongs to.
+
+    Raises ValueError where there is none.
+    """
+    path = Path(place)
+    candidates = (
+        path / CONFIG_FILE,
+        path,
+        *(path / name for name in (ADAPTER, f"export/{ADAPTER}", Path(ADAPTER).name)),
+    )
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"model.lora.weights: {place} holds no adapters: it takes {Path(ADAPTER).name}, the run or export that "
+            f"has it, or a folder of peft with {CONFIG_FILE} and adapter_model.safetensors"
+        )
+    return path if found.name == CONFIG_FILE else found
+
+
+def read_adapter(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], cfg: DecoderConfig, lora: LoraConfig
+) -> dict[str, Read]:
+    """Readers of a folder of peft, for the decoder's adapters of a model, which have these names and shapes.
+
+    Raises ValueError with all that does not fit `lora` or the model.
+    """
+    wrong = [*_not_plain(folder, lora)]
+    if not (folder / "adapter_model.safetensors").is_file():
+        there = ", ".join(sorted(p.name for p in folder.iterdir()))
+        raise ValueError(
+            f"{folder}: no adapter_model.safetensors (a .bin is not read: save_pretrained writes it); {there}"
+        )
+    files = TensorFolder(folder)
+    ours = {theirs: name for name, theirs in hub_names(cfg).items()}
+    found: dict[str, str] = {}
+    for stored in files.files:
+        module, _, leaf = stored.removeprefix(BEFORE).removesuffix(".weight").rpartition(".")
+        place = ours.get(canonical(f"{module}.weight", cfg) or "", "")
+        name = f"decoder.{place.removesuffix('.weight')}.{leaf}"
+        found[name] = stored
+        if name not in shapes:
+            wrong.append(f"unexpected: {stored}")
+        elif files.shape(stored) != shapes[name]:
+            wrong.append(f"{stored} is {list(files.shape(stored))}, not {list(shapes[name])}")
+    wrong += [f"missing: {name}" for name in shapes if name.startswith("decoder.") and name not in found]
+    if wrong:
+        more = [f"and {len(wrong) - 5} more"] if len(wrong) > 6 else []
+        wrong = [*wrong[: 5 if more else None], *more]
+        raise ValueError("\n  ".join([f"{folder} does not hold the adapters of model.lora:", *wrong]))
+    return from_folder(files, found)
+
+
+def _not_plain(folder: Path, lora: LoraConfig) -> Iterator[str]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: no JSON ({error})") from error
+    for key, plain in PLAIN.items():
+        if (value := config.get(key)) is not None and value not in plain and (value or plain[0]):
+            yield f"{key} is {value!r} there: only {plain[0]!r} is computed here"
+    if config.get("r") != lora.rank:
+        yield f"model.lora.rank is {lora.rank}, there r is {config.get('r')}"
+    if not math.isclose(config.get("lora_alpha") or math.nan, lora.alpha):
+        yield f"model.lora.alpha is {lora.alpha:g}, there lora_alpha is {config.get('lora_alpha')}"
 
 
 def export_adapter(export: Path, out: Path) -> str:
@@ -47,7 +133,7 @@ def export_adapter(export: Path, out: Path) -> str:
         (written,) = write_tensors(partial, tensors, shard_bytes=1 << 40)
         written.rename(partial / "adapter_model.safetensors")
         text = json.dumps(_config(recipe, sorted(modules)), indent=2)
-        (partial / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        (partial / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     left = len(adapters) - len(tensors)
     more = f"; {left} tensors of projector or TransV have no place there" if left else ""
     return (
