@@ -16,9 +16,9 @@ from timeviper.datamodules.plan import CostModel, Plan
 from timeviper.datamodules.reader import PackFormat
 from timeviper.datamodules.remote.listing import load_remote
 from timeviper.datamodules.remote.storage import is_remote
-from timeviper.datamodules.shards.index import read_index
-from timeviper.datamodules.shards.index_file import SUFFIX, ShardIndex
-from timeviper.datamodules.shards.tar import is_litter
+from timeviper.datamodules.shards.column_join import join
+from timeviper.datamodules.shards.columns import Columns
+from timeviper.datamodules.shards.index import load_folder
 from timeviper.model.flops import model_flops
 from timeviper.tokenizer import Tokenizer
 
@@ -49,8 +49,8 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
     )
 
 
-def load_sources(configs: dict[str, SourceConfig]) -> dict[str, Source]:
-    """Read the shard indexes of all sources.
+def load_sources(configs: dict[str, SourceConfig], cache: str | Path = "") -> dict[str, Source]:
+    """Read the shard indexes of all sources. cache: as `data.cache`.
 
     Raises ValueError that names the source and what is missing.
     """
@@ -59,7 +59,9 @@ def load_sources(configs: dict[str, SourceConfig]) -> dict[str, Source]:
         types = {t.strip() for t in config.types.split(",") if t.strip()}
         try:
             dataset = class_dataset(config)
-            sources[name] = Source(name, [dataset.index()] if dataset else load_index(config.shards), types or None)
+            sources[name] = Source(
+                name, [dataset.index()] if dataset else load_index(config.shards, cache), types or None
+            )
         except ValueError as error:
             raise ValueError(f"data source {name!r}: {error}") from error
     return sources
@@ -77,7 +79,7 @@ def class_datasets(configs: dict[str, SourceConfig]) -> dict[str, ClassDataset]:
 def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:
     """The whole data order of a recipe."""
     return Plan(
-        load_sources(recipe.data.sources),
+        load_sources(recipe.data.sources, recipe.data.cache),
         recipe.data,
         recipe.train.phases,
         cost_model(recipe, tokenizer),
@@ -104,26 +106,28 @@ def frame_work(model: ModelConfig, trainable: Collection[str], objective: str = 
     return a_frame / a_token if a_token else float(tokens_per_frame(model))
 
 
-def load_index(where: str | Path) -> list[ShardIndex]:
+def load_index(where: str | Path, cache: str | Path = "") -> Columns:
     """All shards of a folder, of a glob of tars, or behind a URL (`load_remote`), in order of their names.
 
-    ValueError for people.
+    cache: as `data.cache`, where what is large is kept once for all ranks of a node. ValueError for people.
     """
     if is_remote(where):
-        return load_remote(str(where))
+        return load_remote(str(where), cache)
     path = Path(where)
     if path.is_dir():
-        files = [p for p in path.iterdir() if not is_litter(p)]
-        names = {p for p in files if p.suffix == ".tar"}
-        names |= {p.with_name(p.name.removesuffix(SUFFIX) + ".tar") for p in files if p.name.endswith(SUFFIX)}
+        if found := load_folder(path, cache=cache):
+            return found
     else:
-        names = {Path(p) for p in glob(str(where)) if p.endswith(".tar")}
-    if not names:
-        if path.is_dir():
-            state = "has no .tar shards"
-        elif path.exists():
-            state = "is not a .tar"
-        else:
-            state = "does not exist"
-        raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")
-    return [read_index(tar) for tar in sorted(names)]
+        folders: dict[Path, list[str]] = {}
+        for tar in map(Path, glob(str(where))):
+            if tar.suffix == ".tar":
+                folders.setdefault(tar.parent, []).append(tar.name)
+        if folders:
+            return join([load_folder(folder, names, cache) for folder, names in sorted(folders.items())])
+    if path.is_dir():
+        state = "has no .tar shards"
+    elif path.exists():
+        state = "is not a .tar"
+    else:
+        state = "does not exist"
+    raise ValueError(f"no shards: {where} {state}; give a folder of shards or a glob such as 'data/*.tar'")

@@ -40,7 +40,7 @@ class VideoDataModule(pl.LightningDataModule):
         self.val_reader = PackReader(tokenizer, form, class_datasets(recipe.data.val), cache=cache)
         self.plan = build_plan(recipe, tokenizer)
         self.plan.check(plan_step(recipe.train.steps - 1, left_out) + 1)
-        self.val_sources = load_sources(recipe.data.val)
+        self.val_sources = load_sources(recipe.data.val, recipe.data.cache)
         self.cost = cost_model(recipe, tokenizer)
 
     def _loader(

@@ -23,6 +23,7 @@ from timeviper.datamodules.checks.kept import Found, Shelf, shelf
 from timeviper.datamodules.checks.sample import CheckConfig, Examined, Sample, examine
 from timeviper.datamodules.checks.twins import DETAILS, find_twins, is_usable
 from timeviper.datamodules.ordered_pool import ordered
+from timeviper.datamodules.shards.column_file import FILE, in_memory, open_file
 from timeviper.datamodules.shards.index import index_path, read_index
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, SampleRecord, decode
 from timeviper.datamodules.shards.tar import Member, ShardError, group, is_litter, iter_tar
@@ -147,7 +148,7 @@ def _around(folder: Path, tars: list[Path]) -> Iterator[Defect]:
         if not tar.exists():
             detail = f"the shard is missing, though its index {index.name} is there; put it back or delete the index"
             yield Defect(str(tar.relative_to(folder)), "", "index", detail)
-    for merged in sorted(folder.rglob(MERGED)):
+    for merged in sorted([*folder.rglob(FILE), *folder.rglob(MERGED)]):
         yield from _merged(folder, merged, [tar for tar in tars if tar.parent == merged.parent])
     for partial_file in sorted(folder.rglob("*.tar.*tmp")):
         name = str(partial_file.relative_to(folder))
@@ -167,23 +168,31 @@ def _merged(folder: Path, merged: Path, tars: list[Path]) -> Iterator[Defect]:
     """The index of a folder beside those of its shards."""
     remedy, name = f"run `timeviper shards index {merged.parent}`", str(merged.relative_to(folder))
     try:
-        there = decode(merged.read_bytes(), merged.name, remedy, lambda shard: str(merged.with_name(shard)))
+        known = _sums(merged, remedy)
     except (ValueError, OSError) as error:
         yield Defect(name, "", "index", str(error))
         return
-    known = {shard.name: shard for shard in there}
     for tar in tars:
         if tar.name not in known:
             yield Defect(str(tar.relative_to(folder)), "", "index", f"is not in {merged.name}; {remedy}")
         elif index_path(tar).exists():
             with suppress(ValueError, OSError):  # what is wrong with its own index comes with its samples
-                if read_index(tar) != known[tar.name]:
+                if read_index(tar).crc32 != known[tar.name]:
                     detail = f"{merged.name} and {index_path(tar).name} tell it differently; delete both and {remedy}"
                     yield Defect(str(tar.relative_to(folder)), "", "index", detail)
-    for shard in there:
-        if not shard.path.exists():
+    for shard in map(merged.with_name, known):
+        if not shard.exists():
             detail = f"the shard is missing, though {merged.name} knows it; put it back or {remedy}"
-            yield Defect(str(shard.path.relative_to(folder)), "", "index", detail)
+            yield Defect(str(shard.relative_to(folder)), "", "index", detail)
+
+
+def _sums(merged: Path, remedy: str) -> dict[str, int | None]:
+    """What an index of many shards notes of each: the checksum of what the index of that shard alone says."""
+    if merged.name == MERGED:
+        return {s.name: s.crc32 for s in decode(merged.read_bytes(), merged.name, remedy, str)}
+    with open_file(merged) as file:
+        columns = in_memory(file.read, merged.name, remedy, str(merged))
+    return dict(zip(columns.names(), columns.arrays["shard_crc32"].tolist()))
 
 
 def walk_shard(tar: Path, shard: str) -> Iterator[Sample | Defect]:

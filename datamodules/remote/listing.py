@@ -1,20 +1,29 @@
 """The shards behind a URL: which there are, and what their indexes say.
 
-A store that can be listed (s3, gs, ...) tells names and sizes; a web server cannot, so there the merged `index.json` of
-the folder, which `timeviper shards index FOLDER` writes, says what there is. Either way it is read first: one request
-where the index of each shard would be one more. Sizes that a store tells must be those of the index.
+A store that can be listed (s3, gs, ...) tells names and sizes; a web server cannot, so there `index.safetensors` of the
+folder, which `timeviper shards index FOLDER` writes, says what there is. Either way it is read first, by one process of
+a node, in ranges: the index of each shard would be one more request for each. Sizes that a store tells must be those of
+the index. `index.json`, its older form, is read where it is not there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
 
-from timeviper.datamodules.remote.storage import StorageError, hindrance, list_tars, notice, read_file
+from timeviper.datamodules.remote.storage import StorageError, hindrance, list_tars, notice, read_file, read_range
 from timeviper.datamodules.shards.address import is_http, near, shown, split_query
+from timeviper.datamodules.shards.column_file import FILE
+from timeviper.datamodules.shards.column_join import columns_of, join, pick
+from timeviper.datamodules.shards.columns import Columns
+from timeviper.datamodules.shards.folder import of_file
 from timeviper.datamodules.shards.index_file import MERGED, SUFFIX, ShardIndex, decode
+from timeviper.datamodules.shards.node_files import NodeFiles
 
 REMEDY = "run `timeviper shards index FOLDER` where the shards were made, and upload the indexes again"
 REQUESTS = 16  # for indexes, at a time
@@ -22,39 +31,44 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def load_remote(where: str) -> list[ShardIndex]:
+def load_remote(where: str, cache: str | Path = "") -> Columns:
     """All shards that a URL names, in order of their names.
 
-    `where` is the URL of a folder, of a merged index, of a tar, of several tars with braces
-    (`shard-{00000..00009}.tar`), or a glob where the store can be listed. ValueError for people.
+    `where` is the URL of a folder, of its index, of a tar, of several tars with braces
+    (`shard-{00000..00009}.tar`), or a glob where the store can be listed. cache: as `data.cache`.
+    ValueError for people.
     """
     if problem := hindrance(where):
         raise ValueError(f"no shards: {shown(where)}: {problem}")
     try:
         with notice(f"reading the index of {shown(where)}"):
             path, query = split_query(where)
-            shards = _load([url + query for url in expand(path)])
-            return sorted(shards, key=lambda shard: shard.location)
+            found = join(_load([url + query for url in expand(path)], NodeFiles(cache)))
+            places = found.locations()
+            return pick(found, sorted(range(len(found)), key=places.__getitem__))
     except OSError as error:
         raise ValueError(f"no shards: {error}") from error
 
 
-def _load(urls: list[str]) -> list[ShardIndex]:
+def _load(urls: list[str], nodes: NodeFiles) -> list[Columns]:
     tars = [url for url in urls if split_query(url)[0].endswith(".tar") and not _is_glob(url)]
-    places = [url for url in urls if url not in set(tars)]
-    return [*_find(tars), *(shard for url in places for shard in _listed(url))]
+    named = set(tars)
+    return [*_find(tars, nodes), *(part for url in urls if url not in named for part in _listed(url, nodes))]
 
 
-def _listed(where: str) -> list[ShardIndex]:
-    """The shards of a folder, a merged index or a glob."""
-    if split_query(where)[0].endswith(".json"):
-        return _read(where)
+def _listed(where: str, nodes: NodeFiles) -> list[Columns]:
+    """The shards of a folder, an index or a glob."""
+    if split_query(where)[0].endswith((".json", ".safetensors")):
+        return [_read(where, nodes)]
     sizes = list_tars(where if _is_glob(where) else f"{where.rstrip('/')}/*.tar")
     if sizes is None:
-        return _unlisted(where)
+        return [_unlisted(where, nodes)]
     if not sizes:
         raise ValueError(f"no shards: {where} has no .tar in it")
-    return _checked(_find(list(sizes), all_of_them=not _is_glob(where)), sizes)
+    found = _find([*sizes], nodes, all_of_them=not _is_glob(where))
+    for part in found:
+        _check(part, sizes)
+    return found
 
 
 def _is_glob(where: str) -> bool:
@@ -85,49 +99,88 @@ def _choices(text: str, pattern: str) -> list[str]:
     return text.split(",")
 
 
-def _unlisted(where: str) -> list[ShardIndex]:
+def _unlisted(where: str, nodes: NodeFiles) -> Columns:
     """Of a folder that cannot be listed."""
     if _is_glob(where):
         how = "a web server cannot" if is_http(where) else "these credentials may not"
         raise ValueError(f"no shards: {shown(where)}: {how} list files; name the folder or use {{00000..00009}}")
     path, query = split_query(where)
     folder = f"{path.rstrip('/')}/"
-    url = f"{folder}{MERGED}{query}"
-    try:
-        return _read(url)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"no shards: {shown(url)} does not exist, and without it nothing tells which shards there are; {REMEDY} "
-            f"(or name the tars: {folder}shard-{{00000..00009}}.tar)"
-        ) from error
+    if (found := _of_folder(f"{folder}x{query}", nodes)) is not None:
+        return found
+    raise ValueError(
+        f"no shards: {shown(folder + FILE + query)} does not exist, and without it nothing tells which shards there "
+        f"are; {REMEDY} (or name the tars: {folder}shard-{{00000..00009}}.tar)"
+    )
 
 
-def _read(url: str) -> list[ShardIndex]:
-    return decode(read_file(url), shown(url), REMEDY, lambda name: near(url, name))
-
-
-def _find(tars: list[str], all_of_them: bool = False) -> list[ShardIndex]:
-    """The indexes of these tars: from the merged one of their folder, else one by one.
-
-    `all_of_them`: these are all that the folder has, so that the merged index must not know of more.
-    """
-    found: dict[str, ShardIndex] = {}
-    for merged in sorted({near(tar, MERGED) for tar in tars}):
+def _of_folder(beside: str, nodes: NodeFiles) -> Columns | None:
+    """The shards of the folder of a file; None where no index of all is there, or none may be read."""
+    for name in (FILE, MERGED):
         try:
-            found |= {shard.location: shard for shard in _read(merged)}
+            return _read(near(beside, name), nodes)
         except FileNotFoundError:
             continue
-        except StorageError:  # a signature may be of a tar alone, or of the files beside it, too
-            if not split_query(merged)[1]:
+        except StorageError as error:
+            # A signature may be of a tar alone, or of the files beside it, too; and some stores say 403 for 404.
+            if not split_query(beside)[1] and not (name == FILE and isinstance(error.__cause__, PermissionError)):
                 raise
-    if all_of_them and (gone := sorted(found.keys() - set(tars))):
-        raise ValueError(f"{_named(gone)} is in {MERGED} but not there; upload the shards again, or {REMEDY}")
-    missing = [tar for tar in tars if tar not in found]
+    return None
+
+
+def _read(url: str, nodes: NodeFiles) -> Columns:
+    """The shards that an index of many tells of."""
+    if split_query(url)[0].endswith(".json"):
+        return columns_of(decode(read_file(url), shown(url), REMEDY, lambda name: near(url, name)), url)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        found |= {tar: shard for tar, shard in zip(missing, pool.map(_own, missing)) if shard}
-    if lacking := [tar for tar in tars if tar not in found]:
+        several = partial(_several, pool)
+        return of_file(
+            partial(_range, url), shown(url), REMEDY, url, split_query(url)[0], nodes, small=0, reading=several
+        )
+
+
+def _range(url: str, start: int, stop: int) -> bytes:
+    """As `read_range`, but FileNotFoundError where there is no file."""
+    try:
+        return read_range(url, start, stop)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
+
+
+def _several(pool: ThreadPoolExecutor, function: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[bytes]:
+    """As `map`, a few requests ahead."""
+    left, begun = iter(starts), deque()
+    while True:
+        begun.extend(pool.submit(function, start) for start in islice(left, REQUESTS - len(begun)))
+        if not begun:
+            return
+        yield begun.popleft().result()
+
+
+def _find(tars: list[str], nodes: NodeFiles, all_of_them: bool = False) -> list[Columns]:
+    """These tars: from the index of their folder, else one by one.
+
+    `all_of_them`: these are all that the folder has, so that its index must not know of more.
+    """
+    wanted, found = dict.fromkeys(tars), []
+    for beside in {near(tar, ""): tar for tar in tars}.values():
+        if (part := _of_folder(beside, nodes)) is None:
+            continue
+        there = part.locations()
+        if all_of_them and (gone := [place for place in there if place not in wanted]):
+            raise ValueError(
+                f"{_named(gone)} is in its folder's index but not there; upload the shards again, or {REMEDY}"
+            )
+        found.append(pick(part, [number for number, place in enumerate(there) if place in wanted]))
+        for place in there:
+            wanted.pop(place, None)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        own = dict(zip(wanted, pool.map(_own, wanted)))
+    if lacking := [tar for tar, shard in own.items() if shard is None]:
         raise ValueError(f"no index of {_named(lacking)} is there; {REMEDY}")
-    return [found[tar] for tar in tars]
+    return [*found, columns_of(shard for shard in own.values() if shard)]
 
 
 def _named(tars: list[str]) -> str:
@@ -137,7 +190,8 @@ def _named(tars: list[str]) -> str:
 def _own(tar: str) -> ShardIndex | None:
     name = split_query(tar)[0].rpartition("/")[2].removesuffix(".tar") + SUFFIX
     try:
-        shards = _read(near(tar, name))
+        url = near(tar, name)
+        shards = decode(read_file(url), shown(url), REMEDY, lambda name: near(url, name))
     except FileNotFoundError:
         return None
     except StorageError as error:
@@ -150,11 +204,8 @@ def _own(tar: str) -> ShardIndex | None:
     return next((shard for shard in shards if shard.location == tar), None)
 
 
-def _checked(shards: list[ShardIndex], sizes: dict[str, int]) -> list[ShardIndex]:
-    """The shards, if all are as large as the store says."""
-    for shard in shards:
-        if shard.bytes != sizes[shard.location]:
-            raise StorageError(
-                f"{shard.location} has {sizes[shard.location]} bytes, but its index is of {shard.bytes}; {REMEDY}"
-            )
-    return shards
+def _check(shards: Columns, sizes: dict[str, int]) -> None:
+    """StorageError unless all are as large as the store says."""
+    for place, size in zip(shards.locations(), shards.arrays["shard_bytes"].tolist()):
+        if size != sizes[place]:
+            raise StorageError(f"{place} has {sizes[place]} bytes, but its index is of {size}; {REMEDY}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from timeviper.datamodules.shards.columns import FLOATS, LEVELS, MEDIA, NAMES, S
 from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex, line
 
 
-def columns_of(shards: Iterable[ShardIndex]) -> Columns:
-    """Of objects, which may come one after the other: some 15 us a sample."""
+def columns_of(shards: Iterable[ShardIndex], beside: str = "") -> Columns:
+    """Of objects, which may come one after the other: some 15 us a sample. `beside`: as in `Columns`."""
     made = _Builder()
     for shard in shards:
-        made.add(shard)
-    return Columns(made.arrays())
+        made.add(shard, shard.name if beside else shard.location)
+    return Columns(made.arrays(), beside)
 
 
 def joined(parts: Sequence[Columns]) -> Iterator[tuple[str, np.dtype, int, Iterator[np.ndarray]]]:
@@ -35,24 +35,41 @@ def joined(parts: Sequence[Columns]) -> Iterator[tuple[str, np.dtype, int, Itera
     for name in NAMES:
         if name.startswith("letter"):
             continue
-        if name.endswith("_start"):
-            ends = [int(part.arrays[name][-1]) for part in parts]
-            shifts = [0, *accumulate(ends)]
-            pieces = (
-                part.arrays[name][min(i, 1) :].astype(np.int64) + shift
-                for i, (part, shift) in enumerate(zip(parts, shifts))
-            )
-            length = sum(len(part.arrays[name]) - 1 for part in parts) + 1
-            yield name, _narrow_int(shifts[-1]), length, pieces
-            continue
         each = [part.arrays[name] for part in parts]
-        length = sum(map(len, each))
-        if name in WORDS:
-            yield name, _narrow_int(len(words) - 1), length, (code[a] for a, code in zip(each, recoded))
-        elif name in FLOATS:
-            yield name, _narrow_float(each), length, iter(each)
+        if name.endswith("_start"):
+            shifts = [0, *accumulate(int(starts[-1]) for starts in each)]
+            yield name, _narrow_int(shifts[-1]), sum(map(len, each)) - len(each) + 1, _shifted(each, shifts)
+        elif name in WORDS:
+            yield name, _narrow_int(len(words) - 1), sum(map(len, each)), _recoded(each, recoded)
         else:
-            yield name, _narrow_int(max((int(a.max()) for a in each if len(a)), default=0)), length, iter(each)
+            dtype = _narrow_float(each) if name in FLOATS else _narrow_int(max(map(_largest, each), default=0))
+            yield name, dtype, sum(map(len, each)), iter(each)
+
+
+def _shifted(each: list[np.ndarray], shifts: list[int]) -> Iterator[np.ndarray]:
+    for i, (starts, shift) in enumerate(zip(each, shifts)):
+        yield starts[min(i, 1) :].astype(np.int64) + shift
+
+
+def _recoded(each: list[np.ndarray], codes: list[np.ndarray]) -> Iterator[np.ndarray]:
+    return (code[array] for array, code in zip(each, codes))
+
+
+def _largest(array: np.ndarray) -> int:
+    return int(array.max(initial=0))
+
+
+def pick(columns: Columns, numbers: Sequence[int]) -> Columns:
+    """Some of its shards in this order; the columns themselves where it is all of them."""
+    if len(numbers) == len(columns) and all(i == number for i, number in enumerate(numbers)):
+        return columns
+    return join(runs(columns, numbers))
+
+
+def runs(columns: Columns, numbers: Sequence[int]) -> list[Columns]:
+    """The shards of these numbers, those that follow each other as one part."""
+    cuts = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1), len(numbers)]
+    return [columns.shards(numbers[a], numbers[b - 1] + 1) for a, b in pairwise(cuts) if b > a]
 
 
 def join(parts: Sequence[Columns]) -> Columns:
@@ -78,7 +95,7 @@ def _spelled_out(part: Columns) -> Columns:
 
 
 def _one(name: str, array: np.ndarray) -> tuple[str, np.dtype, int, Iterator[np.ndarray]]:
-    return name, _narrow_int(int(array.max(initial=0))), len(array), iter([array])
+    return name, _narrow_int(_largest(array)), len(array), iter([array])
 
 
 def _narrow_int(largest: int) -> np.dtype:
@@ -100,10 +117,10 @@ class _Builder:
         for part in STARTS:
             self.lists[f"{part}_start"].append(0)
 
-    def add(self, shard: ShardIndex) -> None:
+    def add(self, shard: ShardIndex, place: str) -> None:
         crc = zlib.crc32(line(shard)) if shard.crc32 is None else shard.crc32
         self._append("shard", shard.bytes, crc)
-        self._spell("name", shard.location)
+        self._spell("name", place)
         for record in shard.samples:
             self._sample(record)
         self.lists["sample_start"].append(len(self.lists["media"]))
@@ -135,6 +152,7 @@ class _Builder:
         self._spell("key", record.key)
         for name, where in record.members.items():
             self._append("member", self._word(name), *where)
+            self._spell("sum", record.blocks.get(name, b""))
         for length in record.each:
             self._append("medium", *length)
         for talk in record.conversations:
@@ -142,6 +160,5 @@ class _Builder:
             for turn in talk.turns:
                 self._append("turn", *turn)
             self.lists["turn_start"].append(len(self.lists["turn_text"]))
-        self._spell("sum", b"".join(record.blocks.get(name, b"") for name in record.members))
         for part, level in (("member", "member_name"), ("medium", "medium_frames"), ("talk", "talk_type")):
             self.lists[f"{part}_start"].append(len(self.lists[level]))

@@ -19,7 +19,6 @@ import numpy as np
 
 from timeviper.datamodules.frames.share import Length
 from timeviper.datamodules.shards.address import file_name, near
-from timeviper.datamodules.shards.block_sums import WIDTH, sums_size
 from timeviper.datamodules.shards.index_file import Conversation, SampleRecord, ShardIndex, Turn
 from timeviper.datamodules.shards.tar import Slice
 
@@ -32,8 +31,8 @@ STARTS = {
     "name": "shard",  # of the tar, or its whole path or URL
     "key": "sample",
     "member": "sample",
+    "sum": "member",  # of its blocks (block_sums.py)
     "medium": "sample",
-    "sum": "sample",  # of the blocks of its members, in their order (block_sums.py)
     "talk": "sample",
     "turn": "talk",  # none where a conversation has one
     "letter": "word",
@@ -161,15 +160,12 @@ class Columns(Sequence[ShardIndex]):
     def record(self, sample: int) -> SampleRecord:
         """All that the index says of a sample: a hundred numbers, in some 15 us."""
         a, words = self.arrays, self.words
-        rows = self._rows(LEVELS["member"], self._part("member", sample))
-        members = {words[name]: Slice(*where) for name, *where in rows}
+        held = self._part("member", sample)
+        members = {words[name]: Slice(*where) for name, *where in self._rows(LEVELS["member"], held)}
+        sums = a["sum_start"][held.start : held.stop + 1].tolist()
+        blocks = {n: a["sum"][i:j].astype("<u4").tobytes() for n, (i, j) in zip(members, pairwise(sums)) if j > i}
         lengths = tuple(Length(*length) for length in self._rows(LEVELS["medium"], self._part("medium", sample)))
         kind, fps, spacing, fingerprint = next(self._rows(LEVELS["sample"], range(sample, sample + 1)))
-        blocks, at = {}, int(a["sum_start"][sample])
-        for name, member in members.items():
-            if count := sums_size(member.size) // WIDTH:
-                blocks[name] = a["sum"][at : at + count].astype("<u4").tobytes()
-                at += count
         return SampleRecord(
             key=self.key(sample),
             members=members,

@@ -6,7 +6,9 @@ It holds, for every sample, where its members are, their checksums, the length o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,13 @@ from timeviper.datamodules.frames.container import Source
 from timeviper.datamodules.frames.fingerprint import Fingerprint, read_metadata
 from timeviper.datamodules.frames.part import part_of
 from timeviper.datamodules.frames.video import probe_video
+from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.block_sums import summed
+from timeviper.datamodules.shards.column_file import FILE, in_memory, open_file
+from timeviper.datamodules.shards.column_join import columns_of
+from timeviper.datamodules.shards.columns import Columns
+from timeviper.datamodules.shards.folder import load_folder as load_columns
+from timeviper.datamodules.shards.folder import merge, remedy, scan, still_true
 from timeviper.datamodules.shards.index_file import (
     MERGED,
     SUFFIX,
@@ -26,6 +34,7 @@ from timeviper.datamodules.shards.index_file import (
     decode,
     encode,
 )
+from timeviper.datamodules.shards.node_files import NodeFiles
 from timeviper.datamodules.shards.schema import FEATURES, PLACEHOLDER, SchemaError, parse_record
 from timeviper.datamodules.shards.tar import (
     Member,
@@ -140,51 +149,135 @@ def write_index(index: ShardIndex) -> Path:
     return write_whole(index_path(index.path), encode([index]))
 
 
-def index_shards(folder: str | Path, progress: Callable[[str], None] | None = None) -> list[Path]:
-    """Write the index of every tar below `folder` that has none or an old one, and the merged one of each folder.
+def index_shards(folder: str | Path, progress: Callable[[str], None] | None = None, workers: int = 0) -> list[Path]:
+    """Write the index of every tar below `folder` that has none or an old one, and the columns of each folder.
 
-    Returns what was written.
+    By `workers` processes, 0: this one alone. What was done stays done when it is stopped, and only tars that are not
+    in the columns are looked at again. A bad tar does not keep others from being indexed: one ShardError at the end
+    names them all. Returns what was written.
     """
     tars = sorted(tar for tar in Path(folder).rglob("*.tar") if not is_litter(tar))
     if not tars:
         raise ValueError(f"{folder} has no .tar shards to index")
+    places = {place: _Known.of(place) for place in sorted({tar.parent for tar in tars})}
+    todo = [tar for tar in tars if tar.name not in places[tar.parent].fresh]
+    found: dict[Path, dict[str, Columns]] = {}
     written: list[Path] = []
-    folders: dict[Path, list[ShardIndex]] = {}
-    for tar in tars:
-        try:
-            index = read_index(tar)
-        except ValueError:
-            index = index_shard(tar)
-            written.append(write_index(index))
-            if progress:
-                progress(f"indexed {tar}")
-        folders.setdefault(tar.parent, []).append(index)
-    for place, shards in folders.items():
-        content, target = encode(shards), place / MERGED
-        if not target.exists() or target.read_bytes() != content:
-            written.append(write_whole(target, content))
+    bad: list[ShardError] = []
+    for number, (tar, done) in enumerate(ordered(_indexed, todo, workers, _crashed), 1):
+        if isinstance(done, ShardError):
+            bad.append(done)
+            continue
+        columns, new = done
+        found.setdefault(tar.parent, {})[tar.name] = columns
+        written += [index_path(tar)] if new else []
+        if progress:
+            progress(f"{number:,}/{len(todo):,} shards, {len(written):,} indexed, {len(bad):,} bad: {tar}")
+    for place, known in places.items():
+        if file := merge(place, known.columns, known.fresh, found.get(place, {})):
+            written.append(file)
+            (place / MERGED).unlink(missing_ok=True)  # its older form
+    if len(bad) == 1:
+        raise bad[0]
+    if bad:
+        listed = "".join(f"\n{error}" for error in bad)
+        raise ShardError(
+            Path(folder),
+            f"{len(bad)} of {len(tars)} shards cannot be indexed, the others are:{listed}",
+            kind=bad[0].kind,
+        )
     return written
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a folder already."""
+
+    columns: Columns | None
+    fresh: dict[str, int]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Known:
+        try:
+            with open_file(folder / FILE) as file:
+                columns = in_memory(file.read, str(folder / FILE), remedy(folder), f"{folder}/")
+                return cls(columns, still_true(folder, scan(folder), columns, os.fstat(file.fd).st_mtime_ns))
+        except (OSError, ValueError):  # none, or one that is not to be used: it is made anew
+            return cls(None, {})
+
+
+def _indexed(tar: Path) -> tuple[Columns, bool] | ShardError:
+    """A shard in columns, and whether its index was written for that; what is wrong with it is an outcome, too."""
+    try:
+        index, new = own_index(tar), False
+    except ValueError:
+        try:
+            index, new = index_shard(tar), True
+            write_index(index)
+        except ShardError as error:
+            return error
+        except OSError as error:
+            return ShardError(tar, f"cannot be read or indexed: {error}")
+    return columns_of([index], f"{tar.parent}/"), new
+
+
+def _crashed(tar: Path) -> ShardError:
+    return ShardError(tar, "reading its media ended the process: not videos to train on, and maybe an attack")
+
+
+def load_folder(path: Path, wanted: Collection[str] | None = None, cache: str | Path = "") -> Columns:
+    """All shards of a folder, or those of these names, in order. ValueError that says what to do where one has none.
+
+    cache: as `data.cache`.
+    """
+    return load_columns(path, wanted, own_index, NodeFiles(cache))
+
+
 def read_index(tar: Path) -> ShardIndex:
-    """The index of one tar: its own or, where that is missing, its part of the folder's merged one.
+    """The index of one tar: its own or, where that is missing, its part of the folder's.
 
     ValueError says what to do if there is none, or one of another tar.
     """
-    own, merged, remedy = index_path(tar), tar.with_name(MERGED), f"run `timeviper shards index {tar.parent}`"
+    file = tar.with_name(FILE)
+    if tar.exists() and not index_path(tar).exists() and file.exists():
+        columns, numbers = _columns(file, file.stat().st_mtime_ns)
+        if (number := numbers.get(tar.name)) is not None:
+            return _of_this_tar(columns[number], file, tar)
+    return own_index(tar)
+
+
+@lru_cache(maxsize=2)
+def _columns(file: Path, changed: int) -> tuple[Columns, dict[str, int]]:
+    """Of a folder, and the numbers of its shards by name; read only again when it has `changed`."""
+    with open_file(file) as opened:
+        columns = in_memory(opened.read, str(file), remedy(file.parent), f"{file.parent}/")
+    return columns, {name: number for number, name in enumerate(columns.names())}
+
+
+def own_index(tar: Path) -> ShardIndex:
+    """The index beside a tar or, where that is missing, its part of an `index.json`, which former versions wrote.
+
+    ValueError as `read_index`.
+    """
+    own, merged, mend = index_path(tar), tar.with_name(MERGED), remedy(tar.parent)
     index = own if own.exists() or not merged.exists() else merged
     if not tar.exists():
         raise ValueError(
             f"shard {tar} is missing, though its index {index.name} is there; put it back or delete the index"
         )
     if not index.exists():
-        raise ValueError(f"shard {tar} has no index; {remedy}")
+        raise ValueError(f"shard {tar} has no index; {mend}")
     found = _shards(index, index.stat().st_mtime_ns).get(tar.name)
     if found is None:
-        raise ValueError(f"index {index} knows nothing of {tar.name}; {remedy}")
+        raise ValueError(f"index {index} knows nothing of {tar.name}; {mend}")
+    return _of_this_tar(found, index, tar)
+
+
+def _of_this_tar(found: ShardIndex, index: Path, tar: Path) -> ShardIndex:
     if found.bytes != tar.stat().st_size:
         raise ValueError(
-            f"index {index} is of a shard of {found.bytes} bytes, but {tar.name} has {tar.stat().st_size}; {remedy}"
+            f"index {index} is of a shard of {found.bytes} bytes, but {tar.name} has {tar.stat().st_size}; "
+            f"{remedy(tar.parent)}"
         )
     return found
 
@@ -192,6 +285,10 @@ def read_index(tar: Path) -> ShardIndex:
 @lru_cache(maxsize=2)
 def _shards(index: Path, changed: int) -> dict[str, ShardIndex]:
     """By name. A merged index is asked once for each of its tars, but read only again when it has `changed`."""
-    remedy = f"delete it and run `timeviper shards index {index.parent}`"
-    shards = decode(index.read_bytes(), str(index), remedy, lambda name: str(index.with_name(name)))
-    return {shard.name: shard for shard in shards}
+    shards = decode(
+        index.read_bytes(), str(index), f"delete it and {remedy(index.parent)}", lambda n: str(index.with_name(n))
+    )
+    by_name = {shard.name: shard for shard in shards}
+    if len(by_name) < len(shards):
+        raise ValueError(f"index {index} tells of one shard twice; delete it and {remedy(index.parent)}")
+    return by_name

@@ -27,7 +27,10 @@ from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.listing import expand
 from timeviper.datamodules.remote.member_file import LocalMember, open_member, read_whole
 from timeviper.datamodules.shards.block_sums import BLOCK_BYTES
-from timeviper.datamodules.shards.index import index_path, index_shards
+from timeviper.datamodules.shards.column_file import FILE, write_columns
+from timeviper.datamodules.shards.column_join import columns_of
+from timeviper.datamodules.shards.index import index_path, index_shards, read_index
+from timeviper.datamodules.shards.index_file import ShardIndex, encode
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.datamodules.shards.tar import ShardError
 from timeviper.datamodules.world.render import encode_image
@@ -161,6 +164,7 @@ def test_old_and_changed_indexes_are_refused(folder: Path, tmp_path: Path) -> No
     place = Path(shutil.copytree(folder, tmp_path / "copy"))
     index = index_path(place / "shard-00000.tar")
     whole = index.read_text()
+    (place / FILE).unlink()
     index.write_text('{"version":1,"shard":"shard-00000.tar","bytes":1,"samples":[]}')
     with pytest.raises(ValueError, match=r"has version 1, this program reads 3; .*run `timeviper shards index"):
         load_index(place)
@@ -168,7 +172,7 @@ def test_old_and_changed_indexes_are_refused(folder: Path, tmp_path: Path) -> No
         index.write_text(changed)
         with pytest.raises(ValueError, match="is damaged or was changed"):
             load_index(place)
-    assert index_shards(place) == [index]
+    assert index_shards(place) == [index, place / FILE]
     assert index.read_text() == whole
 
 
@@ -180,9 +184,11 @@ def test_a_merged_index_stands_in_for_missing_ones(folder: Path, tmp_path: Path)
     assert load_index(place) == before
     with (place / "shard-00001.tar").open("ab") as file:
         file.write(bytes(512))
-    with pytest.raises(ValueError, match=r"index.json is of a shard of \d+ bytes, but shard-00001.tar has"):
+    with pytest.raises(ValueError, match=r"shard-00001\.tar has no index; run `timeviper shards index"):
         load_index(place)
-    (place / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"index.safetensors is of a shard of \d+ bytes, but shard-00001.tar has"):
+        read_index(place / "shard-00001.tar")
+    (place / FILE).unlink()
     with pytest.raises(ValueError, match="has no index; run `timeviper shards index"):
         load_index(place)
 
@@ -196,7 +202,7 @@ def test_the_stream_from_a_server_is_the_local_one(
 ) -> None:
     cache = BlockCache(tmp_path, 10**8)
     assert_same(stream(server.url + form, cache), local)
-    assert [path for path, _ in server.requests if not path.endswith(".tar")] == ["/index.json"]
+    assert {path for path, _ in server.requests if not path.endswith(".tar")} == {"/index.safetensors"}
     server.forget()
     stream(server.url + form, cache)
     assert server.tar_bytes() == 0  # all of it was kept
@@ -206,7 +212,7 @@ def test_a_folder_has_several_names(folder: Path, server: RangeServer) -> None:
     wanted = load_index(server.url)
     assert [shard.location for shard in wanted] == [f"{server.url}/shard-{i:05d}.tar" for i in range(4)]
     assert [shard.samples for shard in wanted] == [shard.samples for shard in load_index(folder)]
-    for form in ("/", "/index.json", "/shard-0000{0,1,2,3}.tar"):
+    for form in ("/", "/index.safetensors", "/shard-0000{0,1,2,3}.tar"):
         assert load_index(server.url + form) == wanted
     assert load_index(f"{server.url}/shard-00002.tar") == wanted[2:3]
 
@@ -216,7 +222,7 @@ def test_a_folder_behind_a_signature(local: list[StepBatch], server: RangeServer
     server.query = "sv=2026&sig=a%2Fb.tar"
     signed, cache = f"?{server.query}", BlockCache(tmp_path, 10**8)
     assert_same(stream(f"{server.url}/{signed}", cache), local)
-    for name in ("index.json", "shard-{00000..00003}.tar", "shard-00000.tar"):
+    for name in ("index.safetensors", "shard-{00000..00003}.tar", "shard-00000.tar"):
         shards = load_index(f"{server.url}/{name}{signed}")
         assert [shard.name for shard in shards] == [f"shard-{i:05d}.tar" for i in range(len(shards))]
         assert all(shard.location.endswith(signed) for shard in shards)
@@ -229,7 +235,7 @@ def test_a_signature_of_one_file_is_told_from_that_of_a_folder(server: RangeServ
         load_index(f"{server.url}/shard-00000.tar?sig=other")
     assert "sig=" not in str(error.value)
     server.query = ""
-    with pytest.raises(ValueError, match=r"nowhere/index.json does not exist"):
+    with pytest.raises(ValueError, match=r"nowhere/index.safetensors does not exist"):
         load_index(f"{server.url}/nowhere")
 
 
@@ -324,20 +330,22 @@ def test_a_server_that_dies_costs_samples_and_not_the_run(
     assert "sample 'clip" in batch.skipped[0].reason or "sample 'picture" in batch.skipped[0].reason
     assert f"{server.url}/shard-0000" in batch.skipped[0].reason
     assert "could not be read in 2 attempts (last: 503" in batch.skipped[0].reason
-    with pytest.raises(ValueError, match=r"data source 'x': no shards: .*index.json could not be read in 2 attempts"):
+    with pytest.raises(
+        ValueError, match=r"data source 'x': no shards: .*index.safetensors could not be read in 2 attempts"
+    ):
         load_sources(recipe.data.sources)
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("/none", r"/none/index.json does not exist, .*run `timeviper shards index FOLDER`"),
+        ("/none", r"/none/index.safetensors does not exist, .*run `timeviper shards index FOLDER`"),
         ("/*.tar", "a web server cannot list files"),
         ("/shard-{0..3.tar", "the braces in .* do not match"),
         ("/shard-{3}.tar", "is no range"),
         ("/shard-{3..1}.tar", "runs backwards"),
         ("/other-{0..9}.tar", "no index of .*/other-0.tar, .* and 7 more is there"),
-        ("/shard-00000.tar/index.json", r"index.json does not exist \(404\)"),
+        ("/shard-00000.tar/index.safetensors", r"index.safetensors does not exist \(404\)"),
     ],
 )
 def test_wrong_places_are_told_at_the_start(server: RangeServer, where: str, message: str) -> None:
@@ -357,13 +365,21 @@ def test_a_slow_index_is_announced_and_a_damaged_one_refused(
     assert len(load_index(server.url)) == 4
     assert capsys.readouterr().err == f"reading the index of {server.url} ...\n"
     server.folder, server.delay = tmp_path, 0.0
-    (tmp_path / "index.json").write_bytes((folder / "index.json").read_bytes().replace(b"clip3", b"clip4"))
-    with pytest.raises(ValueError, match=r"index.json is damaged .*upload the indexes again"):
-        load_index(server.url)
-    text = (folder / "index.json").read_text().replace("shard-00001.tar", "../etc/x.tar")
-    (tmp_path / "index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json is damaged"):
-        load_index(server.url)
+    (tmp_path / FILE).write_bytes((folder / FILE).read_bytes().replace(b"clip3", b"clip4"))
+    with pytest.raises(ValueError, match=r"index.safetensors is damaged .*\(key: wrong.*upload the indexes again"):
+        load_index(server.url, tmp_path / "cache")
+    shards = [ShardIndex("../etc/x.tar", s.bytes, s.samples) for s in load_index(folder)]
+    write_columns(tmp_path / FILE, [columns_of(shards)])
+    with pytest.raises(ValueError, match=r"shards that do not lie beside it; .*upload the indexes again"):
+        load_index(server.url, tmp_path / "cache")
+    (tmp_path / FILE).unlink()
+    whole = encode(load_index(folder))  # what former versions wrote
+    (tmp_path / "index.json").write_bytes(whole)
+    assert [s.samples for s in load_index(server.url)] == [s.samples for s in load_index(folder)]
+    for before, after in ((b"clip3", b"clip4"), (b"shard-00001.tar", b"../etc/x.tar")):
+        (tmp_path / "index.json").write_bytes(whole.replace(before, after))
+        with pytest.raises(ValueError, match=r"index.json is damaged .*upload the indexes again"):
+            load_index(server.url)
 
 
 def test_braces() -> None:
@@ -400,7 +416,7 @@ def bucket(folder: Path) -> Iterator[str]:
         client.create_bucket(Bucket="videos")
         for path in folder.glob("*.*"):
             client.upload_file(str(path), "videos", f"data/{path.name}")
-            if path.name != "index.json":
+            if path.name != FILE:
                 client.upload_file(str(path), "videos", f"single/{path.name}")
         yield "s3://videos"
     server.stop()
@@ -429,7 +445,7 @@ def test_a_bucket_tells_when_an_index_is_old(folder: Path, bucket: str) -> None:
         load_index(f"{bucket}/stale")
     client.delete_object(Bucket="videos", Key="stale/shard-00009.tar")
     client.delete_object(Bucket="videos", Key="stale/shard-00002.tar")
-    with pytest.raises(ValueError, match=r"stale/shard-00002.tar is in index.json but not there; upload"):
+    with pytest.raises(ValueError, match=r"stale/shard-00002.tar is in its folder's index but not there; upload"):
         load_index(f"{bucket}/stale")
     assert len(load_index(f"{bucket}/stale/*.tar")) == 3
     with pytest.raises(ValueError, match=r"s3://videos/none has no \.tar in it"):

@@ -52,7 +52,7 @@ def test_index_of_foreign_tars_equals_that_of_the_writer(tmp_path: Path) -> None
     index = index_path(tmp_path / "shard-00000.tar")
     before = index.read_bytes()
     index.unlink()
-    assert index_shards(tmp_path) == [index, tmp_path / "index.json"]
+    assert index_shards(tmp_path) == [index, tmp_path / "index.safetensors"]
     assert index.read_bytes() == before
     assert index_shards(tmp_path) == []
 

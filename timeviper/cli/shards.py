@@ -85,12 +85,13 @@ def shards_write(
 @shards.command("index")
 def shards_index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0: one a core.")] = 0,
 ) -> None:
-    """Index shards that were made elsewhere (any WebDataset tars), and merge the indexes for reading them remotely."""
+    """Index shards that were made elsewhere, and put all indexes of a folder into one file; again: what is new."""
     from timeviper.datamodules.shards.index import index_shards
 
     with ProgressLine() as line:
-        written = index_shards(folder, line)
+        written = index_shards(folder, line, workers or os.cpu_count() or 1)
     print(f"{len(written)} indexes in {folder}")
 
 

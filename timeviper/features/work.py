@@ -45,7 +45,8 @@ def plan_work(recipe: Recipe, out: Path, only: list[str]) -> list[Work]:
     for keys in together.values():
         group, name, config = known[keys[0]]
         dataset = class_dataset(config)
-        (source,) = load_sources({name: SourceConfig(config.shards, config.dataset, config.options)}).values()
+        whole = SourceConfig(config.shards, config.dataset, config.options)
+        (source,) = load_sources({name: whole}, recipe.data.cache).values()
         shards = [(s, [Unit(keys[0], s.location, r, 0) for r in s.samples]) for s in source.shards]
         wanted = {k: f for key in keys for k, f in _wanted(recipe, key, known).items()}
         frames = next(iter(wanted.values()))

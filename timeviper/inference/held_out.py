@@ -54,7 +54,7 @@ class Evaluation:
 
     def __init__(self, model: TimeViper, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.model, self.recipe, self.tokenizer = model, recipe, tokenizer
-        sources = load_sources(recipe.data.val)
+        sources = load_sources(recipe.data.val, recipe.data.cache)
         if not sources:
             raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
         check_features(recipe, {}, sources, model.towers)
