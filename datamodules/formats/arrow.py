@@ -17,6 +17,8 @@ from timeviper.datamodules.formats.arrow_rows import Columns
 from timeviper.datamodules.formats.cells import ARROW, BUFFER, PARQUET, ROWS, arrow, batches
 from timeviper.datamodules.formats.clip_lists import SPLITS
 from timeviper.datamodules.formats.entry import Entry, Format
+from timeviper.datamodules.formats.fields import MEDIA
+from timeviper.datamodules.formats.tars import FAILED
 from timeviper.datamodules.formats.text_files import files_below, parse_object, read_text
 from timeviper.datamodules.shards.schema import SchemaError
 
@@ -91,9 +93,18 @@ def _rows(path: Path, where: str, split: str, ignore: Collection[str]) -> Iterat
             yield Entry(f"{where}, block {block}", batch)
             continue
         for row in columns.rows(path, block, batch):
+            if columns.kinds and isinstance(row, dict) and _has_failed(row):
+                yield Entry(f"{where}, row {number}", {}, notes=(FAILED,))
+                number += 1
+                continue
             fields = row if isinstance(row, SchemaError) or not split else {"split": split, **row}
             yield Entry(f"{where}, row {number}", fields)
             number += 1
+
+
+def _has_failed(row: dict[str, Any]) -> bool:
+    """Whether a download tool says there that it did not get the file."""
+    return str(row.get("status", "success")) != "success" and not row.keys() & MEDIA.keys()
 
 
 def _blocks(path: Path, ignore: Collection[str]) -> Iterator[tuple[int, Columns, Any]]:

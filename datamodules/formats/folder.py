@@ -16,19 +16,20 @@ from pathlib import Path
 from timeviper.datamodules.formats.beside import INFO, NOT_READ, TIMED, Text, fields_of, is_text, says
 from timeviper.datamodules.formats.entry import Entry, Format
 from timeviper.datamodules.formats.names import composed
-from timeviper.datamodules.formats.text_files import files_below, read_bytes
+from timeviper.datamodules.formats.text_files import files_below, parse_object, read_bytes, read_text
 from timeviper.datamodules.shards.schema import SchemaError, media_type
 
 TEXTS = ("json", "txt", *TIMED, *NOT_READ)
 UNMERGED = re.compile(r"(.+)\.f\d+(?:-\w+)?")  # a.f137.mp4, beside a.mp4
 PICTURE_OF = re.compile(r"(.+?)(?:\.\d+|[-_.](?:thumb|thumbnail|poster|fanart|landscape|banner|cover|logo))?")
 LEFTOVER = re.compile(
-    r".*\.live_chat\.json|(?:readme|licen[cs]e|changelog|archive|urls?|links)[^.]*\.(?:txt|json)", re.I
+    r".*\.live_chat\.json|\d+_stats\.json|(?:readme|licen[cs]e|changelog|archive|urls?|links)[^.]*\.(?:txt|json)", re.I
 )
 FRAMES = 3  # pictures without a text in one folder that are more likely the frames of a video
 
 THUMBNAIL = "pictures of a video's name are taken for its thumbnails and left out"
 STREAM = "streams that a download tool has merged into the video beside them, left out"
+FAILED = "json without media that say that their download failed, left out"
 LEFT = "files of a download tool or about the folder, left out"
 
 
@@ -57,6 +58,8 @@ def read_folder(root: Path) -> Iterator[Entry]:
         where = str(path.relative_to(root))
         if path.name.lower().endswith(f".{INFO}") or LEFTOVER.fullmatch(path.name):
             yield Entry(where, {}, notes=(LEFT,))
+        elif _has_failed(path):
+            yield Entry(where, {}, notes=(FAILED,))
         else:
             yield Entry(where, SchemaError("belongs to no video or image of its name; delete it or add the file"))
 
@@ -97,6 +100,16 @@ def _is_thumbnail(path: Path, videos: set[tuple[Path, str]], beside: dict[Path, 
     match = PICTURE_OF.fullmatch(name)
     of_video = (path.parent, name) in videos or bool(match and (path.parent, match[1]) in videos)
     return of_video or [text.ending for text in beside[path]] == [INFO]
+
+
+def _has_failed(path: Path) -> bool:
+    """Whether a download tool says there that it did not get what the file is about."""
+    try:
+        return (
+            path.suffix.lower() == ".json" and str(parse_object(read_text(path)).get("status", "success")) != "success"
+        )
+    except (SchemaError, OSError):
+        return False
 
 
 def _frames(pictures: list[Path]) -> SchemaError:

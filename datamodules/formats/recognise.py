@@ -12,6 +12,7 @@ from timeviper.datamodules.formats.arrow import TABLES, read_arrow
 from timeviper.datamodules.formats.charades import CHARADES
 from timeviper.datamodules.formats.clip_lists import CLASSES, CLIP_LISTS
 from timeviper.datamodules.formats.dataset_info import renamed
+from timeviper.datamodules.formats.energon import ENERGON
 from timeviper.datamodules.formats.entry import Dialect, Entry, Format
 from timeviper.datamodules.formats.fields import present
 from timeviper.datamodules.formats.folder import FOLDER
@@ -23,7 +24,8 @@ from timeviper.datamodules.formats.text_files import is_lines, parse_object, rea
 from timeviper.datamodules.shards.schema import SchemaError
 
 LISTS, LINES = (".json",), (".jsonl", ".ndjson")
-FORMATS: list[Format] = [TABLE, TABLES, CHARADES, FOLDER, CLASSES, TARS]
+FORMATS: list[Format] = [TABLE, TABLES, CHARADES, FOLDER, CLASSES, TARS, ENERGON]
+WITHIN = {CLASSES: FOLDER, ENERGON: TARS}  # what is of the first is of the second, too, and is read as the first
 # Of lists and lines; of each entry the first that matches. The last takes the rest: our own entries, and LLaVA's.
 DIALECTS: list[Dialect] = [
     INSTRUCTIONS,
@@ -86,8 +88,7 @@ def _dialect(fields: dict[str, Any], first: Dialect) -> Dialect:
 def _recognised(source: Path) -> Format:
     """The one format that matches."""
     matching = [form for form in reversed(FORMATS) if form.matches(source)]
-    if CLASSES in matching:  # which are media, too
-        matching.remove(FOLDER)
+    matching = [form for form in matching if form not in [WITHIN.get(other) for other in matching]]
     if len(matching) > 1:
         named = " or ".join(form.name for form in matching)
         holds = " and ".join(form.about for form in matching)

@@ -7,14 +7,14 @@ carried over unread. What the machine that packed it has put in for itself is le
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from timeviper.datamodules.formats.beside import Text, fields_of, is_text, says
 from timeviper.datamodules.formats.entry import Entry, Format
 from timeviper.datamodules.formats.names import composed
-from timeviper.datamodules.formats.text_files import files_below
+from timeviper.datamodules.formats.text_files import decode_text, files_below
 from timeviper.datamodules.shards.schema import MAX_JSON, SchemaError, media_type
 from timeviper.datamodules.shards.tar import LITTER, File, ShardError, iter_files, read_member
 from timeviper.datamodules.shards.writer import TarSlice
@@ -32,6 +32,11 @@ Members = list[tuple[str, File]]  # fields in lower case, each with its file
 
 def read_tars(source: Path) -> Iterator[Entry]:
     """All samples in order of tars and first members; a tar that is not whole is one unusable entry."""
+    return read_samples(source, _entry)
+
+
+def read_samples(source: Path, entry: Callable[[Path, str, str, Members], Entry]) -> Iterator[Entry]:
+    """The same, with what makes an entry of a tar, what a message calls the sample, its key and its members."""
     root = source if source.is_dir() else source.parent
     for tar in _tars(source):
         name = str(tar.relative_to(root))
@@ -39,12 +44,12 @@ def read_tars(source: Path) -> Iterator[Entry]:
             yield Entry(name, SchemaError("is compressed, so nothing in it can be reached; unpack it to a plain .tar"))
             continue
         try:
-            yield from _samples(tar, name)
+            yield from _samples(tar, name, entry)
         except ShardError as error:
             yield Entry(name, SchemaError(error.detail))
 
 
-def _samples(tar: Path, name: str) -> Iterator[Entry]:
+def _samples(tar: Path, name: str, entry: Callable[[Path, str, str, Members], Entry]) -> Iterator[Entry]:
     files = []
     for file in iter_files(tar):
         if LITTER.fullmatch(file.name):
@@ -54,7 +59,7 @@ def _samples(tar: Path, name: str) -> Iterator[Entry]:
         else:
             files.append(file)
     for key, members in _grouped(files).items():
-        yield _entry(tar, f"{name}, sample {key!r}", key, members)
+        yield entry(tar, f"{name}, sample {key!r}", key, members)
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -114,6 +119,11 @@ def _read(tar: Path, field: str, file: File) -> bytes:
     if file.size > MAX_JSON:
         raise SchemaError(f"its {field} has {file.size} bytes, more than {MAX_JSON}; split the sample")
     return read_member(tar, file.offset, file.size)
+
+
+def read_text_member(tar: Path, field: str, file: File) -> str:
+    """A member as text. SchemaError if it is too long, or no text."""
+    return decode_text(_read(tar, field, file), f"its {field}")
 
 
 def _tars(source: Path) -> list[Path]:
