@@ -96,6 +96,12 @@ class Source:
         first = self.shards.first_talk(sample)
         return Unit(self.name, self.shards.location(shard), self.shards.record(sample), talk - first)
 
+    @property
+    def types(self) -> set[str]:
+        """Of its conversations."""
+        every = self.shards.arrays["talk_type"]
+        return {self.shards.words[code] for code in np.unique(every if self._talks is None else every[self._talks])}
+
     def facts(self, rows: np.ndarray) -> Facts:
         """What the plan reads of units, int `[n]`, in one go: each turn, each medium."""
         return self.shards.facts(rows if self._talks is None else self._talks[rows])

@@ -61,6 +61,7 @@ def test_what_the_plan_reads_is_what_the_units_say(made: list[ShardIndex], some:
         if not types or talk.type in types
     ]
     assert [(u.shard, u.record, u.conversation) for u in map(source.__getitem__, range(len(source)))] == wanted
+    assert source.types == {record.conversations[number].type for _, record, number in wanted}
     rows = np.array(random.sample(range(len(source)), random.randint(0, len(source))), dtype=np.int64)
     units = [source[i] for i in rows.tolist()]
     assert [source.key(i) for i in rows.tolist()] == [unit.key for unit in units]
