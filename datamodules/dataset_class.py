@@ -5,7 +5,8 @@
         def record(self, i: int) -> dict: ...              # the json of sample i, as docs/your-data.md describes it
         def open(self, i: int, member: str): ...           # its medium `member`: a path, bytes, or a binary file
 
-The plan asks for every record once, at the start; media are opened by the loader processes, in any order.
+The plan asks for every record once, at the start, or for the `lengths` of all in one call (`class_lengths.py`); media
+are opened by the loader processes, in any order.
 Each process makes an object of its own, so nothing of it has to be picklable.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from timeviper.config.plugin import find_class
+from timeviper.datamodules.class_lengths import CHECKED, difference, keep, kept_file, read_kept, records
 from timeviper.datamodules.shards.index import SampleRecord, ShardIndex, conversation_sizes, measured
 from timeviper.datamodules.shards.schema import parse_record
 
@@ -63,10 +65,53 @@ class ClassDataset:
     def index(self) -> ShardIndex:
         """All samples as the plan knows them. Videos whose record states no length are opened to measure it."""
         count = self._call("__len__", self.made.__len__)
+        if callable(getattr(self.made, "lengths", None)):
+            return ShardIndex(self.name, 0, tuple(self._stated(count)))
         return ShardIndex(self.name, 0, tuple(self._sample(str(i)) for i in range(count)))
 
-    def record(self, key: str) -> dict[str, Any]:
-        """The checked json of the sample with this key, which is its number."""
+    def _stated(self, count: int) -> list[SampleRecord]:
+        """All samples by the lengths that the class states, kept from start to start if it has a version.
+
+        ValueError if they are not as many as the samples, or if those that are looked at differ from their records.
+        """
+        version = str(getattr(self.made, "version", ""))
+        kept = kept_file(self.name, self.options, version, count)
+        if version and (there := read_kept(kept, count)) is not None:
+            return there
+        made: Any = self.made
+        said = self._call("lengths()", lambda: list(made.lengths()))
+        try:
+            stated = [*records(said)]
+        except ValueError as error:
+            raise ValueError(f"{self.name}.{error}") from error
+        found = [record for _, record in stated]
+        if len(found) != count:
+            raise ValueError(f"{self.name}.lengths() states {len(found)} samples, but __len__ says {count}")
+        for i in sorted({round(k * (count - 1) / (CHECKED - 1)) for k in range(CHECKED)} if count else ()):
+            if wrong := difference(found[i], self._sample(str(i))):
+                raise ValueError(f"{self.name}.record({i}) has {wrong}; mend lengths(), and give it another version")
+        if version:
+            keep(kept, [one for one, _ in stated])
+        return found
+
+    def record(self, key: str, planned: SampleRecord | None = None) -> dict[str, Any]:
+        """The checked json of the sample with this key, which is its number.
+
+        ValueError if it is not as it was `planned`. Lengths that the record does not state are the planned ones.
+        """
+        found = self._record(key)
+        if planned is not None and callable(getattr(self.made, "lengths", None)):
+            if len(found["media"]) == len(planned.each):
+                for medium, length in zip(found["media"], planned.each):
+                    if medium["type"] == "video" and not medium.get("duration"):
+                        medium["duration"] = length.duration
+            sizes = tuple(conversation_sizes(c, len(found["media"])) for c in found["conversations"])
+            media = [{"fps": 1.0, "frames": 1, "duration": 0.0, **m} for m in found["media"]]
+            if wrong := difference(planned, SampleRecord.of(key, {}, media, sizes)):
+                raise ValueError(f"{self.name}.record({key}) has {wrong}; mend lengths(), and give it another version")
+        return found
+
+    def _record(self, key: str) -> dict[str, Any]:
         i = int(key)
         made = self.made
         found = self._call(f"record({i})", lambda: made.record(i))
@@ -92,7 +137,7 @@ class ClassDataset:
         return found
 
     def _sample(self, key: str) -> SampleRecord:
-        record = self.record(key)
+        record = self._record(key)
         media = [measured(m, lambda m=m: self.open(key, m["member"])) for m in record["media"]]
         sizes = tuple(conversation_sizes(c, len(media)) for c in record["conversations"])
         return SampleRecord.of(key, {}, media, sizes)

@@ -92,7 +92,7 @@ def _texts(
 ) -> tuple[dict[str, Any], list[Frames]]:
     """The json of a sample, and its media where they are stored as features."""
     if dataset := classes.get(unit.source):
-        return dataset.record(unit.record.key), []
+        return dataset.record(unit.record.key, unit.record), []
     record = parse_record(read_whole(unit.shard, unit.record, "json", cache), unit.record.members)
     if not unit.record.fingerprint:
         return record, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -55,6 +56,26 @@ class Broken(Clips):
 class Raising(Clips):
     def open(self, i, member):
         raise KeyError("no such clip")
+
+class Stated(Clips):
+    calls = []
+
+    def __init__(self, folder="{folder}", count=5, duration=2.0, text=None, version=""):
+        super().__init__(folder)
+        self.count, self.duration, self.text = count, duration, text
+        if version:
+            self.version = version
+
+    def lengths(self):
+        Stated.calls.append("lengths")
+        for i in range(self.count):
+            text = self.text or len(f"What is number {{i}}?") + len("a ring")
+            video = {{"type": "video", "duration": self.duration, "fps": 4.0, "frames": 8}}
+            yield {{"media": [video], "texts": [{{"type": "chat", "text": text, "answer": 6}}]}}
+
+    def record(self, i):
+        Stated.calls.append(i)
+        return super().record(i)
 
 class Odd(Clips):
     def open(self, i, member):
@@ -144,3 +165,68 @@ def test_the_class_in_the_documentation_works(folder: Path) -> None:
     mine = SourceConfig(dataset="documented:Clips", options={"folder": str(folder)})
     assert f"data.sources.mine.dataset={name[1]}:Clips" in text
     assert first_packs(recipe(mine=mine), 1)[0].answers[0] == "A dog runs."
+
+
+def stated(**options: object) -> ClassDataset:
+    return ClassDataset("my_clips:Stated", dict(options))
+
+
+def test_lengths_in_one_call_are_the_measured_ones(folder: Path) -> None:
+    measured, said = ClassDataset("my_clips:Clips", {}).index(), stated().index()
+    assert [(s.each, s.frames, s.conversations) for s in said.samples] == [
+        (s.each, s.frames, s.conversations) for s in measured.samples
+    ]
+    ours = first_packs(recipe(mine=SourceConfig(dataset="my_clips:Stated")), 2)
+    theirs = first_packs(recipe(mine=SourceConfig(dataset="my_clips:Clips")), 2)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.frames, b.frames)
+        assert torch.equal(a.ids, b.ids)
+
+
+def test_lengths_are_kept_under_their_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    first = stated(version="1").index()
+    calls = sys.modules["my_clips"].Stated.calls
+    calls.clear()
+    assert stated(version="1").index() == first
+    assert calls == [], "neither lengths nor records are asked for"
+    stated(version="2").index()
+    assert calls[0] == "lengths"
+    (kept, _) = sorted((folder / "cache" / "timeviper" / "lengths").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    kept.write_text(kept.read_text()[:-20])
+    calls.clear()
+    assert stated(version="1").index() == first
+    assert calls[0] == "lengths", "what is not whole is asked for anew"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 4}, r"Stated.lengths\(\) states 4 samples, but __len__ says 5"),
+        ({"duration": 9.0}, r"record\(0\) has media\[0\] of 2 s, where lengths said 9 s; mend lengths\(\)"),
+        (
+            {"text": 99},
+            r"record\(0\) has conversations\[0\] of type chat with 23 bytes of text, where lengths said chat",
+        ),
+        ({"text": 6}, r"lengths: sample 0: texts\[0\].answer is 6 bytes of 6; text counts the question, too"),
+        ({"duration": "long"}, r"sample 0: media\[0\].duration is 'long'; it must be a number above 0"),
+        ({"duration": -1.0}, r"media\[0\].duration is -1.0"),
+        ({"duration": float("nan")}, r"media\[0\].duration is nan"),
+    ],
+)
+def test_lengths_that_lie_are_found_at_the_start(folder: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stated(**options).index()
+
+
+def test_lengths_that_lie_where_nobody_looked_skip_the_sample_with_the_reason(folder: Path) -> None:
+    """Kept under a version, they are not compared again at the start; reading notices."""
+    dataset = stated(version="3")
+    planned = dataset.index().samples[1]
+    dataset.record("1", planned)
+    lies = replace(planned, conversations=(replace(planned.conversations[0], text_bytes=500),))
+    with pytest.raises(ValueError, match=r"record\(1\) has conversations\[0\] .* where lengths said chat with 500"):
+        dataset.record("1", lies)
+    with pytest.raises(ValueError, match=r"record\(1\) has 1 media \(video\), where lengths said 0"):
+        dataset.record("1", replace(planned, media="none"))
+    assert dataset.record("1", replace(planned, duration=1.0))["media"][0]["duration"] == 1.0
