@@ -113,7 +113,7 @@ def _field_map(source: Path) -> dict[str, str]:
     unknown = [name for name in found if name not in (*TYPES[kind], *FILES)]
     if unknown:
         raise SchemaError(f"its field_map has {', '.join(unknown)}, which {kind} has not, or which is not read here")
-    return {TYPES[kind].get(name, name): str(place) for name, place in found.items()}
+    return {TYPES[kind].get(str(name), str(name)): str(place) for name, place in found.items()}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -23,9 +23,10 @@ class Unusable(NamedTuple):
     entry: Any  # whole, as the source has it; of a sample its json
 
 
-def list_file(out: Path, part: tuple[int, int] = (1, 1)) -> Path:
-    """Where those of one part of the shards are listed."""
-    return out / ("unusable.jsonl" if part[1] == 1 else f"unusable-{part[0]}-of-{part[1]}.jsonl")
+def list_file(out: Path, part: tuple[int, int] = (1, 1), name: str = "shard") -> Path:
+    """Where those of one part of the shards of a name are listed."""
+    of_name = "" if name == "shard" else f"-{name}"
+    return out / f"unusable{of_name}{'' if part[1] == 1 else f'-{part[0]}-of-{part[1]}'}.jsonl"
 
 
 def write_list(path: Path, found: Sequence[Unusable]) -> None:

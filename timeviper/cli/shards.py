@@ -40,7 +40,7 @@ def shards_world(
 def shards_write(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="JSONL, a JSON list, CSV or TSV; a folder of media, or of tars."),
+        typer.Argument(metavar="SOURCE", help="JSONL, JSON, CSV, TSV or Parquet; a folder of media, or of tars."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
     form: Annotated[str, typer.Option("--format", help="auto, or one of docs/your-data.md.")] = "auto",
@@ -57,6 +57,13 @@ def shards_write(
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Only such entries, as split=train; may be repeated."),
     ] = None,
+    name: Annotated[
+        str, typer.Option(help="What the tars are called, so that several sources share a folder.")
+    ] = "shard",
+    held_out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for a share of the media that is kept from training.")
+    ] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="How large that share is.")] = 0.01,
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="Leave out what cannot be used; OUT/unusable.jsonl lists it.")
     ] = False,
@@ -75,6 +82,9 @@ def shards_write(
         media_root=media_root,
         ignore=frozenset(ignore or []),
         only=tuple(only or ()),
+        name=name,
+        held_out=held_out,
+        share=share,
         skip_unusable=skip_unusable,
         max_skipped=max_skipped,
     )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timeviper.console import ProgressLine
+from timeviper.datamodules.formats.held_out import cut
 from timeviper.datamodules.formats.manifest import Manifest, ManifestError, read_manifest
 from timeviper.datamodules.formats.unusable import MAX_SKIPPED, Unusable, allowed, list_file, way_on, write_list
 from timeviper.datamodules.shards.pool import Written, write_shards
+from timeviper.datamodules.shards.tar import ShardError
 from timeviper.datamodules.shards.writer import Sample
 
 
@@ -31,47 +33,84 @@ class WriteOptions:
     """Fields of the source that are as if they were not there."""
     only: Collection[str] = ()
     """`FIELD=VALUE` of the entries that are taken; empty: all."""
+    name: str = "shard"
+    """What the tars are called, before their number."""
+    held_out: Path | None = None
+    """Folder for the samples that are kept from training."""
+    share: float = 0.01
+    """How much of the media these are about."""
     skip_unusable: bool = False
     max_skipped: float = MAX_SKIPPED
 
 
 def write(source: Path, out: Path, options: WriteOptions) -> bool:
     """Write (one part of) `source` into `out`; False if a person stopped it. Errors are ValueError or OSError."""
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{out} lies in {source}, so shards would become data of the next run; choose another folder")
-    number, parts = part_of(options.part)
+    for folder in (out, options.held_out or out):
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"{folder} lies in {source}, so shards would become data of the next run; choose another")
+    part = part_of(options.part)
+    if not re.fullmatch(r"[\w-]+", options.name) or options.held_out == out:
+        raise ValueError("--name is of letters, digits, - and _; and --held-out is another folder than OUT")
     try:
         manifest = read_manifest(
             source, options.form, options.media_root, ignore=options.ignore, only=options.only, partial=True
         )
-        listed = list_file(out, (number, parts))
+        listed = list_file(out, part, options.name)
         _leave_out(source, manifest, listed, options)
         for line in (*manifest.fields, *(f"note: {note}" for note in manifest.notes)):
             print(line)
-        total, each = len(manifest.samples), options.samples_per_shard
-        firsts = range((number - 1) * each, total, parts * each)
-        shards, mine = len(firsts), sum(min(each, total - first) for first in firsts)
-        of = f" of {manifest.entries:,} entries" if manifest.entries != total else ""
+        of = f" of {manifest.entries:,} entries" if manifest.entries != len(manifest.samples) else ""
+        total, folders = len(manifest.samples), _folders(out, manifest, options)
+        mine = sum(sum(_sizes(len(samples), options, part)) for _, samples in folders)
         print(f"{source}: {total:,} samples{of}, format {manifest.form}; part {options.part}: {mine:,}", flush=True)
-        workers = max(1, min(options.workers or os.cpu_count() or 1, shards))
-        with ProgressLine() as line:
-            show = partial(_show, line, mine, shards)
-            done = write_shards(
-                manifest.samples,
-                out,
-                each,
-                workers=workers,
-                part=(number, parts),
-                progress=show,
-                skip=options.skip_unusable,
-            )
+        done = {folder: _write(samples, folder, options, part) for folder, samples in folders}
     except KeyboardInterrupt:
         print(f"stopped; the finished shards are whole and stay in {out}, and the same command continues")
         return False
-    _tell_left_out(manifest, done, listed, options)
-    print(f"{done.samples:,} samples in {done.shards:,} shards: {out}")
+    left_out = [error for written in done.values() for error in written.left_out]
+    _tell_left_out(manifest, left_out, listed, options)
+    for folder, written in done.items():
+        print(f"{written.samples:,} samples in {written.shards:,} shards: {folder}")
     print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}")
     return True
+
+
+def _folders(out: Path, manifest: Manifest, options: WriteOptions) -> list[tuple[Path, Sequence[Sample]]]:
+    """What goes where. ValueError if nothing is left for one of them."""
+    if options.held_out is None:
+        return [(out, manifest.samples)]
+    kept, held = cut(manifest.samples, options.share)
+    if not (kept and held):
+        raise ValueError(
+            f"--share {options.share:g} of the media of {len(manifest.samples):,} samples leaves {len(kept):,} to "
+            f"train on and {len(held):,} held out; choose another share, or leave out --held-out"
+        )
+    return [(out, kept), (options.held_out, held)]
+
+
+def _sizes(total: int, options: WriteOptions, part: tuple[int, int]) -> list[int]:
+    """Samples in each shard of one part."""
+    each, (number, parts) = options.samples_per_shard, part
+    return [min(each, total - first) for first in range((number - 1) * each, total, parts * each)]
+
+
+def _write(samples: Sequence[Sample], folder: Path, options: WriteOptions, part: tuple[int, int]) -> Written:
+    """The shards of one part, with a line of progress."""
+    sizes = _sizes(len(samples), options, part)
+    shards, mine = len(sizes), sum(sizes)
+    workers = max(1, min(options.workers or os.cpu_count() or 1, shards))
+    with ProgressLine() as line:
+        show = partial(_show, line, mine, shards)
+        return write_shards(
+            samples,
+            folder,
+            options.samples_per_shard,
+            options.name,
+            workers=workers,
+            part=part,
+            progress=show,
+            skip=options.skip_unusable,
+        )
 
 
 def _leave_out(source: Path, manifest: Manifest, listed: Path, options: WriteOptions) -> None:
@@ -84,10 +123,10 @@ def _leave_out(source: Path, manifest: Manifest, listed: Path, options: WriteOpt
             raise ManifestError(source, found, way_on(len(found), manifest.entries, listed, options.max_skipped))
 
 
-def _tell_left_out(manifest: Manifest, done: Written, listed: Path, options: WriteOptions) -> None:
+def _tell_left_out(manifest: Manifest, left_out: list[ShardError], listed: Path, options: WriteOptions) -> None:
     """Entries and samples that were left out, with their number. ValueError if they are too many."""
-    by_key = {sample["__key__"]: sample for sample in manifest.samples} if done.left_out else {}
-    samples = [Unusable(error.key, error.detail, _shown(by_key[error.key])) for error in done.left_out]
+    by_key = {sample["__key__"]: sample for sample in manifest.samples} if left_out else {}
+    samples = [Unusable(error.key, error.detail, _shown(by_key[error.key])) for error in left_out]
     if not (found := [*manifest.unusable, *samples]):
         return
     write_list(listed, found)
