@@ -63,9 +63,15 @@ table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1))))
         cache check-real-weights check-real-data docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@width=1000; [ ! -t 1 ] || width=$$(tput cols); awk -F ':.*## ' -v width="$$width" '/^[a-z0-9-]+:.*## / { \
+	  line = sprintf("  make %-18s", $$1); n = split($$2, words, " "); \
+	  for (i = 1; i <= n; i++) { \
+	    if (length(line " " words[i]) >= width) { print line; line = sprintf("%25s", "") } \
+	    line = line " " words[i] } \
+	  print line }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo '  SIZE=tiny|nano9b  RECIPE=file.yaml  DATA=folder  ARGS="key=value"  NPROC=8  NNODES=2  OUT=folder'
+	@echo '  SIZE=tiny|nano9b  RECIPE=file.yaml  DATA=folder  ARGS="key=value"'
+	@echo '  NPROC=8  NNODES=2  OUT=folder'
 
 setup: $(READY) ## create .venv with everything that is needed (once); TORCH=cpu|cuda says which torch
 
@@ -76,7 +82,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 # On Linux the usual index brings a torch with CUDA libraries; without an NVIDIA GPU they would only take place.
 TORCH ?= $(if $(filter Linux,$(shell uname -s)),$(if $(wildcard /proc/driver/nvidia/version /dev/nvidia0 /dev/dxg),cuda,cpu),usual)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-SIZES := $(if $(filter cuda,$(TORCH)),3.5 GB and needs 9 GB on disk,0.6 GB and needs 2 GB on disk)
+# For CPUs as measured on Linux, the rest from the sizes of the wheels.
+SIZES := $(if $(filter cuda,$(TORCH)),3.5 GB and needs 9 GB on disk,0.35 GB and needs 1.4 GB on disk)
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 $(READY): pyproject.toml constraints.txt
@@ -94,7 +101,7 @@ endif
 
 # What tests, checks and the site need beyond.
 $(TESTED): $(READY)
-	@echo "adding what tests need to .venv: downloads about 0.2 GB"
+	@echo "adding what tests need to .venv: downloads about 0.15 GB and needs 0.45 GB on disk"
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 

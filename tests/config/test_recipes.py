@@ -260,6 +260,14 @@ def test_a_section_left_empty_is_named(write) -> None:
     assert "delete the line" in problems(write("r.yaml", "optim:\n"))["optim"]
 
 
+def test_nothing_behind_the_equals_sign_is_empty_text() -> None:
+    """As a shell leaves key="" behind; null is written out."""
+    assert load_recipe(STAGE2, ["train.init_from="]).train.init_from == ""
+    assert "clips" not in load_recipe(STAGE2, ["data.sources.clips=null"]).data.sources
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        load_recipe(STAGE2, ["train.steps="])
+
+
 def test_files_that_are_no_recipes(write, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"did you mean .*stage2_instruct\.yaml"):
         load_recipe("recipes/tiny/stage2.yaml")
@@ -328,6 +336,28 @@ def test_shards_are_found_in_a_folder_by_a_glob_or_far_away(tmp_path: Path) -> N
         recipe.data.sources = {"a": SourceConfig(where)}
         with pytest.raises(ConfigError, match="there are no shards"):
             check_inputs(recipe)
+
+
+def test_classes_that_are_not_there_are_named_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_that_breaks.py").write_text("x = 1\ny = x / 0\n")
+    (tmp_path / "mine_that_works.py").write_text("class Ema:\n    pass\n")
+    recipe = load_recipe(
+        STAGE2,
+        [
+            "callbacks.own.ema.callback=mine_that_works:Ema",
+            "callbacks.own.eam.callback=mine_that_works:Eam",
+            "log.loggers.w.logger=no_such_module:Logger",
+            "data.sources.mine.dataset=mine_that_breaks:Clips",
+        ],
+    )
+    found = {problem.key: problem.message for problem in missing(recipe)}
+    assert "the module mine_that_works has no Eam" in found["callbacks.own.eam.callback"]
+    assert "cannot import no_such_module" in found["log.loggers.w.logger"]
+    assert "ZeroDivisionError: division by zero" in found["data.sources.mine.dataset"]
+    assert "mine_that_breaks.py, line 2)" in found["data.sources.mine.dataset"]
+    assert "callbacks.own.ema.callback" not in found
 
 
 @pytest.mark.parametrize(

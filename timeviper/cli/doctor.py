@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import av
 import torch
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from timeviper.console import console
 from timeviper.kernels import dispatch
@@ -70,15 +72,21 @@ def doctor() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     uses = Table("operation", "uses", "why", title=f"kernels on {device}, {dtype}", title_justify="left")
-    vendors = Table("operation", "package", "here", "brings", title="vendors' kernels", title_justify="left")
-    for row in dispatch.report(device, dtype):
+    rows = dispatch.report(device, dtype)
+    for row in rows:
         uses.add_row(row.op, row.used, escape(row.why))
+    for column in uses.columns:
+        column.overflow = "fold"
+    out.print(uses)
+    out.print("vendors' kernels", style="italic")
+    for row in rows:
         for vendor, state in row.vendors:
-            vendors.add_row(row.op, f"{vendor.name}: {vendor.function}", escape(state), vendor.brings)
-    for table in (uses, vendors):
-        for column in table.columns:
-            column.overflow = "fold"
-        out.print(table)
+            said, _, to_install = state.partition(" Install it with: ")
+            out.print(Text(f"{row.op}: {vendor.name}: {vendor.function}"))
+            out.print(Padding(Text(f"here: {said}\nbrings: {vendor.brings}"), (0, 0, 0, 4)))
+            commands = [vendor.install, vendor.uncompiled and f"{vendor.uncompiled}  # without nvcc"]
+            for command in filter(None, commands if to_install else []):
+                out.print(Text(f"    {command}"), soft_wrap=True)  # whole, so that it can be copied
 
 
 def _usable_cores() -> int:

@@ -69,7 +69,8 @@ def dotlist_layers(overrides: Sequence[str], problems: list[Problem]) -> Iterato
             problems.append(Problem(override, "", f"an override is key=value: write {wish}", "command line"))
             continue
         try:
-            data = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+            typed = override if override != f"{key}=" else f'{key}=""'  # nothing is empty text; null is written out
+            data = OmegaConf.to_container(OmegaConf.from_dotlist([typed]))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             message = f"cannot be read: {str(error).strip().splitlines()[0]}"
             problems.append(Problem(key, override, message, "command line"))

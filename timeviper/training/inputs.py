@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.config.load import load_recipe
+from timeviper.config.plugin import find_class
 from timeviper.datamodules.remote.storage import hindrance, is_remote
 from timeviper.errors import ConfigError, Problem
 
@@ -44,8 +45,8 @@ def checked(recipe: Recipe, ranks: int) -> list[str]:
     named += [(f"model.towers.{name}.weights", tower.weights) for name, tower in model.towers.items()]
     named += [("model.decoder.weights", model.decoder.weights), ("model.lora.weights", model.lora.weights)]
     for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
-        for name, source in sources.items():
-            named.append((f"{group}.{name}", source.shards or f"{source.dataset} (a class, not made yet)"))
+        named += [(f"{group}.{name}", source.shards) for name, source in sources.items()]
+    named += [(key, f"{place} (a class, not made yet)") for key, place in _classes(recipe).items()]
     lines += [f"  is there: {key} = {place}{_not_asked(place)}" for key, place in named if place]
     return [
         *lines,
@@ -102,10 +103,24 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
         for name, source in sources.items():
             if not source.dataset and (problem := _lacks_shards(source)):
                 yield Problem(f"{group}.{name}.shards", source.shards, problem)
+    for key, place in _classes(recipe).items():
+        try:
+            find_class(place)
+        except ValueError as error:
+            yield Problem(key, place, f"{str(error).removeprefix(f'{place}: ')}.")
     if start and not Path(start).is_dir():
         yield Problem("train.init_from", start, f"there is no such export: {_export_hint(start)}")
     if hindrance := _hindrance(Path(recipe.run_dir)):
         yield Problem("out", recipe.run_dir, f"the run cannot be written there: {hindrance}. Name another folder.")
+
+
+def _classes(recipe: Recipe) -> dict[str, str]:
+    """The Python classes that a recipe names, as module:Class, by their settings."""
+    named = {f"callbacks.own.{name}.callback": own.callback for name, own in recipe.callbacks.own.items()}
+    named |= {f"log.loggers.{name}.logger": own.logger for name, own in recipe.log.loggers.items()}
+    for group, sources in (("data.sources", recipe.data.sources), ("data.val", recipe.data.val)):
+        named |= {f"{group}.{name}.dataset": source.dataset for name, source in sources.items()}
+    return {key: place for key, place in named.items() if place}
 
 
 def _hindrance(folder: Path) -> str:
