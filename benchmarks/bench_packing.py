@@ -85,7 +85,8 @@ def in_order(recipe: Recipe, ranks: int, packs: int, seed: int) -> Steps:
     def filled() -> Iterator[list[Item]]:
         pack: list[Item] = []
         while True:
-            item = cost.item(mixture.draw(), FRAMES)
+            (drawn,) = mixture.next(1)
+            item = cost.item(sources[mixture.names[drawn["source"]]][int(drawn["row"])], FRAMES)
             if sum(i.tokens for i in pack) + item.tokens > budget:
                 yield pack
                 pack = []

@@ -9,10 +9,12 @@ from pathlib import Path
 from timeviper.config import ModelConfig, Recipe, SourceConfig
 from timeviper.config.curriculum import ramps, transv_at
 from timeviper.config.shape import PackShape, kept_share, tokens_per_frame
-from timeviper.datamodules.chat import estimate_text
+from timeviper.datamodules.chat import estimate_text, estimate_texts
+from timeviper.datamodules.cost import CostModel
 from timeviper.datamodules.dataset_class import ClassDataset
 from timeviper.datamodules.mixture import Source
-from timeviper.datamodules.plan import CostModel, Plan
+from timeviper.datamodules.plan import Plan
+from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.datamodules.reader import PackFormat
 from timeviper.datamodules.remote.listing import load_remote
 from timeviper.datamodules.remote.storage import is_remote
@@ -44,6 +46,7 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
         vision_share=kept_share(transv, depth),
         frame_work=frame_work(recipe.model, recipe.train.trainable, recipe.train.objective),
         estimate=lambda size, frames, turns: estimate_text(tokenizer, size, frames, recipe.chat, turns),
+        estimates=lambda size, frames, turns: estimate_texts(tokenizer, size, frames, recipe.chat, turns),
         split=form.split,
         share_at=(lambda step: kept_share(transv_at(step, transv, phases), depth)) if ramps(phases) else None,
     )
@@ -76,14 +79,15 @@ def class_datasets(configs: dict[str, SourceConfig]) -> dict[str, ClassDataset]:
     return {name: made for name, config in configs.items() if (made := class_dataset(config))}
 
 
-def build_plan(recipe: Recipe, tokenizer: Tokenizer) -> Plan:
-    """The whole data order of a recipe."""
+def build_plan(recipe: Recipe, tokenizer: Tokenizer, states: PlanFiles | None = None) -> Plan:
+    """The whole data order of a recipe. states: the files that let it begin near any step."""
     return Plan(
         load_sources(recipe.data.sources, recipe.data.cache),
         recipe.data,
         recipe.train.phases,
         cost_model(recipe, tokenizer),
         recipe.seed,
+        states=states,
     )
 
 

@@ -171,6 +171,22 @@ def time_text_tokens(tokenizer: Tokenizer, frames: Sequence[int], chat: ChatConf
     return sum(_time_tokens(tokenizer, chat.time, chat.frames_per_time, n) for n in frames)
 
 
+def estimate_texts(
+    tokenizer: Tokenizer,
+    text_bytes: NDArray[np.int64],
+    frames: NDArray[np.int64],
+    chat: ChatConfig,
+    turns: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """`estimate_text` of many conversations about one video (of so many frames) or none (-1), to the token."""
+    pairs, where = np.unique(turns, return_inverse=True)
+    tokens = np.array([_template_tokens(tokenizer, chat.system, n) for n in pairs.tolist()])[where]
+    tokens = tokens + text_bytes / tokenizer.bytes_per_token
+    counts, where = np.unique(frames, return_inverse=True)
+    times = [_time_tokens(tokenizer, chat.time, chat.frames_per_time, n) if n >= 0 else 0 for n in counts.tolist()]
+    return np.rint(tokens + np.array(times)[where]).astype(np.int64)
+
+
 @lru_cache(maxsize=256)
 def _template_tokens(tokenizer: Tokenizer, system: str, pairs: int) -> int:
     """Tokens of so many questions and answers without any text, and of the system message."""
@@ -179,7 +195,7 @@ def _template_tokens(tokenizer: Tokenizer, system: str, pairs: int) -> int:
     return sum(len(turn.before) + len(turn.end) for turn in turns) + len(tokenizer.encode(system))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _time_tokens(tokenizer: Tokenizer, time: str, frames_per_time: int, num_frames: int) -> int:
     """Tokens that tell the time of a video, as if it had a frame a second."""
     if time in ("sentence", "tokens"):

@@ -46,7 +46,7 @@ def outlook(plan: Plan, train: TrainConfig) -> list[Outlook]:
         looked_at = 0
         try:
             for step in islice(plan.steps(start, begin=start), steps):
-                counted.update(item.unit.source for pack in step.packs for item in pack)
+                counted.update(step.drawn)
                 looked_at += 1
                 if counted.total() >= LOOKED_AT:
                     break

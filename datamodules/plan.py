@@ -1,57 +1,35 @@
 """Which unit is read in which pack, by which rank, at which step: a pure function of the recipe.
 
-Nothing here opens a file: the shard indexes say all that is needed. Because the global step alone decides
-what is read, no loader state is ever stored, a run continues exactly where it stopped, and another number
-of ranks or workers reads the same global batches.
+Nothing here opens a shard: the indexes say all that is needed. Because the global step alone decides what is read, no
+loader state is needed, a run continues exactly where it stopped, and another number of ranks or workers reads the same
+global batches. States of the plan (`plan_state.py`) are shortcuts on the way to a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import compress, islice
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from typing import Protocol, overload
 
 import numpy as np
 
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig
-from timeviper.config.curriculum import phase_at
-from timeviper.datamodules.frames.share import frame_counts
-from timeviper.datamodules.mixture import Mixture, Source, Unit, UsedUp
-from timeviper.datamodules.shards.index_file import Turn
+from timeviper.config.curriculum import Phase, phase_at
+from timeviper.datamodules.cost import CostModel, Item, SequenceShape
+from timeviper.datamodules.mixture import UNIT, Mixture, Units, UsedUp
+from timeviper.datamodules.order import Former, Listing, digest, listing_name
+from timeviper.datamodules.packing import PATIENCE, fill
+from timeviper.datamodules.plan_state import PlanState, canonical
+from timeviper.datamodules.source import Source, Unit
 
+__all__ = ["CostModel", "Item", "Plan", "PlanState", "SequenceShape", "StepPlan", "drawn", "held_out"]
 
-@dataclass(frozen=True)
-class Item:
-    """A unit with the frames that this step wants of it and what it costs."""
-
-    unit: Unit
-    num_frames: int
-    """Of all its sequences."""
-    tokens: int
-    """Decoder tokens at the input."""
-    cost: float
-    """Tokens a block sees on average, after every transfer: what activations grow with, so what fills a pack."""
-    work: float
-    """Computation, in text tokens that cost as much: what ranks are balanced by."""
-    spares: tuple[Item, ...] = ()
-    """No dearer units of the same source that take its place, the first that can be read, if it cannot be."""
-    sequences: tuple[SequenceShape, ...] = ()
-    """What it is in a pack: one, or one for each turn."""
-
-    @property
-    def read(self) -> int:
-        """Frames that are decoded for it: turns share them."""
-        return max((sum(s.groups) for s in self.sequences), default=self.num_frames)
-
-
-class SequenceShape(NamedTuple):
-    """One sequence of a pack."""
-
-    text: int
-    """Text tokens."""
-    groups: tuple[int, ...]
-    """Frames of the media of each turn that has any (see `timeviper.pack.vision_groups`)."""
+ORDER = 1  # raised whenever the same recipe and data come to give other steps
+SPARES = 2  # replacements that are chosen for each unit ...
+TRIES = 8  # ... from this many candidates
+HOPELESS = 1000  # units too long for a pack in a step: the settings are wrong
 
 
 @dataclass(frozen=True)
@@ -60,68 +38,43 @@ class StepPlan:
 
     step: int
     frames: FramesConfig
-    packs: tuple[tuple[Item, ...], ...]
+    packs: Sequence[tuple[Item, ...]]
+    """Of a whole step each is made when it is asked for."""
     too_long: tuple[Item, ...] = ()
     """Units that no pack can hold; reported as skipped."""
+    work: tuple[float, ...] = ()
+    """Of each pack, where it is known; else it is added up from the items."""
+    after: Callable[[], PlanState] | None = None
+    """Where the plan stands then; of a whole step."""
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    """Units in the packs, by source; of a whole step."""
 
     def share(self, rank: int, world: int) -> StepPlan:
         """The packs of one rank: dealt from the most work down, back and forth, so that sums are close."""
-        order = sorted(range(len(self.packs)), key=lambda i: -sum(x.work for x in self.packs[i]))
+        work = self.work or [sum(item.work for item in pack) for pack in self.packs]
+        order = sorted(range(len(work)), key=lambda i: -work[i])
         rounds = [order[i : i + world] for i in range(0, len(order), world)]
         seats = [(r, rank if k % 2 == 0 else world - 1 - rank) for k, r in enumerate(rounds)]
         packs = tuple(self.packs[r[seat]] for r, seat in seats if seat < len(r))
-        return replace(self, packs=packs, too_long=self.too_long if rank == 0 else ())
+        return StepPlan(self.step, self.frames, packs, self.too_long if rank == 0 else ())
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Tokens of a unit, from the index alone."""
+class States(Protocol):
+    """Keeps states of plans."""
 
-    tokens_per_frame: int
-    vision_share: float
-    """Share of the vision tokens that a block sees on average (see `config.shape.kept_share`)."""
-    frame_work: float
-    """Computation of a frame, tower included, in text tokens that cost as much."""
-    estimate: Callable[[int, tuple[int, ...], int], int]
-    """Text tokens of a conversation from its bytes, the frames of each of its videos, and its turns."""
-    split: bool = False
-    """Each turn is a sequence of its own, with all that comes before it."""
-    share_at: Callable[[int], float] | None = None
-    """The vision share of every step, where the curriculum changes it. A frame's work is not counted anew: it only
-    balances ranks, and most of it does not depend on what TransV keeps."""
+    every: int
+    """Units between two of them."""
 
-    def at(self, step: int) -> CostModel:
-        """The costs that hold at a step."""
-        return replace(self, vision_share=self.share_at(step)) if self.share_at else self
+    def nearest(self, step: int, plan: str) -> PlanState | None:
+        """The last state of this plan that is not behind `step`."""
+        ...
 
-    def item(self, unit: Unit, frames: FramesConfig) -> Item:
-        sequences = tuple(self._sequences(unit, frame_counts(unit.record.each, frames)))
-        num_frames, text = sum(sum(s.groups) for s in sequences), sum(s.text for s in sequences)
-        vision = num_frames * self.tokens_per_frame
-        work = text + num_frames * self.frame_work
-        cost = text + vision * self.vision_share
-        return Item(unit, num_frames, text + vision, cost, work, sequences=sequences)
-
-    def _sequences(self, unit: Unit, counts: tuple[int, ...]) -> Iterator[SequenceShape]:
-        """What a unit becomes in a pack, given the frames of each of its media."""
-        spec = unit.spec
-        turns = spec.turns or (Turn(spec.text_bytes, spec.answer_bytes, len(counts)),)
-        lasting = [medium.duration > 0 for medium in unit.record.each]
-        size, media, groups = 0, 0, ()
-        for number, turn in enumerate(turns, 1):
-            new = counts[media : media + turn.media]
-            size, media, groups = size + turn.text_bytes, media + turn.media, (*groups, *([sum(new)] if new else []))
-            if self.split or number == len(turns):
-                videos = tuple(compress(counts[:media], lasting))
-                yield SequenceShape(self.estimate(size, videos, number), groups)
+    def keep(self, state: PlanState, plan: str) -> None: ...
 
 
 class Plan:
-    """The whole order of a stage; `steps` replays it from the beginning, which costs microseconds a unit."""
-
-    PATIENCE = 8  # units a pack that may find no room anywhere before the packs of a step count as full
-    SPARES = 2  # replacements that are chosen for each unit ...
-    TRIES = 8  # ... from this many candidates
+    """The whole order of a stage; `steps` begins at any of them, at a microsecond or two for each unit that lies
+    between it and the nearest known state before it."""
 
     def __init__(
         self,
@@ -130,80 +83,234 @@ class Plan:
         phases: dict[str, PhaseConfig],
         cost: CostModel,
         seed: int,
+        *,
+        states: States | None = None,
     ) -> None:
-        self.sources = sources
-        self.data = data
-        self.phases = phases
-        self.cost = cost
-        self.seed = seed
+        """states: where states are looked for and kept."""
+        self.sources, self.data, self.phases, self.cost, self.seed = sources, data, phases, cost, seed
+        self.states = states
+        self.go_on_from(None, {})
+        self._names = sorted(sources)
+
+    def go_on_from(self, origin: PlanState | None, formers: Mapping[str, Listing]) -> None:
+        """Where the data have changed (`on_change.py`): what steps from `origin.step` on follow from.
+
+        formers: listings of before, by name, that states speak of.
+        """
+        self.origin, self.formers = origin, dict(formers)
 
     def steps(self, start: int = 0, begin: int = 0) -> Iterator[StepPlan]:
         """Global steps from `start` on, for ever. begin: where the replay begins; other than 0, it gives steps like
         those of the run, and not the same ones."""
-        epochs = {name: source.epochs for name, source in self.data.sources.items()}
-        mixture = Mixture(self.sources, self.seed, self.data.shuffle_window, epochs)
-        waiting: list[Unit] = []
-        step = begin
-        while True:
-            phase, cost = phase_at(step, self.data, self.phases), self.cost.at(step)
-            mixture.set_weights(phase.weights)
-            plan, waiting = self._fill(step, phase.frames, cost, mixture, waiting)
-            if step >= start:
-                packs = tuple(tuple(self._with_spares(item, phase.frames, cost) for item in p) for p in plan.packs)
-                yield replace(plan, packs=packs)
-            step += 1
+        return self._from(PlanState(begin), start, "") if begin else self._from(*self._nearest(start))
 
     def check(self, steps: int) -> None:
         """Raises ValueError if the epochs that sources may be gone through do not last for `steps` steps."""
         if any(source.epochs is not None for source in self.data.sources.values()):
             next(self.steps(steps - 1))
 
-    def _with_spares(self, item: Item, frames: FramesConfig, cost: CostModel) -> Item:
-        source = self.sources[item.unit.source]
-        found = (cost.item(source.stand_in(item.unit, i), frames) for i in range(self.TRIES))
-        fitting = (spare for spare in found if spare.cost <= item.cost and spare.unit.key != item.unit.key)
-        return replace(item, spares=tuple(islice(fitting, self.SPARES)))
+    def state(self, step: int) -> PlanState:
+        """Where the plan stands before a step."""
+        if not step:
+            return PlanState(0)
+        after = next(self.steps(step - 1)).after
+        assert after is not None
+        return after()
 
-    def _fill(
-        self, step: int, frames: FramesConfig, cost: CostModel, mixture: Mixture, waiting: list[Unit]
-    ) -> tuple[StepPlan, list[Unit]]:
-        """Give each unit to the pack with the least work that has room; what fits nowhere opens the next step."""
-        room = [float(self.data.tokens_per_pack)] * self.data.packs_per_step
-        work = [0.0] * len(room)
-        packs: list[list[Item]] = [[] for _ in room]
-        too_long: list[Item] = []
-        left: list[Unit] = []
-        queue = iter(waiting)
-        by_tokens = self.data.mixture == "tokens"
+    def identity(self, step: int) -> str:
+        """A digest of all that decides on `step`: what states of the way there must be of."""
+        data, origin = self.data, self._origin(step)
+        sources = {n: (data.sources[n].weight, data.sources[n].epochs, self._listings[n]) for n in self.sources}
+        edges = sorted({0, *(p.start + p.ramp * i // 3 for p in self.phases.values() for i in range(4))})
+        decides = {
+            "order": (ORDER, PATIENCE, self.seed, origin.name if origin else ""),
+            "data": (data.mixture, data.tokens_per_pack, data.packs_per_step, data.shuffle_window),
+            "frames": asdict(data.frames),
+            "sources": sources,
+            "phases": {name: asdict(phase) for name, phase in self.phases.items()},
+            "cost": self.cost.identity(),
+            "shares": [self.cost.at(edge).vision_share for edge in edges],
+        }
+        return digest(canonical(decides))
 
-        def worth(unit: Unit) -> float:
-            return cost.item(unit, frames).tokens if by_tokens else 1.0
+    @cached_property
+    def _listings(self) -> dict[str, str]:
+        return {name: listing_name(source.listing) for name, source in self.sources.items()}
 
-        while len(left) < self.PATIENCE * len(packs):
-            try:
-                item = cost.item(next(queue, None) or mixture.draw(worth), frames)
-            except UsedUp as error:
-                if any(packs) or left or too_long:
-                    break
-                raise UsedUp(f"step {step}: {error}; raise data.sources.<name>.epochs or lower train.steps") from error
-            if item.cost > self.data.tokens_per_pack:
-                too_long.append(item)
-                if len(too_long) > 1000:
-                    raise ValueError(
-                        f"step {step}: 1000 samples in a row need more than data.tokens_per_pack="
-                        f"{self.data.tokens_per_pack} tokens (the last one {item.cost:.0f} with {item.num_frames} "
-                        "frames); raise it or lower data.frames.max_frames"
-                    )
-                continue
-            pack = min((i for i in range(len(packs)) if item.cost <= room[i]), key=work.__getitem__, default=None)
-            if pack is None:
-                left.append(item.unit)
-                continue
-            packs[pack].append(item)
-            room[pack] -= item.cost
-            work[pack] += item.work
-        left.extend(queue)
-        return StepPlan(step, frames, tuple(map(tuple, packs)), tuple(too_long)), left
+    # ---- the way to a step ------------------------------------------------------------------------------
+
+    def _origin(self, step: int) -> PlanState | None:
+        return self.origin if self.origin and step >= self.origin.step else None
+
+    def _nearest(self, start: int) -> tuple[PlanState, int, str]:
+        """The state to begin with, the step to come to, and the plan's identity if states are kept."""
+        first = self._origin(start) or PlanState(0)
+        if not self.states:
+            return first, start, ""
+        plan = self.identity(start)
+        found = self.states.nearest(start, plan)
+        return (found if found and found.step > first.step else first), start, plan
+
+    def _from(self, state: PlanState, start: int, plan: str) -> Iterator[StepPlan]:
+        mixture = self._mixture(state)
+        waiting = self._waiting(state)
+        step, frames, passed = state.step, None, 0
+        while True:
+            phase, cost = phase_at(step, self.data, self.phases), self.cost.at(step)
+            mixture.set_weights(phase.weights)
+            if phase.frames != frames:
+                waiting = self._measure(mixture, waiting, cost, phase.frames)
+                frames = phase.frames
+            one = _Step(self, step, phase, cost, mixture, waiting)
+            waiting = one.waiting
+            passed += one.filled.seen
+            due = plan and self.states and passed >= self.states.every
+            if step >= start or due:
+                after = self._state(step + 1, mixture, waiting)
+                if due and self.states:
+                    self.states.keep(after(), plan)
+                    passed = 0
+                if step >= start:
+                    yield one.plan(after)
+            step += 1
+
+    def _mixture(self, state: PlanState) -> Mixture:
+        data = self.data
+        epochs = {name: source.epochs for name, source in data.sources.items()}
+        formers = {
+            name: Former(self.sources[name], self.formers[place.former])
+            for name, place in state.standing.places.items()
+            if place.former
+        }
+        return Mixture(self.sources, self.seed, data.shuffle_window, epochs, state.standing, formers)
+
+    def _measure(self, mixture: Mixture, waiting: Units, cost: CostModel, frames: FramesConfig) -> Units:
+        """What units measure in a phase, in the mixture and of those that wait."""
+        sources = [self.sources[name] for name in self._names]
+        by_tokens = (
+            (lambda units: cost.of(units["frames"], units["text"])[0]) if self.data.mixture == "tokens" else None
+        )
+        mixture.set_measure(lambda source, rows: cost.measure(sources[source], rows, frames), by_tokens)
+        waiting = waiting.copy()
+        for number, source in enumerate(sources):
+            (mine,) = np.nonzero(waiting["source"] == number)
+            if len(mine):
+                measured = cost.measure(source, waiting["row"][mine], frames)
+                waiting["frames"][mine], waiting["text"][mine] = measured
+        return waiting
+
+    def _waiting(self, state: PlanState) -> Units:
+        units = np.zeros(len(state.waiting), UNIT)
+        units["source"] = [self._names.index(name) for name, _ in state.waiting]
+        units["row"] = [row for _, row in state.waiting]
+        return units
+
+    def _state(self, step: int, mixture: Mixture, waiting: Units) -> Callable[[], PlanState]:
+        standing = mixture.standing
+
+        def state() -> PlanState:
+            names = [self._names[number] for number in waiting["source"].tolist()]
+            return PlanState(step, standing, tuple(zip(names, waiting["row"].tolist())))
+
+        return state
+
+
+class _Step:
+    """One step as it is filled, in columns."""
+
+    def __init__(self, plan: Plan, step: int, phase: Phase, cost: CostModel, mixture: Mixture, waiting: Units) -> None:
+        """Draws from `mixture` what the packs take and what finds no room."""
+        self.of, self.step, self.frames, self.cost, data = plan, step, phase.frames, cost, plan.data
+        first = len(waiting)
+        self.units: Units = np.concatenate([waiting, mixture.upcoming])
+        _, costs, work = cost.of(self.units["frames"], self.units["text"])
+        costs, self.work = costs.tolist(), work.tolist()
+
+        def more() -> bool:
+            known = len(mixture.upcoming)
+            if not mixture.extend():
+                return False
+            new = mixture.upcoming[known:]
+            _, added, work = cost.of(new["frames"], new["text"])
+            costs.extend(added.tolist())
+            self.work.extend(work.tolist())
+            self.units = np.concatenate([self.units, new])
+            return True
+
+        too_long = 0
+
+        def refuse(number: int) -> None:
+            nonlocal too_long
+            too_long += 1
+            if too_long > HOPELESS:
+                raise ValueError(
+                    f"step {step}: {HOPELESS} samples in a row need more than data.tokens_per_pack="
+                    f"{data.tokens_per_pack} tokens (the last one {costs[number]:.0f} with "
+                    f"{self.units['frames'][number]} frames); raise it or lower data.frames.max_frames"
+                )
+
+        self.filled = filled = fill(costs, self.work, data.packs_per_step, float(data.tokens_per_pack), more, refuse)
+        if filled.ended and not filled.seen:
+            raise UsedUp(f"step {step}: {mixture.used_up()}; raise data.sources.<name>.epochs or lower train.steps")
+        behind = np.arange(filled.seen, max(first, filled.seen))  # of those that waited: not even looked at
+        self.waiting: Units = self.units[np.concatenate([np.array(filled.left, dtype=np.int64), behind])]
+        mixture.draw(max(filled.seen - first, 0))
+
+    def plan(self, after: Callable[[], PlanState]) -> StepPlan:
+        work = tuple(sum(self.work[number] for number in pack) for pack in self.filled.packs)
+        too_long = tuple(self._item(number) for number in self.filled.too_long)
+        numbers = self.units["source"][[number for pack in self.filled.packs for number in pack]]
+        drawn = dict(zip(self.of._names, np.bincount(numbers, minlength=len(self.of._names)).tolist()))
+        packs = _Packs(self.filled.packs, self._pack)
+        return StepPlan(self.step, self.frames, packs, too_long, work, after, drawn)
+
+    def _item(self, number: int) -> Item:
+        source, row = self.units[["source", "row"]][number].item()
+        return self.cost.item(self.of.sources[self.of._names[source]][row], self.frames)
+
+    def _pack(self, numbers: list[int]) -> tuple[Item, ...]:
+        items = [self._item(number) for number in numbers]
+        spares: dict[int, tuple[Item, ...]] = {}
+        for name, source in self.of.sources.items():
+            if mine := [i for i, item in enumerate(items) if item.unit.source == name]:
+                found = self._spares(source, [items[i] for i in mine])
+                spares |= dict(zip(mine, found))
+        return tuple(replace(item, spares=spares[i]) for i, item in enumerate(items))
+
+    def _spares(self, source: Source, items: list[Item]) -> Iterator[tuple[Item, ...]]:
+        keys = [item.unit.key for item in items]
+        rows = [source.stand_ins(key, TRIES) for key in keys]
+        measured = self.cost.measure(source, np.concatenate(rows), self.frames)
+        costs = self.cost.of(*measured)[1].reshape(-1, TRIES).tolist()
+        for item, key, tries, cost in zip(items, keys, rows, costs):
+            fitting = (i for i, c in zip(tries, cost) if c <= item.cost and source.key(i) != key)
+            yield tuple(self.cost.item(source[i], self.frames) for i in islice(fitting, SPARES))
+
+
+class _Packs(Sequence[tuple[Item, ...]]):
+    """Packs that are made when they are asked for: a rank wants its own alone."""
+
+    def __init__(self, packs: list[list[int]], make: Callable[[list[int]], tuple[Item, ...]]) -> None:
+        self._packs, self._make = packs, make
+        self._made: dict[int, tuple[Item, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Item, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[Item, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[Item, ...] | Sequence[tuple[Item, ...]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index not in self._made:
+            self._made[index] = self._make(self._packs[index])
+        return self._made[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
 
 def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int) -> list[StepPlan]:

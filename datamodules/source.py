@@ -1,19 +1,17 @@
-"""A source: its units, and the order in which they come.
-
-A unit is one conversation about one sample. Every unit of a source is drawn once an epoch, in an order
-that depends only on the seed, the source's name and the epoch.
-"""
+"""A source and its units. A unit is one conversation about one sample; `order.py` says when it comes."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from timeviper.datamodules.order import Listing, ShardEntry
 from timeviper.datamodules.shards.address import split_query
 from timeviper.datamodules.shards.column_join import columns_of
 from timeviper.datamodules.shards.columns import Columns, Facts
@@ -74,6 +72,9 @@ class Source:
             self._talks = self._of_types(types)
         if not len(self):
             raise ValueError(f"data source {name!r} holds no conversation")
+        units = np.diff(self._edges)
+        self.counts: NDArray[np.int64] = units[units > 0]
+        """`[shards]` units of each shard that has any."""
 
     def _of_types(self, types: set[str]) -> np.ndarray:
         every = self.shards.arrays["talk_type"]
@@ -85,6 +86,13 @@ class Source:
             )
         return _short(np.flatnonzero(np.isin(every, [found[type] for type in types])))
 
+    @property
+    def types(self) -> set[str]:
+        """Of its conversations."""
+        every = self.shards.arrays["talk_type"]
+        codes = np.unique(every if self._talks is None else every[self._talks])
+        return {self.shards.words[code] for code in codes.tolist()}
+
     def __len__(self) -> int:
         return self.shards.talks if self._talks is None else len(self._talks)
 
@@ -95,12 +103,6 @@ class Source:
         talk, sample, shard = self._place(i)
         first = self.shards.first_talk(sample)
         return Unit(self.name, self.shards.location(shard), self.shards.record(sample), talk - first)
-
-    @property
-    def types(self) -> set[str]:
-        """Of its conversations."""
-        every = self.shards.arrays["talk_type"]
-        return {self.shards.words[code] for code in np.unique(every if self._talks is None else every[self._talks])}
 
     def facts(self, rows: np.ndarray) -> Facts:
         """What the plan reads of units, int `[n]`, in one go: each turn, each medium."""
@@ -137,47 +139,20 @@ class Source:
         edges = self.shards.talks_of_shards()
         return edges if self._talks is None else np.searchsorted(self._talks, edges)
 
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """`[shards]` units of each shard that has any."""
-        found = np.diff(self._edges)
-        return found[found > 0]
+    @property
+    def listing(self) -> Listing:
+        """The shards that have units. The digest is the checksum of all that a shard's index says."""
+        return self._listing
 
     @cached_property
-    def identities(self) -> list[tuple[str, int]]:
-        """Name and checksum of all that its index says, of each shard that has units: where it lies does not count."""
+    def _listing(self) -> Listing:
         some = np.flatnonzero(np.diff(self._edges)).tolist()
-        names, sums = self.shards.names(), self.shards.arrays["shard_crc32"]
-        return [(names[i], int(sums[i])) for i in some]
+        names, sums, counts = self.shards.names(), self.shards.arrays["shard_crc32"].tolist(), self.counts.tolist()
+        return tuple(ShardEntry(names[i], count, f"{sums[i]:08x}") for i, count in zip(some, counts))
 
-    def epoch(self, seed: int, epoch: int, window: int) -> np.ndarray:
-        """`[len]` the order of one epoch: a permutation of shards, then of each run of `window` units.
-
-        The window bounds how many shards are open at once, as a shuffle buffer would, but needs no state.
-        """
-        rng = np.random.default_rng([seed, zlib.crc32(self.name.encode()), epoch])
-        order, at = _short(np.empty(len(self), np.int64)), 0
-        ends = np.cumsum(self.counts)
-        for first, last in np.stack([ends - self.counts, ends], 1)[rng.permutation(len(ends))].tolist():
-            order[at : at + last - first] = np.arange(first, last)
-            at += last - first
-        for start in range(0, len(order), window):
-            rng.shuffle(order[start : start + window])
-        return order
-
-    def stream(self, seed: int, window: int, epochs: float | None = None) -> Iterator[Unit]:
-        """All units, epoch after epoch: for ever, or as many as `epochs` (which need not be whole) allow."""
-        left = float("inf") if epochs is None else round(epochs * len(self))
-        epoch = 0
-        while left > 0:
-            for i in self.epoch(seed, epoch, window)[: int(min(left, len(self)))]:
-                yield self[int(i)]
-            left -= len(self)
-            epoch += 1
-
-    def stand_in(self, unit: Unit, attempt: int) -> Unit:
-        """A unit to take the place of another that cannot be read: always the same one."""
-        return self[zlib.crc32(f"{unit.key}@{attempt}".encode()) % len(self)]
+    def stand_ins(self, key: str, attempts: int) -> list[int]:
+        """Numbers of the units that may take the place of one that cannot be read: always the same ones."""
+        return [zlib.crc32(f"{key}@{attempt}".encode()) % len(self) for attempt in range(attempts)]
 
 
 def _short(rows: np.ndarray) -> np.ndarray:

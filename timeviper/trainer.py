@@ -190,7 +190,7 @@ def _fit(
     pl.seed_everything(recipe.seed, verbose=False)
     callbacks = build_callbacks(recipe, run, tokenizer, left_out, command, data.at_hand)
     data.before_reading = callbacks.checkpoints.listen
-    types = sorted({kind for source in data.val_sources.values() for kind in source.types})
+    types = sorted(set[str]().union(*(source.types for source in data.val_sources.values())))
     module = ViperModule(recipe, types, callbacks.guard)
     trainer = build_trainer(recipe, run, store, callbacks.in_order, step_of(checkpoint) if checkpoint else 0)
     if checkpoint and trainer.is_global_zero:

@@ -25,6 +25,7 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "frame_count",
+    "frame_counts_of",
     "iter_video",
     "probe_video",
     "read_video",
@@ -73,6 +74,14 @@ def frame_count(duration: float, frames: FramesConfig, available: int | None = N
     """Frames that `read_video` takes of a video of `duration` seconds that holds `available` frames."""
     wanted = min(max(round(duration * frames.fps), frames.min_frames, 1), max(frames.max_frames, 1))
     return wanted if available is None else min(wanted, available)
+
+
+def frame_counts_of(
+    duration: NDArray[np.float64], frames: FramesConfig, available: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`frame_count` of many videos."""
+    wanted = np.rint(duration * frames.fps).clip(max(frames.min_frames, 1)).clip(max=max(frames.max_frames, 1))
+    return np.minimum(wanted, available).astype(np.int64)
 
 
 def sample_times(duration: float, frames: FramesConfig, available: int | None = None) -> NDArray[np.float64]:

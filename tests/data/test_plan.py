@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
+import numpy as np
+import plan_reference as reference
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from timeviper.config import DataConfig, FramesConfig, PhaseConfig, SourceConfig, TransVConfig, TransVStage
 from timeviper.config.shape import kept_share
 from timeviper.datamodules.mixture import Mixture, Source, UsedUp
+from timeviper.datamodules.order import epoch_windows
 from timeviper.datamodules.plan import CostModel, Plan, StepPlan, held_out
 from timeviper.datamodules.shards.index import Conversation, SampleRecord, ShardIndex
 
@@ -52,13 +55,35 @@ def keys(steps) -> list[list[list[str]]]:
     return [[[item.unit.key for item in pack] for pack in step.packs] for step in steps]
 
 
+def epoch(of: Source, seed: int, number: int, window: int, start: int = 0) -> list[int]:
+    return np.concatenate([*epoch_windows(of.name, of.counts, seed, number, window, start)]).tolist()
+
+
 def test_each_unit_once_an_epoch_in_another_order_each_epoch_and_seed() -> None:
     a = source("a")
-    first, second = a.epoch(0, 0, 10), a.epoch(0, 1, 10)
+    first, second = epoch(a, 0, 0, 10), epoch(a, 0, 1, 10)
     assert sorted(first) == sorted(second) == list(range(len(a)))
-    assert list(first) != list(second)
-    assert list(first) != list(a.epoch(1, 0, 10))
-    assert list(first) == list(a.epoch(0, 0, 10))
+    assert first != second
+    assert first != epoch(a, 1, 0, 10)
+    assert first == epoch(a, 0, 0, 10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    number=st.integers(0, 5),
+    window=st.integers(1, 40),
+    data=st.data(),
+)
+def test_an_epoch_begins_anywhere_as_if_it_had_been_gone_through(
+    shards: list[int], number: int, window: int, data: st.DataObject
+) -> None:
+    made = Source(
+        "a", [ShardIndex(f"{s}.tar", 1, tuple(sample(f"{s}{i}") for i in range(n))) for s, n in enumerate(shards)]
+    )
+    whole = reference.epoch(made, 3, number, window)
+    start = data.draw(st.integers(0, len(whole) - 1))
+    assert epoch(made, 3, number, window, start) == whole[start:]
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,11 +137,11 @@ def test_mixture_follows_weights_at_every_moment_and_pauses() -> None:
     mixture.set_weights({"a": 3, "b": 1, "c": 0})
     seen = Counter()
     for i in range(1, 81):
-        seen[mixture.draw().source] += 1
+        seen[mixture.names[mixture.next(1)["source"][0]]] += 1
         assert abs(seen["a"] - 0.75 * i) <= 1
     assert seen["c"] == 0
     mixture.set_weights({"c": 1})
-    assert mixture.draw().source == "c"
+    assert mixture.names[mixture.next(1)["source"][0]] == "c"
     with pytest.raises(ValueError, match="every source has weight 0"):
         mixture.set_weights({"a": 0})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from timeviper.config import FramesConfig, ModelConfig, Recipe
 from timeviper.config.curriculum import phase_at, stretches, transv_at
@@ -12,6 +13,7 @@ from timeviper.config.shape import PackShape, mean_tokens
 from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.chat import time_text_tokens
 from timeviper.datamodules.plan import Plan, StepPlan
+from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.planning.hardware import Assumptions
 from timeviper.tokenizer import Tokenizer
 
@@ -89,7 +91,7 @@ def time_text(recipe: Recipe, frames: Sequence[int]) -> int:
 def index_of(recipe: Recipe) -> Index:
     """The data plan, or why there is none."""
     try:
-        return build_plan(recipe, Tokenizer.load(recipe.model.tokenizer)), ""
+        return build_plan(recipe, Tokenizer.load(recipe.model.tokenizer), PlanFiles(Path(recipe.run_dir))), ""
     except (ValueError, OSError) as error:
         return None, f"no shard index: {str(error).splitlines()[0]}"
 
