@@ -34,7 +34,8 @@ class Outlook:
 
     def __str__(self) -> str:
         epochs = f"{self.epochs:,.0f}" if self.epochs >= 10 else f"{self.epochs:.2g}"
-        return f"{self.name} {self.share:.0%} of the samples, {epochs} epochs of {self.conversations:,}"
+        kind = "conversation" if self.conversations == 1 else "conversations"
+        return f"{self.name} {self.share:.0%} of the samples, {epochs} epochs of {self.conversations:,} {kind}"
 
 
 def outlook(plan: Plan, train: TrainConfig) -> list[Outlook]:

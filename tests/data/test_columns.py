@@ -79,7 +79,7 @@ def test_what_the_plan_reads_is_what_the_units_say(made: list[ShardIndex], some:
         assert found == (unit.spec.text_bytes, len(told), len(unit.record.each), *only)
     counts = [sum(shard == s.location for shard, _, _ in wanted) for s in made]
     assert source.counts.tolist() == [count for count in counts if count]
-    assert [name for name, _ in source.identities] == [s.name for s, count in zip(made, counts) if count]
+    assert [entry.name for entry in source.listing] == [s.name for s, count in zip(made, counts) if count]
 
 
 def test_columns_that_do_not_fit_are_refused() -> None:
