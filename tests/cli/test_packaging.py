@@ -302,7 +302,7 @@ def test_a_question_arrives_as_it_was_typed(tmp_path: Path, question: str) -> No
 
 @pytest.mark.parametrize(
     ("torch", "says", "index"),
-    [("cpu", "2 GB on disk", True), ("cuda", "9 GB on disk", False), ("usual", "2 GB", False)],
+    [("cpu", "1.4 GB on disk", True), ("cuda", "9 GB on disk", False), ("usual", "1.4 GB", False)],
 )
 def test_setup_says_what_it_takes_and_whence(tmp_path: Path, torch: str, says: str, index: bool) -> None:
     clone = reader(tmp_path)
