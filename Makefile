@@ -59,7 +59,8 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-seeds bench-transfer \
+        eval compare ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
+        bench-seeds bench-transfer \
         cache check-real-weights check-real-data docs clean
 
 help: ## this list
@@ -228,6 +229,9 @@ bench-pieces: $(READY) ## memory and time of a step in pieces beside torch's che
 bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, then the loader, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py decoding --peers $(ARGS)
 	.venv/bin/python benchmarks/bench_data.py loader
+
+bench-scale: $(READY) ## indexes of 10,000 to 10 million samples: seconds to start, memory of a rank and a node, into benchmarks/
+	.venv/bin/python benchmarks/bench_index.py $(ARGS)
 
 bench-cache: $(READY) | $(WORLD) $(call export,stage1_align) ## stage 2 from videos and from features, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py features --steps 15 --runs 3 $(ARGS)

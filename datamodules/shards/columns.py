@@ -150,6 +150,10 @@ class Columns(Sequence[ShardIndex]):
         """`[shards + 1]` where the conversations of each shard begin, int64."""
         return self.arrays["talk_start"][self.arrays["sample_start"].astype(np.int64)].astype(np.int64)
 
+    def lengths(self, sample: int) -> tuple[Length, ...]:
+        """Of each medium, in the order of the json."""
+        return tuple(Length(*length) for length in self._rows(LEVELS["medium"], self._part("medium", sample)))
+
     def _part(self, part: str, number: int) -> range:
         first, last = self.arrays[f"{part}_start"][number : number + 2].tolist()
         return range(first, last)
@@ -164,7 +168,7 @@ class Columns(Sequence[ShardIndex]):
         members = {words[name]: Slice(*where) for name, *where in self._rows(LEVELS["member"], held)}
         sums = a["sum_start"][held.start : held.stop + 1].tolist()
         blocks = {n: a["sum"][i:j].astype("<u4").tobytes() for n, (i, j) in zip(members, pairwise(sums)) if j > i}
-        lengths = tuple(Length(*length) for length in self._rows(LEVELS["medium"], self._part("medium", sample)))
+        lengths = self.lengths(sample)
         kind, fps, spacing, fingerprint = next(self._rows(LEVELS["sample"], range(sample, sample + 1)))
         return SampleRecord(
             key=self.key(sample),

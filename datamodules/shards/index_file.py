@@ -1,7 +1,7 @@
 """What an index knows of a shard, and the file that it stands in.
 
-`name.idx.json` beside `name.tar` holds the index of one shard, `index.json` those of all shards of a folder, so that
-a reader far away asks once. Both have the same form, a line a shard:
+`name.idx.json` beside `name.tar` holds the index of one shard. (Those of all shards of a folder stand in columns,
+`column_file.py`; former versions wrote them into `index.json`, in the same form with a line a shard, which is read.)
 
     {"version":3,"crc32":"89abcdef","shards":[
     {"shard":"a.tar","bytes":10240,"samples":[{"key":"clip1","members":{"mp4":[512,4711,305419896]}, ...}]},

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import open_member
 from timeviper.datamodules.shards.address import shown
-from timeviper.datamodules.shards.index_file import SampleRecord, ShardIndex
+from timeviper.datamodules.shards.columns import Columns
 from timeviper.datamodules.shards.schema import FEATURES
 from timeviper.errors import ConfigError, Problem
 from timeviper.weights import initialize
@@ -113,8 +114,9 @@ def check_features(
     for (group, name), found in held.items():
         config = (recipe.data.sources if group == "data.sources" else recipe.data.val)[name]
         wanted = wanted_frames(recipe, name, group == "data.val")
-        for theirs, records in found:
-            if wrong := [*_differences(ours, theirs), *_other_frames(theirs.frames, records, wanted)]:
+        shards = (train if group == "data.sources" else val)[name].shards
+        for theirs, samples in found:
+            if wrong := [*_differences(ours, theirs), *_other_frames(theirs.frames, shards, samples, wanted)]:
                 listed = "\n        ".join(wrong)
                 message = (
                     f"These features are not those that this recipe's frozen towers would make:\n        {listed}\n"
@@ -125,25 +127,25 @@ def check_features(
         raise ConfigError(recipe.name, problems)
 
 
-def _stored(source: Source, cache: BlockCache) -> list[tuple[Fingerprint, list[SampleRecord]]]:
-    """The different fingerprints in a source, each with its samples; one header is read for each."""
-    first: dict[str, tuple[ShardIndex, SampleRecord]] = {}
-    records: dict[str, list[SampleRecord]] = {}
-    for shard in source.shards:
-        for record in shard.samples:
-            if record.fingerprint:
-                first.setdefault(record.fingerprint, (shard, record))
-                records.setdefault(record.fingerprint, []).append(record)
-    return [(_read(shard, record, cache), records[digest]) for digest, (shard, record) in first.items()]
+def _stored(source: Source, cache: BlockCache) -> list[tuple[Fingerprint, np.ndarray]]:
+    """The different fingerprints in a source, each with the numbers of its samples; one header is read for each."""
+    shards, found = source.shards, source.shards.arrays["fingerprint"]
+    stored = []
+    for code in np.unique(found).tolist():
+        if shards.words[code]:
+            samples = np.flatnonzero(found == code)
+            stored.append((_read(shards, int(samples[0]), cache), samples))
+    return sorted(stored, key=lambda group: group[1][0])
 
 
-def _read(shard: ShardIndex, record: SampleRecord, cache: BlockCache) -> Fingerprint:
+def _read(shards: Columns, sample: int, cache: BlockCache) -> Fingerprint:
     """What a sample's features were made with. ValueError that names the sample if they are damaged."""
+    location, record = shards.location(shards.shard_of(sample)), shards.record(sample)
     try:
-        with open_member(shard.location, record, FEATURES, cache) as file:
+        with open_member(location, record, FEATURES, cache) as file:
             return Fingerprint.from_dict(read_metadata(file)["fingerprint"])
     except ValueError as error:
-        raise ValueError(f"shard {shown(shard.location)}, sample {record.key!r}: {FEATURES} {error}") from error
+        raise ValueError(f"shard {shown(location)}, sample {record.key!r}: {FEATURES} {error}") from error
 
 
 def _differences(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
@@ -154,12 +156,15 @@ def _differences(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
 
 
 def _other_frames(
-    theirs: FramesConfig, records: list[SampleRecord], wanted: Mapping[str, FramesConfig]
+    theirs: FramesConfig, shards: Columns, samples: np.ndarray, wanted: Mapping[str, FramesConfig]
 ) -> Iterator[str]:
     """Settings that take other frames of any sample; that another bound stands there does not matter."""
     for key, frames in wanted.items():
-        other = (r for r in records if not same_frames(r.each, theirs, frames))
-        if (record := next(other, None)) is not None:
+        if frames == theirs:
+            continue
+        other = (i for i in samples.tolist() if not same_frames(shards.lengths(i), theirs, frames))
+        if (sample := next(other, None)) is not None:
+            record = shards.record(sample)
             there, here = (added(frame_counts(record.each, f)) for f in (theirs, frames))
             yield (
                 f"frames: {there} there, {here} here, "

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,12 +135,32 @@ class WeightsDigest:
 
 
 def source_digest(source: Source) -> str:
-    """16 hexadecimal digits of all samples of a source, from its indexes alone.
+    """16 hexadecimal digits of all samples of a source, from its indexes alone, wherever and in what shards they lie.
 
-    What a Python class serves has no checksums; there it covers names, types and lengths.
+    What a Python class serves has no checksums; there it covers keys, types and lengths.
     """
-    rows = (_content(record) for shard in source.shards for record in shard.samples)
-    return _short(*(json.dumps(row).encode() for row in rows))
+    a, words = source.shards.arrays, source.shards.words
+    _, spelled = _by_name(a["member_name"], words)
+    samples = np.repeat(np.arange(source.shards.samples), np.diff(a["member_start"]))
+    order = np.lexsort((spelled, samples))  # the members of a sample by name, as a copy may have them in another order
+    parts = [a["key"].tobytes()]
+    for name in ("member_name", "talk_type"):
+        names, codes = _by_name(a[name], words)
+        parts += [json.dumps(names).encode(), (codes[order] if name == "member_name" else codes).tobytes()]
+    parts += [a[name][order].astype("<u8").tobytes() for name in ("member_size", "member_crc32")]
+    plain = ("key_start", "member_start", "medium_start", "talk_start", "medium_frames", "talk_text", "talk_answer")
+    parts += [a[name].astype("<u8").tobytes() for name in plain]
+    return _short(*parts, a["medium_seconds"].astype("<f8").tobytes())
+
+
+def _by_name(codes: np.ndarray, words: list[str]) -> tuple[list[str], np.ndarray]:
+    """The words that are used, sorted, and the number of each of them for every code."""
+    used, codes = np.unique(codes, return_inverse=True)
+    names = [words[code] for code in used.tolist()]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), "<u4")
+    rank[order] = np.arange(len(names))
+    return sorted(names), rank[codes]
 
 
 def question_digest(unit: Unit) -> str:
