@@ -196,7 +196,8 @@ def row(samples: int, found: dict[str, Any], folder: Path, one: dict[str, Any]) 
 
 
 def table(sizes: list[int], work: Path, runs: int) -> Iterator[str]:
-    heads = "samples | cold: s, CPU s | warm: s, CPU s | plan reads, CPU us a unit | file, bytes a sample, without sums of blocks"
+    heads = "samples | cold: s, CPU s | warm: s, CPU s | plan reads, CPU us a unit"
+    heads += " | file: bytes a sample, without sums of blocks"
     yield f"| {heads} | a rank, GB | a node, GB | a node, bytes a sample |"
     yield "|---|---|---|---|---|---|---|---|"
     build(work / "one", 1)

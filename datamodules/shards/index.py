@@ -164,7 +164,7 @@ def index_shards(folder: str | Path, progress: Callable[[str], None] | None = No
     found: dict[Path, dict[str, Columns]] = {}
     written: list[Path] = []
     bad: list[ShardError] = []
-    for number, (tar, done) in enumerate(ordered(_indexed, todo, workers, _crashed), 1):
+    for number, (tar, done) in enumerate(ordered(_indexed, todo, workers if len(todo) > 1 else 0, _crashed), 1):
         if isinstance(done, ShardError):
             bad.append(done)
             continue

@@ -180,6 +180,9 @@ def _sample(entry: dict[str, Any], shard_bytes: int) -> SampleRecord:
             raise ValueError(f"sample {entry['key']!r} has bytes {offset!r} + {size!r} of {shard_bytes}")
         if len(blocks.get(name, b"")) != sums_size(size):
             raise ValueError(f"sample {entry['key']!r} lacks checksums of its {name}")
+    spacing = entry.get("keyframe_spacing")
+    if spacing is not None and type(spacing) not in (int, float):
+        raise ValueError(f"sample {entry['key']!r} has keyframe_spacing {spacing!r}, which is no number")
     return SampleRecord(
         **entry
         | {

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -294,6 +295,16 @@ def test_two_nodes_of_three_ranks_each_fetch_the_index_once(made: Path, tmp_path
         server.forget()
         assert len(load_index(server.url, tmp_path / "a")) == 6
         assert [span for _, span in server.requests] == [f"bytes=0-{HEADER - 1}"]
+
+
+def test_an_old_index_with_a_word_for_a_number_is_named(place: Path) -> None:
+    (place / FILE).unlink()
+    shard = read_index(tar(place, 0))
+    write_index(replace(shard, samples=(replace(shard.samples[0], keyframe_spacing="often"), shard.samples[1])))  # type: ignore
+    with pytest.raises(ValueError, match=r"keyframe_spacing 'often', which is no number.*timeviper shards index"):
+        load_index(place)
+    assert len(index_shards(place)) == 2
+    assert len(load_index(place)) == 6
 
 
 def test_metadata_of_the_header_stands_for_the_content(place: Path) -> None:

@@ -92,9 +92,10 @@ class DataConfig:
     prefetch_gb: float = at_least(0, 2.0, "0 (one step each) or more")
     """GB that all loader processes of a rank may hold ready; at least one step each is read ahead."""
     cache: str = ""
-    """Folder that keeps what was read from remote shards; empty: timeviper-cache in the temporary folder."""
+    """Folder that keeps what was read from remote shards, and indexes of many samples, for all processes of a node;
+    empty: timeviper-cache in the temporary folder."""
     cache_gb: float = at_least(0, 10.0, "0 (no cache) or more")
-    """Largest size of that folder, in GB; what was not used for longest goes first."""
+    """Largest size of what is kept of shards, in GB; what was not used for longest goes first. Indexes come on top."""
     max_skipped: float = ranged(lambda x: 0 <= x <= 1, 0.005, "a share of the samples, from 0 to 1")
     """Share of samples that may be unreadable before the run stops with the list of them."""
 
