@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import IO
 
 import numpy as np
+from av.error import FFmpegError
 
 from timeviper.config import FramesConfig
+from timeviper.datamodules.checks.blank import Shown
 from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Signature, signature
 from timeviper.datamodules.checks.reencode import KEY_SECONDS
-from timeviper.datamodules.frames.container import Container, Source, Still, VideoError, named
+from timeviper.datamodules.frames.container import Container, Source, Still, Strict, VideoError, named
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
 from timeviper.datamodules.frames.video import is_turned, iter_video, lead_in, read_video, sample_times
 
@@ -52,13 +55,12 @@ def examine_medium(open_file: Open, frames: FramesConfig, size: int, still: bool
     """
     medium = Medium()
 
-    def source(file: IO[bytes]) -> Source:
+    def source(file: IO[bytes]) -> Still | IO[bytes]:
         return Still(file) if still else file
 
     try:
         with named("video"):
-            with closing(open_file()) as file:
-                _decode(medium, source(file), frames, size)
+            decode(medium, open_file, source, frames, size)
             with closing(open_file()) as file, Container(source(file)) as container:
                 if not container.is_image:
                     medium.findings += _time_stamps(medium, container, frames)
@@ -79,15 +81,72 @@ def _moving(form: str) -> Finding:
     return "media", f"the json calls it an image, but it is a video ({form.partition(',')[0]})"
 
 
-def _decode(medium: Medium, file: Source, frames: FramesConfig, size: int) -> None:
-    begun, missing = time.process_time(), 0
-    for piece in iter_video(file, size, frames, chunk=32):
+def decode(
+    medium: Medium,
+    open_file: Open,
+    source: Callable[[IO[bytes]], Still | IO[bytes]],
+    frames: FramesConfig,
+    size: int,
+    part: Part | None = None,
+) -> None:
+    """Decode what is wanted of a file or a part of it, and note whether that is damaged, cannot be had or is nothing.
+
+    VideoError if half of it cannot be decoded.
+    """
+    with closing(open_file()) as file:
+        strict = Strict(source(file))
+        try:
+            shown, missing = _wanted(medium, strict, frames, size, part)
+        except VideoError:
+            if not strict.damaged:
+                raise
+    if strict.damaged:
+        with closing(open_file()) as file:  # as training reads it
+            shown, missing = _wanted(medium, source(file), frames, size, part)
+        with closing(open_file()) as file:
+            medium.findings += _damage(source(file))
+    if missing:
+        where = "its part" if part else "all over it"
+        detail = f"{missing} of {missing + medium.frames} frames from {where} cannot be decoded"
+        medium.findings.append(("media", detail))
+    if medium.duration:
+        medium.findings += shown.notes(medium.count)
+
+
+def _wanted(medium: Medium, source: Source, frames: FramesConfig, size: int, part: Part | None) -> tuple[Shown, int]:
+    """What the frames show, and how many are missing."""
+    shown, missing, medium.frames, medium.seconds = Shown(), 0, 0, 0.0
+    begun = time.process_time()
+    for piece in iter_video(source, size, frames, None, 32, part):
+        medium.seconds += time.process_time() - begun
+        shown.add(piece.pixels)
         medium.frames += len(piece.times)
         medium.duration, medium.count, missing = piece.duration, piece.count, piece.missing
-    medium.seconds = time.process_time() - begun
-    if missing:
-        detail = f"{missing} of {missing + medium.frames} frames from all over it cannot be decoded"
-        medium.findings.append(("media", detail))
+        begun = time.process_time()
+    medium.seconds += time.process_time() - begun
+    return shown, missing
+
+
+def _damage(source: Still | IO[bytes]) -> Iterator[Finding]:
+    """What decoding it from its start shows; before the first frame comes out, something may be missing before it."""
+    with Container(Strict(source)) as container:
+        bad, packets, begun = [], 0, container.is_image
+        for packet in chain(container.packets(), [None]):
+            packets += packet is not None
+            try:
+                begun |= bool(container.decode(packet))
+            except FFmpegError:
+                if begun and packet is not None:
+                    bad.append(packet)
+        if bad and container.is_image:
+            yield "media", "is cut or damaged: a part of it would be made up"
+        elif bad:
+            at = "" if bad[0].pts is None else f", the first at {container.seconds(bad[0].pts):.2f} s of its clock"
+            yield (
+                "media",
+                f"{len(bad)} of {packets} packets are damaged{at}: frames from there to the next keyframe would be "
+                "made up",
+            )
 
 
 def _time_stamps(medium: Medium, container: Container, frames: FramesConfig) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.frames.container import Container
+from timeviper.datamodules.frames.container import Container, Strict
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.timeline import read_timeline
 from timeviper.datamodules.frames.video import is_turned, lead_in, sample_times, upright
@@ -31,10 +31,11 @@ PATIENCE = 16  # times the work that the loader may spend on one file: here ever
 def reencode(source: IO[bytes], target: Path, frames: FramesConfig) -> float:
     """Write `source` to `target` (mp4) for recipes that take `frames`.
 
-    Returns the share of its frames that could not be decoded; the one before each is shown for longer. Raises
+    Returns the share of its frames that could not be decoded, or not without making something up; the one before each
+    is shown for longer. Raises
     `VideoError` for what cannot be read at all.
     """
-    with Container(source) as video, av.open(str(target), "w", format="mp4") as out:
+    with Container(Strict(source)) as video, av.open(str(target), "w", format="mp4") as out:
         video.packets_left, video.pixels_left = PATIENCE * video.packets_left, PATIENCE * video.pixels_left
         timeline = read_timeline(video)
         # Without the sound that begins before it, the first frame would move to 0: it is shown from there instead.

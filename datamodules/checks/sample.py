@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.config import FramesConfig
-from timeviper.datamodules.checks.media import Finding, Medium, examine_medium
+from timeviper.datamodules.checks.media import Finding, Medium, decode, examine_medium
 from timeviper.datamodules.checks.perceptual import Signature
 from timeviper.datamodules.checks.text import examine_text
 from timeviper.datamodules.frames.container import VideoError
 from timeviper.datamodules.frames.part import Part, part_of
-from timeviper.datamodules.frames.video import iter_video
 from timeviper.datamodules.shards.index import conversation_sizes, measured
 from timeviper.datamodules.shards.index_file import SampleRecord
 from timeviper.datamodules.shards.schema import FEATURES, SchemaError, media_type, parse_record
@@ -168,25 +166,21 @@ def _medium(sample: Sample, medium: dict[str, Any], config: CheckConfig, examine
 
 def _part(sample: Sample, medium: dict[str, Any], part: Part, config: CheckConfig, examined: Examined) -> Medium:
     """The part of its file that a medium is: the frames that training will want are others than those of the whole."""
-    member, found, begun = sample.members[medium["member"]], Medium(), time.process_time()
+    member, found = sample.members[medium["member"]], Medium()
     examined.parts[member.field] = part
-    findings: list[Finding] = []
-    with SliceFile(sample.tar, member.offset, member.size) as file:
-        try:
-            missing = 0
-            for piece in iter_video(file, config.image_size, config.frames, None, 32, part):
-                found.frames += len(piece.times)
-                found.duration, found.count, missing = piece.duration, piece.count, piece.missing
-            findings += _claims(medium, found)
-            if missing:
-                findings.append(
-                    ("media", f"{missing} of {missing + found.frames} frames of its part cannot be decoded")
-                )
-        except VideoError as error:
-            findings.append(("media", error.reason))
+
+    def opened() -> SliceFile:
+        return SliceFile(sample.tar, member.offset, member.size)
+
+    try:
+        decode(found, opened, lambda file: file, config.frames, config.image_size, part)
+        found.findings += _claims(medium, found)
+    except VideoError as error:
+        found.findings.append(("media", error.reason))
+    findings = found.findings
     examined.findings += ((kind, f"{member.field}: {detail}") for kind, detail in findings)
     examined.frames += found.frames
-    examined.seconds = (examined.seconds or 0.0) + time.process_time() - begun
+    examined.seconds = (examined.seconds or 0.0) + found.seconds
     return found
 
 

@@ -27,7 +27,18 @@ class Still:
     file: str | Path | IO[bytes]
 
 
-Source = str | Path | IO[bytes] | Still
+@dataclass
+class Strict:
+    """A file of which nothing is decoded that is damaged: what decoders would conceal is an error.
+
+    Behind a jump decoders may miss what lies before: there an error is no proof of damage."""
+
+    file: str | Path | IO[bytes] | Still
+    damaged: int = 0
+    """Packets that could not be decoded, so far."""
+
+
+Source = str | Path | IO[bytes] | Still | Strict
 
 MAX_PIXELS = 2**27  # a larger frame (about 16,000 x 8,000) is refused: one alone takes 400 MB as RGB
 MAX_PACKETS = 2**22  # read of one file, over all passes; 15 hours of 30 frames/s with sound
@@ -36,6 +47,8 @@ MAX_DECODED = 2**40  # pixels decoded of one file: about five hours of Full HD a
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
 NEAREST = {10: 9, 13: 9, 14: 9}  # BT.2020 for its constant luminance form, derived ones and ICtCp; else BT.709
 LIMITS = {"max_pixels": str(MAX_PIXELS)}  # obeyed too while a picture is opened to learn its size
+CONCEAL_NOTHING = {"err_detect": "crccheck+bitstream+buffer+explode"}
+CONCEALING = {"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4"}  # decoders that tell damage apart so
 # What may be opened at all. Left out is whatever opens other files or addresses because its text says so (hls,
 # dash, concat, sdp, vobsub, ...), and text that would be drawn (tty): data must never choose what is read.
 FORMATS = (
@@ -50,7 +63,8 @@ FORMATS = (
 
 def name_of(source: Source) -> str:
     """For messages."""
-    source = source.file if isinstance(source, Still) else source
+    while isinstance(source, Still | Strict):
+        source = source.file
     return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
 
 
@@ -88,6 +102,8 @@ class Container:
     """
 
     def __init__(self, source: Source) -> None:
+        self._strict = source if isinstance(source, Strict) else None
+        source = source.file if isinstance(source, Strict) else source
         self._still = isinstance(source, Still)
         self.source = source.file if isinstance(source, Still) else source
         self.odd_matrix: int | None = None
@@ -107,7 +123,7 @@ class Container:
             raise
         self.context = self.stream.codec_context
         self.context.thread_type, self.context.thread_count = "NONE", 1
-        self.context.options = LIMITS
+        self.context.options = LIMITS | (CONCEAL_NOTHING if self.is_strict else {})
         self.format = self.file.format.name
         self.tick = float(self.stream.time_base or 1)
         """Seconds of one unit of the stream's time stamps."""
@@ -122,6 +138,11 @@ class Container:
         if error is not None:
             with named(self.where):
                 raise error
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether damage is an error."""
+        return self._strict is not None and self.context.name in CONCEALING
 
     @property
     def is_image(self) -> bool:
@@ -210,7 +231,12 @@ class Container:
                 f"decoding the wanted frames takes more than the limit of {MAX_DECODED:,} pixels; cut it, or encode it "
                 "smaller or with more keyframes (`timeviper shards check --fix` does)",
             )
-        frames = self.context.decode(packet)
+        try:
+            frames = self.context.decode(packet)
+        except FFmpegError:
+            if self._strict:
+                self._strict.damaged += 1
+            raise
         for frame in frames:
             if frame.colorspace not in MATRICES:
                 self.odd_matrix = int(frame.colorspace)

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import chain, islice
+from math import inf
 
 from av.error import FFmpegError
 from av.packet import Packet
@@ -81,20 +82,27 @@ class FrameReader:
         return _choose(self._packets(group, run[0]), run, self._shown_until, self.container.shows)
 
     def every(self) -> Iterator[tuple[VideoFrame, int]]:
-        """All frames that can be decoded, in order, each with its time stamp; instead of `read`."""
+        """All frames that can be decoded, in order, each with its time stamp; instead of `read`.
+
+        Of a file that is read strictly, none from a damaged packet to the next keyframe: they are made of its picture.
+        """
         shown, ranks = self.timeline.shown, self.timeline.ranks
         packets = self.container.packets()
-        last, number = self.timeline.start - 1, 0
+        last, number, sound = self.timeline.start - 1, 0, -inf
         for packet in chain(packets if ranks is None else _numbered(packets, ranks), [None]):
+            if packet is not None and packet.is_keyframe and packet.pts is not None and sound == inf:
+                sound = packet.pts  # from here on
             try:
                 frames = self.container.decode(packet)
             except FFmpegError:
+                if self.container.is_strict and number:
+                    sound = inf
                 continue
             for frame in frames:
                 at = number if ranks is None else frame.pts
                 stamp = frame.pts if shown is None or at is None else shown[min(at, len(shown) - 1)]
                 number += 1
-                if stamp is not None and stamp >= last:
+                if stamp is not None and stamp >= last and (frame.pts is None or frame.pts >= sound):
                     last = stamp
                     yield frame, stamp
 

@@ -98,6 +98,9 @@ def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
             value = medium.get(name)
             if value is not None and not (_is_number(value) and value > 0):
                 raise SchemaError(f"media[{i}].{name} is {value!r}; it must be a number above 0, or left out")
+        spacing = medium.get("keyframe_spacing")
+        if spacing is not None and not (_is_number(spacing) and spacing >= 0):
+            raise SchemaError(f"media[{i}].keyframe_spacing is {spacing!r}; it must be seconds from 0 on, or left out")
         _check_part(medium, f"media[{i}]")
     unused = set(present) - {m["member"] for m in media}
     if unused:
