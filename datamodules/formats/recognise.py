@@ -16,7 +16,7 @@ from timeviper.datamodules.formats.energon import ENERGON
 from timeviper.datamodules.formats.entry import Dialect, Entry, Format
 from timeviper.datamodules.formats.fields import present
 from timeviper.datamodules.formats.folder import FOLDER
-from timeviper.datamodules.formats.grounding import GROUNDING, says_more
+from timeviper.datamodules.formats.grounding import DENSE, GROUNDING, says_more
 from timeviper.datamodules.formats.instructions import INSTRUCTIONS
 from timeviper.datamodules.formats.table import TABLE
 from timeviper.datamodules.formats.tars import TARS
@@ -28,6 +28,7 @@ FORMATS: list[Format] = [TABLE, TABLES, CHARADES, FOLDER, CLASSES, TARS, ENERGON
 WITHIN = {CLASSES: FOLDER, ENERGON: TARS}  # what is of the first is of the second, too, and is read as the first
 # Of lists and lines; of each entry the first that matches. The last takes the rest: our own entries, and LLaVA's.
 DIALECTS: list[Dialect] = [
+    DENSE,
     INSTRUCTIONS,
     *CLIP_LISTS,
     GROUNDING,

@@ -56,11 +56,13 @@ def test_the_command_writes_both_and_continues(tmp_path: Path, capsys: pytest.Ca
     assert sizes[1] % 2 == 0, "both questions about a video"
 
 
-def test_a_share_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_share_that_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     media(tmp_path / "in", 1)
     source = put_lines(tmp_path / "in" / "x.jsonl", {"video": "0.mp4", "caption": "x"})
-    with pytest.raises(ValueError, match=r"--share 0.01 .* leaves 1 to train on and 0 held out"):
-        write(source, tmp_path / "out", options(held_out=tmp_path / "val"))
+    assert write(source, tmp_path / "out", options(held_out=tmp_path / "val"))
+    assert "no medium of these 1 samples is among the share of 0.01" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds out all 1 samples"):
+        write(source, tmp_path / "out", options(held_out=tmp_path / "val", share=1.0))
     with pytest.raises(ValueError, match="another folder than OUT"):
         write(source, tmp_path / "out", options(held_out=tmp_path / "out"))
 

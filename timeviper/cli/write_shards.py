@@ -71,20 +71,23 @@ def write(source: Path, out: Path, options: WriteOptions) -> bool:
     _tell_left_out(manifest, left_out, listed, options)
     for folder, written in done.items():
         print(f"{written.samples:,} samples in {written.shards:,} shards: {folder}")
-    print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}")
+    val = f" data.val.mine.shards={options.held_out}" if options.held_out in done else ""
+    print(f"train on them:  timeviper train RECIPE data.sources.mine.shards={out}{val}")
     return True
 
 
 def _folders(out: Path, manifest: Manifest, options: WriteOptions) -> list[tuple[Path, Sequence[Sample]]]:
-    """What goes where. ValueError if nothing is left for one of them."""
+    """What goes where. ValueError if nothing is left to train on."""
     if options.held_out is None:
         return [(out, manifest.samples)]
     kept, held = cut(manifest.samples, options.share)
-    if not (kept and held):
-        raise ValueError(
-            f"--share {options.share:g} of the media of {len(manifest.samples):,} samples leaves {len(kept):,} to "
-            f"train on and {len(held):,} held out; choose another share, or leave out --held-out"
+    if not kept:
+        raise ValueError(f"--share {options.share:g} holds out all {len(held):,} samples; choose a smaller one")
+    if not held:
+        print(
+            f"note: no medium of these {len(kept):,} samples is among the share of {options.share:g} that is held out"
         )
+        return [(out, kept)]
     return [(out, kept), (options.held_out, held)]
 
 

@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from timeviper.tokenizer import Tokenizer  # not for the sake of what needs no template
 
 
+# What one script of the published recipe fills, and what to do where it is missing: said once, not for each of nine.
+PUBLISHED = {
+    ("weights/nemotron-nano-9b-v2", "weights/siglip-so400m-patch14-384"): (
+        "there are no such folders with config.json, tokenizer.json and .safetensors in Hugging Face layout. "
+        "`bash recipes/nano9b/data/weights.sh` fetches the published ones (docs/nano9b-data.md)."
+    ),
+    ("data/nano9b/",): (
+        "there are no shards of {}. docs/nano9b-data.md names what to download and where to; then "
+        "`bash recipes/nano9b/data/all.sh` makes them all."
+    ),
+}
+
+
 def ready_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a stage that can start, or continue, or has finished, which needs nothing any more.
 
@@ -84,14 +97,20 @@ def check_template(recipe: Recipe, tokenizer: Tokenizer) -> None:
 def missing(recipe: Recipe) -> Iterator[Problem]:
     """Missing inputs in the order of the recipe; remote places (s3://...) are not asked."""
     model, data, start = recipe.model, recipe.data, recipe.train.init_from
+    problems = []
     if model.tokenizer and not Path(model.tokenizer).exists():
         message = "there is no such folder or tokenizer.json: copy the tokenizer of the checkpoint there."
-        yield Problem("model.tokenizer", model.tokenizer, message)
+        problems.append(Problem("model.tokenizer", model.tokenizer, message))
     weights = {f"model.towers.{name}.weights": tower.weights for name, tower in model.towers.items()}
     for key, folder in {**weights, "model.decoder.weights": model.decoder.weights}.items():
         if folder and not Path(folder).is_dir():
             message = "there is no such folder: it holds config.json and .safetensors in Hugging Face layout."
-            yield Problem(key, folder, message)
+            problems.append(Problem(key, folder, message))
+    for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
+        for name, source in sources.items():
+            if not source.dataset and (problem := _lacks_shards(source)):
+                problems.append(Problem(f"{group}.{name}.shards", source.shards, problem))
+    yield from _together(problems)
     if model.lora.weights:
         from timeviper.weights.peft import find_adapter  # brings torch, which nothing else here needs
 
@@ -99,10 +118,6 @@ def missing(recipe: Recipe) -> Iterator[Problem]:
             find_adapter(model.lora.weights)
         except ValueError as error:
             yield Problem("model.lora.weights", model.lora.weights, str(error).partition(": ")[2] + ".")
-    for group, sources in (("data.sources", data.sources), ("data.val", data.val)):
-        for name, source in sources.items():
-            if not source.dataset and (problem := _lacks_shards(source)):
-                yield Problem(f"{group}.{name}.shards", source.shards, problem)
     for key, place in _classes(recipe).items():
         try:
             find_class(place)
@@ -121,6 +136,22 @@ def _classes(recipe: Recipe) -> dict[str, str]:
     for group, sources in (("data.sources", recipe.data.sources), ("data.val", recipe.data.val)):
         named |= {f"{group}.{name}.dataset": source.dataset for name, source in sources.items()}
     return {key: place for key, place in named.items() if place}
+
+
+def _together(problems: list[Problem]) -> list[Problem]:
+    """The same, but those that one script of the published recipe solves as one, in the place of the first."""
+    found: dict[object, list[Problem]] = {}
+    for number, problem in enumerate(problems):
+        place = next((places for places in PUBLISHED if str(problem.value).startswith(places)), number)
+        found.setdefault(place, []).append(problem)
+    return [one[0] if not isinstance(place, tuple) else _joined(one, place) for place, one in found.items()]
+
+
+def _joined(problems: list[Problem], places: tuple[str, ...]) -> Problem:
+    first, names = problems[0], list(dict.fromkeys(str(problem.value) for problem in problems))
+    key = first.key if len(problems) == 1 else f"{first.key} and {len(problems) - 1} more"
+    listed = ", ".join(name.removeprefix(places[0]) for name in names)
+    return Problem(key, ", ".join(names) if len(names) < 3 else places[0], PUBLISHED[places].format(listed))
 
 
 def _hindrance(folder: Path) -> str:
