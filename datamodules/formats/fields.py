@@ -20,7 +20,7 @@ OTHER = "it is neither shown nor learned"
 NOTED = {
     **dict.fromkeys(("fps", "samplefps", "samplingfps", "nframes", "numframes", "maxframes", "minframes"), FRAMES),
     **dict.fromkeys(("frameindices", "frameidx", "frameids", "sampledframes", "startframe", "endframe"), FRAMES),
-    **dict.fromkeys(("maxpixels", "minpixels", "totalpixels", "resizedheight", "resizedwidth"), PIXELS),
+    **dict.fromkeys(("maxpixels", "minpixels", "totalpixels", "resizedheight", "resizedwidth", "detail"), PIXELS),
     **dict.fromkeys(("bbox", "bboxes", "box", "boxes", "crop", "roi", "mask"), "the whole picture is shown"),
     **dict.fromkeys(("weight", "weights", "sampleweight", "lossweight", "score", "reward"), WEIGHT),
     **dict.fromkeys(("subtitle", "subtitles", "subtitlepath", "asr", "transcript", "speech", "audio", "audios"), TEXTS),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from timeviper.datamodules.formats.beside import INFO, NOT_READ, TIMED, Text, fields_of, is_text, says
 from timeviper.datamodules.formats.entry import Entry, Format
+from timeviper.datamodules.formats.frames import pictures_in
 from timeviper.datamodules.formats.names import composed
 from timeviper.datamodules.formats.text_files import files_below, parse_object, read_bytes, read_text
 from timeviper.datamodules.shards.schema import SchemaError, media_type
@@ -44,6 +45,7 @@ def read_folder(root: Path) -> Iterator[Entry]:
         if media_type(path.name) == "image" and not says(beside[path]) and not _is_thumbnail(path, videos, beside):
             loose[path.parent].append(path)
     frames = {folder for folder, pictures in loose.items() if len(pictures) >= FRAMES}
+    of_frames, alone = _beside(sorted(frames), alone)
     for path in media:
         where = str(path.relative_to(root))
         if _is_thumbnail(path, videos, beside):
@@ -53,7 +55,7 @@ def read_folder(root: Path) -> Iterator[Entry]:
         elif path.parent not in frames or path not in loose[path.parent]:
             yield _entry(path, beside[path], where)
         elif path == loose[path.parent][0]:
-            yield Entry(str(path.parent.relative_to(root)), _frames(loose[path.parent]))
+            yield _frames(path.parent, of_frames.get(path.parent, []), loose[path.parent], root)
     for path in alone:
         where = str(path.relative_to(root))
         if path.name.lower().endswith(f".{INFO}") or LEFTOVER.fullmatch(path.name):
@@ -112,10 +114,23 @@ def _has_failed(path: Path) -> bool:
         return False
 
 
-def _frames(pictures: list[Path]) -> SchemaError:
-    return SchemaError(
-        f"holds {len(pictures)} pictures without a text each ({pictures[0].name} ...). Give each a .txt or .json; "
-        "frames of a video are not put together here, so make a video of them: ffmpeg -framerate 1 -i %06d.jpg a.mp4"
+def _frames(folder: Path, texts: list[Text], pictures: list[Path], root: Path) -> Entry:
+    """A folder of frames is a video of its name, if something is said about it."""
+    where = str(folder.relative_to(root))
+    if says(texts):
+        entry = _entry(folder, texts, where)
+        others = len(pictures_in(folder)) - len(pictures)
+        if others and isinstance(entry.fields, dict):
+            return Entry(
+                where, SchemaError(f"has {others} pictures with texts of their own among its frames; move them")
+            )
+        return entry
+    return Entry(
+        where,
+        SchemaError(
+            f"holds {len(pictures)} pictures without a text each ({pictures[0].name} ...). Give each a .txt or .json; "
+            f"or, if they are frames of a video, give {folder.name}.txt or {folder.name}.json beside the folder"
+        ),
     )
 
 
@@ -130,7 +145,7 @@ def _entry(path: Path, texts: list[Text], where: str) -> Entry:
         fields, notes = fields_of(texts)
     except (SchemaError, OSError) as error:
         return Entry(where, error if isinstance(error, SchemaError) else SchemaError(str(error)))
-    return Entry(where, {**fields, str(media_type(path.name)): where}, notes=notes)
+    return Entry(where, {**fields, media_type(path.name) or "video": where}, notes=notes)
 
 
 def _is_folder_of_media(source: Path) -> bool:

@@ -63,13 +63,15 @@ def read_manifest(
     ignore: Collection[str] = (),
     only: Collection[str] = (),
     partial: bool = False,
+    frame_rate: float | None = None,
 ) -> Manifest:
     """All samples of a source, in its order; `form` is one of `recognise.FORMATS` or `DIALECTS`, or auto.
 
     Names of media are relative to `media_root`, and must not leave it; without one they are relative to the source,
     and may lead anywhere. Fields in `ignore` are as if they were not there; entries that do not fulfil `only`
-    (`split=train`) are left out. Raises FileNotFoundError if there is no such place, ManifestError with every
-    unusable entry, or, if `partial`, only where no entry can be used.
+    (`split=train`) are left out. `frame_rate` is that of frames in folders whose entry says none. Raises
+    FileNotFoundError if there is no such place, ManifestError with every unusable entry, or, if `partial`, only where
+    no entry can be used.
     """
     source = Path(source)
     for place in (source, *([] if media_root is None else [Path(media_root)])):
@@ -90,7 +92,7 @@ def read_manifest(
                 continue
             manifest.entries += 1
             try:
-                key, record, files = _sample(entry, root, confined=media_root is not None)
+                key, record, files = _sample(entry, root, media_root is not None, frame_rate)
             except (SchemaError, OSError) as error:
                 manifest.unusable.append(Unusable(entry.where, str(error), _whole(entry)))
                 continue
@@ -139,7 +141,9 @@ def _names(entry: Entry, ignore: Collection[str]) -> list[str]:
     return [name for name, value in fields.items() if name not in ignore and value is not None and value != ""]
 
 
-def _sample(entry: Entry, root: Path, confined: bool) -> tuple[str, dict[str, Any], Mapping[str, Payload]]:
+def _sample(
+    entry: Entry, root: Path, confined: bool, rate: float | None
+) -> tuple[str, dict[str, Any], Mapping[str, Payload]]:
     """One entry in the form of a shard: key, json and files."""
     if isinstance(entry.fields, SchemaError):
         raise entry.fields
@@ -149,7 +153,7 @@ def _sample(entry: Entry, root: Path, confined: bool) -> tuple[str, dict[str, An
         files, media = members(fields, entry.files)
         as_written = ""
     else:
-        files, media, as_written = located(fields, root, confined)
+        files, media, as_written = located(fields, root, confined, rate)
     if not media:
         _check_no_media(fields)
     if entry.files is None:  # in a tar they are of the video that its file was cut from

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from timeviper.datamodules.formats.data_urls import in_text
 from timeviper.datamodules.formats.fields import MEDIA, plain
+from timeviper.datamodules.formats.frames import JoinedFrames, joined, take_rate
 from timeviper.datamodules.formats.names import alike, composed, find
 from timeviper.datamodules.formats.talk import marks
 from timeviper.datamodules.formats.text_files import files_below
@@ -18,10 +20,7 @@ from timeviper.datamodules.shards.address import shown
 from timeviper.datamodules.shards.schema import PLACEHOLDERS, VIDEO, SchemaError, media_type
 from timeviper.datamodules.shards.writer import Made, Payload
 
-FRAMES = (
-    "frames of a video are not put together here: make a video of them, at the rate at which they were taken "
-    '(ffmpeg -framerate 1 -i %06d.jpg a.mp4), or give them as "image"'
-)
+FRAMES = 'pictures that are frames of a video are named as a folder or as a list in "video", others in "image"'
 
 Media = list[dict[str, Any]]  # type and member of each
 
@@ -33,30 +32,72 @@ class ById(str):
     """
 
 
-def located(fields: dict[str, Any], root: Path, confined: bool) -> tuple[Mapping[str, Payload], Media, str]:
-    """The files that an entry names, which are taken out of `fields`; and the first name as it is written there."""
+def located(
+    fields: dict[str, Any], root: Path, confined: bool, rate: float | None = None
+) -> tuple[Mapping[str, Payload], Media, str]:
+    """The files that an entry names, which are taken out of `fields`; and the first name as it is written there.
+
+    Pictures that are frames of a video are joined, at the rate that the entry says, else at `rate` a second.
+    """
     if "media" in fields:
         raise SchemaError('media is written by this program; name the files in "video" or "image"')
     written = [(kind, name) for kind in PLACEHOLDERS for name in _named(fields, kind)]
     written = _in_order(written, marks(fields.get("conversations", fields.get("messages"))))
+    if any(kind == "video" and _are_frames(name, root) for kind, name in written):
+        rate = take_rate(fields, rate)
+        written = [(k, _joined(n, root, confined, rate) if _are_frames(n, root) else n) for k, n in written]
     paths = [(kind, _found(kind, name, root, confined)) for kind, name in written]
     single = len(paths) == 1
     endings = [file.ending if isinstance(file, Made) else file.suffix[1:].lower() for _, file in paths]
     members = endings if single else [f"{i}.{ending}" for i, ending in enumerate(endings)]
     media = [{"type": kind, "member": member} for (kind, _), member in zip(paths, members)]
-    name = written[0][1] if written else ""
+    name = written[0][1] if written and not str(written[0][1]).startswith("data:") else ""
+    name = str(name.folder.relative_to(root)) if isinstance(name, JoinedFrames) and name.folder != root else name
     first = str(Path(name).with_suffix("")).lstrip("./") if isinstance(name, str) and name else ""
     return dict(zip(members, (path for _, path in paths))), media, first
+
+
+def _are_frames(name: Any, root: Path) -> bool:
+    """Whether what a video is called names pictures: a folder, or a list of them."""
+    if isinstance(name, tuple):
+        return True
+    plainly = isinstance(name, str) and not isinstance(name, ById) and not name.startswith("data:")
+    return plainly and not media_type(name) and find(root / name).is_dir()
+
+
+def _joined(name: Any, root: Path, confined: bool, rate: float | None) -> JoinedFrames:
+    names = [str(one).removeprefix("file://") for one in (name if isinstance(name, tuple) else [name])]
+    for one in names:
+        _check_place(one, root, confined)
+    if not isinstance(name, tuple):
+        return joined(find(root / names[0]), (), rate)
+    folder = root / names[0]
+    return joined(folder.parent, [os.path.relpath(root / one, folder.parent) for one in names], rate)
+
+
+def _check_place(name: str, root: Path, confined: bool) -> None:
+    """SchemaError for a name that leads out of the folder that names must not leave, or to the network."""
+    if "://" in name:
+        raise SchemaError(f"{shown(name)} is an address; media are read from a disk: download it, and name the file")
+    if confined and (os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith("..")):
+        raise SchemaError(f"{name} leaves --media-root {root}; leave that option out to take files from anywhere")
 
 
 def _named(fields: dict[str, Any], kind: str) -> list[Any]:
     """Names of files of a kind, which are taken out of `fields`."""
     names = [name for name in fields if name == kind or plain(name) in MEDIA[kind]]
-    found = [as_list(fields.pop(name)) for name in names]
+    found = [_listed(fields.pop(name), kind) for name in names]
     found = [listed for listed in found if listed]
     if any(listed != found[0] for listed in found[1:]):
         raise SchemaError(f"names its {kind} in {' and '.join(names)}; keep one of them")
     return found[0] if found else []
+
+
+def _listed(value: Any, kind: str) -> list[Any]:
+    """The names of files; a list of pictures that is called a video is one video."""
+    names = as_list(value)
+    pictures = [isinstance(name, str) and media_type(name) == "image" for name in names]
+    return [tuple(names)] if kind == "video" and len(names) > 1 and all(pictures) else names
 
 
 def _in_order(written: list[tuple[str, Any]], marked: list[str]) -> list[tuple[str, Any]]:
@@ -69,6 +110,8 @@ def _in_order(written: list[tuple[str, Any]], marked: list[str]) -> list[tuple[s
 
 def _found(kind: str, name: Any, root: Path, confined: bool) -> Path | Made:
     """The file that an entry means; a video's name may come without its ending, as benchmarks list them."""
+    if isinstance(name, str) and name.startswith("data:"):
+        name = in_text(name)
     if isinstance(name, Made):
         if media_type(f".{name.ending}") != kind:
             raise SchemaError(f"{name} is no {kind} by its name or its first bytes ({name.ending or 'not known'})")
@@ -77,10 +120,7 @@ def _found(kind: str, name: Any, root: Path, confined: bool) -> Path | Made:
         raise SchemaError(f"{kind} must be the path of a file, got {name!r}")
     if name.startswith("file://"):
         name = unquote(name.removeprefix("file://"))
-    if "://" in name:
-        raise SchemaError(f"{shown(name)} is an address; media are read from a disk: download it, and name the file")
-    if confined and (os.path.isabs(name) or os.path.normpath(name.replace("\\", "/")).startswith("..")):
-        raise SchemaError(f"{name} leaves --media-root {root}; leave that option out to take files from anywhere")
+    _check_place(name, root, confined)
     path = _by_id(root, name) if isinstance(name, ById) else find(root / name)  # an absolute path stays as it is
     if path.is_dir():
         raise SchemaError(f"{path} is a folder; {FRAMES}")

@@ -31,7 +31,7 @@ class _Found:
 
     def __init__(self) -> None:
         self.pieces = False
-        self.files: dict[str, list[str]] = {"video": [], "image": []}
+        self.files: dict[str, list[str | tuple[str, ...]]] = {"video": [], "image": []}
         self.bounds: list[tuple[float, float | None]] = []
         self.more: dict[str, Any] = {}
 
@@ -67,10 +67,14 @@ class _Found:
         name = next((n for n in (kind, f"{kind}_url", "path", "url") if n in piece), None)
         if name:
             file = piece.pop(name)
-            file = file.get("url") if isinstance(file, dict) else file
-            if not isinstance(file, str):
+            if isinstance(file, dict):  # {"url": ..., "detail": ...}
+                self.more |= {key: value for key, value in file.items() if key != "url"}
+                file = file.get("url")
+            if kind == "video" and isinstance(file, list) and file and all(isinstance(one, str) for one in file):
+                file = tuple(one.removeprefix("file://") for one in file)  # its frames
+            elif not isinstance(file, str):
                 raise SchemaError(f"a {kind} in a turn must be the path of a file, got {file!r}")
-            self.files[kind].append(file.removeprefix("file://"))
+            self.files[kind].append(file.removeprefix("file://") if isinstance(file, str) else file)
         if kind == "video":
             bounds, _ = take_bounds(piece)
             self.bounds += bounds or [(0.0, None)]

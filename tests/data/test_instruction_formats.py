@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import put, put_json, put_lines, samples, talk
+from own_data import image, put, put_json, put_lines, samples, talk
 
+from timeviper.datamodules.build import load_index
 from timeviper.datamodules.formats.manifest import ManifestError, read_manifest
+from timeviper.datamodules.shards.pool import write_shards
+from timeviper.datamodules.shards.tar import ShardError
 
 
 def one(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -137,3 +141,49 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, entry: dict[str, Any], mes
 def test_a_liked_answer_and_unused_marks_are_fine(tmp_path: Path) -> None:
     found = one(tmp_path, {"video": "a.mp4", "query": "What is <audio>?", "response": "A mark.", "label": True})
     assert texts(found)[0] == ("user", "What is <audio>?")
+
+
+# Content as a list of pieces
+
+
+def pieces(*found: dict[str, Any]) -> dict[str, Any]:
+    asked = [*found, {"type": "text", "text": "Which colour?"}]
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "Grey."}]}
+
+
+def test_pictures_in_the_text_of_openais_pieces(tmp_path: Path) -> None:
+    url = "data:image/jpeg;base64," + base64.b64encode(image()).decode()
+    entry = pieces(
+        {"type": "image_url", "image_url": {"url": url, "detail": "low"}}, {"type": "image", "image": "b.jpg"}
+    )
+    put(tmp_path, "b.jpg")
+    source = put_json(tmp_path / "x.json", [entry])
+    manifest = read_manifest(source)
+    assert any(note.startswith("detail is not used") for note in manifest.notes)
+    write_shards(manifest.samples, tmp_path / "out")
+    (shard,) = load_index(tmp_path / "out")
+    for member in ("0.jpg", "1.jpg"):
+        offset, size, _ = shard.samples[0].members[member]
+        assert shard.path.read_bytes()[offset : offset + size] == image()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("data:text/plain;base64,QQ==", "is no picture or video in Base64"),
+        ("data:image/jpeg,abc", "is no picture or video in Base64"),
+        ("data:video/mp4;base64,QQ==", "is no image by its name"),
+        ("https://example.org/a.jpg", "is an address; .*download it"),
+    ],
+)
+def test_other_urls_are_refused(tmp_path: Path, url: str, message: str) -> None:
+    source = put_json(tmp_path / "x.json", [pieces({"type": "image_url", "image_url": {"url": url}})])
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(source)
+
+
+def test_damaged_data_leave_out_their_sample(tmp_path: Path) -> None:
+    entry = pieces({"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,QQ=!"}})
+    (sample,) = read_manifest(put_json(tmp_path / "x.json", [entry])).samples
+    with pytest.raises(ShardError, match="jpg cannot be made"):
+        write_shards([sample], tmp_path / "out")

@@ -178,7 +178,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
 
 def test_a_folder_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").mkdir()
-    with pytest.raises(ManifestError, match="is a folder; frames of a video are not put together"):
+    with pytest.raises(ManifestError, match="is a folder; pictures that are frames of a video are named as a folder"):
         read_manifest(put_lines(tmp_path / "m.jsonl", {"video": "a.mp4", "caption": "x"}))
 
 

@@ -57,6 +57,9 @@ def shards_write(
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Only such entries, as split=train; may be repeated."),
     ] = None,
+    frame_rate: Annotated[
+        float | None, typer.Option(min=0.001, max=1000.0, help="Pictures a second, where frames lie in folders.")
+    ] = None,
     name: Annotated[
         str, typer.Option(help="What the tars are called, so that several sources share a folder.")
     ] = "shard",
@@ -82,6 +85,7 @@ def shards_write(
         media_root=media_root,
         ignore=frozenset(ignore or []),
         only=tuple(only or ()),
+        frame_rate=frame_rate,
         name=name,
         held_out=held_out,
         share=share,

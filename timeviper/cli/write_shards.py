@@ -33,6 +33,8 @@ class WriteOptions:
     """Fields of the source that are as if they were not there."""
     only: Collection[str] = ()
     """`FIELD=VALUE` of the entries that are taken; empty: all."""
+    frame_rate: float | None = None
+    """Of frames that lie as pictures in folders, a second."""
     name: str = "shard"
     """What the tars are called, before their number."""
     held_out: Path | None = None
@@ -53,7 +55,13 @@ def write(source: Path, out: Path, options: WriteOptions) -> bool:
         raise ValueError("--name is of letters, digits, - and _; and --held-out is another folder than OUT")
     try:
         manifest = read_manifest(
-            source, options.form, options.media_root, ignore=options.ignore, only=options.only, partial=True
+            source,
+            options.form,
+            options.media_root,
+            ignore=options.ignore,
+            only=options.only,
+            partial=True,
+            frame_rate=options.frame_rate,
         )
         listed = list_file(out, part, options.name)
         _leave_out(source, manifest, listed, options)
