@@ -133,6 +133,8 @@ class PackReader(Dataset[StepBatch]):
         batch = StepBatch(plan.step, [])
         for item in plan.too_long:
             reason = f"needs {item.cost:.0f} tokens with {item.num_frames} frames, more than data.tokens_per_pack"
+            if (turns := len(item.sequences)) > 1:
+                reason += f", for {turns} turns that data.turns=split reads together; whole would learn the last alone"
             batch.skipped.append(Lost(item.unit.source, item.unit.key, reason))
         for items in plan.packs:
             parts = [p for item in items if (p := self._item(item, plan, batch)) is not None]

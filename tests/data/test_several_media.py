@@ -216,6 +216,23 @@ def test_split_turns_share_their_frames(files: dict[str, bytes], tmp_path: Path)
     assert int((split.kind == Kind.VISION).sum()) == split.num_frames * pack_format(recipe).tokens_per_frame
 
 
+def test_split_turns_that_no_pack_holds_together_are_named(files: dict[str, bytes], tmp_path: Path) -> None:
+    """And what would take them; whole, the same conversation fits."""
+    talk = conversation(["10.mp4"], [0], 6, marked=True)
+    raw_tar(tmp_path / "a.tar", [("k.json", json.dumps({"messages": talk}).encode()), ("k.mp4", files["10.mp4"])])
+    index_shards(tmp_path)
+    settings = ("data.tokens_per_pack=500", "data.packs_per_step=1")
+    frames = FramesConfig(1.0, 1, 2)
+    split, whole = recipe_of(tmp_path, frames, "data.turns=split", *settings), recipe_of(tmp_path, frames, *settings)
+    unit = load_sources(split.data.sources)["mine"][0]
+    item = cost_model(split, TOKENIZER).item(unit, frames)
+    assert item.cost > 500 > cost_model(whole, TOKENIZER).item(unit, frames).cost
+    batch = PackReader(TOKENIZER, pack_format(split))[StepPlan(0, frames, (), (item,))]
+    (lost,) = batch.skipped
+    assert lost.key == "mine/a.tar/k#0"
+    assert "more than data.tokens_per_pack, for 6 turns that data.turns=split reads together" in lost.reason
+
+
 def test_what_attention_guided_transv_leaves_out_is_said(
     files: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
