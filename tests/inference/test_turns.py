@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,8 @@ SELECTS = {
     "mamba": ("select=mamba", "layer=7"),
 }
 SIZES = (5, 3, 4)  # frames of the media of each turn; the second turn has two
-CLOSE = {"rtol": 0.0, "atol": 2e-4}  # float32 through ten blocks; another choice of tokens moves logits by 0.1 and more
+# float32 through ten blocks; another choice of tokens moves logits by 0.1 and more
+CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 2e-4}
 
 
 def talk() -> list[dict[str, str]]:

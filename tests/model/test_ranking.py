@@ -24,7 +24,6 @@ from timeviper.model.state import Span
 from timeviper.pack import Kind, text_runs
 
 M = TypeVar("M", bound=nn.Module)
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 TURNS = ("2c40v7i3a", "2c20v1i10v5i4a3i2a2i", "3c9v2i", "1c12v40i3a")
 
 
