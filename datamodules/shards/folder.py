@@ -176,7 +176,8 @@ def of_file(
 
 
 def _say_no_room(where: str, error: OSError) -> None:
-    log.warning("the index of %s cannot be kept for all ranks of this node (%s): each holds its own", where, error)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        log.warning("the index of %s cannot be kept for all ranks of this node (%s): each holds its own", where, error)
 
 
 def still_true(folder: Path, entries: dict[str, Entry], known: Columns, written: int) -> dict[str, int]:

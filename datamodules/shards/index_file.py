@@ -17,7 +17,7 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -134,8 +134,8 @@ def line(shard: ShardIndex) -> bytes:
     """What an index file has of a shard."""
     samples = []
     for sample in shard.samples:
-        entry = {k: v for k, v in asdict(sample).items() if v is not None and v not in ({}, ())}
-        entry["conversations"] = [{k: v for k, v in asdict(c).items() if v != ()} for c in sample.conversations]
+        entry = {k: v for k, v in vars(sample).items() if v is not None and v not in ({}, ())}
+        entry["conversations"] = [{k: v for k, v in vars(c).items() if v != ()} for c in sample.conversations]
         if sample.blocks:
             entry["blocks"] = {name: b64encode(sums).decode() for name, sums in sample.blocks.items()}
         samples.append(entry)

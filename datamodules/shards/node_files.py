@@ -36,21 +36,22 @@ class NodeFiles:
 
         look: a word that stands for what it holds. make: writes the file, whole. Either is called by one process of the
         node; the others wait, and believe it if it looked after they asked (or just before, if they are ranks of one
-        run, which must not see different things).
+        run, begun by one process: these must not see different things).
         """
-        asked = time.time() - (LATELY if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 else 0.0)
+        asked, several = time.time(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
         name = sha256(place.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked(name):
-            known, looked = self._noted(name)
-            if looked < asked:
+            known, looked, run = self._noted(name)
+            if looked < asked - (LATELY if several and run == os.getppid() else 0.0):
                 looked, known = time.time(), look()
             file = self.folder / f"{name}-{known}{ENDING}"
             if not file.exists():
                 self._clear(name)
                 make(file)
             os.utime(file)
-            write_whole(self.folder / f"{name}.json", json.dumps({"holds": known, "looked": looked}))
+            said = {"holds": known, "looked": looked, "run": os.getppid()}
+            write_whole(self.folder / f"{name}.json", json.dumps(said))
         return file
 
     def forget(self, place: str) -> None:
@@ -66,13 +67,13 @@ class NodeFiles:
         finally:
             os.close(lock)
 
-    def _noted(self, name: str) -> tuple[str, float]:
-        """What the place held when a process looked, and when that was."""
+    def _noted(self, name: str) -> tuple[str, float, int]:
+        """What the place held when a process looked, when that was, and whose child it is."""
         try:
             said = json.loads((self.folder / f"{name}.json").read_text())
-            return str(said["holds"]), float(said["looked"])
+            return str(said["holds"]), float(said["looked"]), int(said["run"])
         except (OSError, ValueError, KeyError, TypeError):
-            return "", 0.0
+            return "", 0.0, 0
 
     def _clear(self, name: str) -> None:
         """Remove what this place held before, what was left behind, and what nobody has used for a month."""

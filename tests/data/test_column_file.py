@@ -291,7 +291,6 @@ def test_two_nodes_of_three_ranks_each_fetch_the_index_once(made: Path, tmp_path
         wanted = Counter({f"bytes=0-{HEADER - 1}": 2, f"bytes={HEADER}-{size - 1}": 2})
         assert Counter(span for _, span in server.requests) == wanted
         assert server.sent == {f"/{FILE}": 2 * size}
-        monkeypatch.delenv("LOCAL_WORLD_SIZE")
         server.forget()
         assert len(load_index(server.url, tmp_path / "a")) == 6
         assert [span for _, span in server.requests] == [f"bytes=0-{HEADER - 1}"]
