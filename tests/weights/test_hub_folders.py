@@ -242,6 +242,11 @@ def test_adapters_of_peft_that_would_compute_something_else_are_refused(tmp_path
     refused(r"no adapter_model\.safetensors")
     folder = tmp_path / "base"
     refused("holds no adapters: it takes")
+    recipe = adapted(tmp_path)
+    for name, key in (("peft", "model.lora.weights"), ("base", "model.decoder.weights")):
+        recipe.train.init_from = str(tmp_path / name)
+        with pytest.raises(ConfigError, match=rf"no.* the export of a finished stage(?s:.*){key}=.*{name}"):
+            build_model(recipe)
     with pytest.raises(ConfigError, match=r"model\.lora\.weights"):
         check_inputs(adapted(tmp_path, weights=str(tmp_path / "nowhere")))
 

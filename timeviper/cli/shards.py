@@ -33,7 +33,7 @@ def shards_world(
             line.count(n, total, "samples")
 
         build_world(out, scale, workers or os.cpu_count() or 1, seed, told, kind)
-    print(out)
+    print(f"written: {out}")
 
 
 @shards.command("write")
@@ -106,7 +106,7 @@ def shards_index(
 
     with ProgressLine() as line:
         written = index_shards(folder, line, workers or os.cpu_count() or 1)
-    print(f"{len(written)} indexes in {folder}")
+    print(f"{len(written)} index{'es' * (len(written) != 1)} in {folder}")
 
 
 @shards.command("check")

@@ -49,7 +49,7 @@ def headline(plan: StagePlan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     return (
         f"{plan.recipe} on {plan.gpus} x {plan.gpu.name}: {verdict}, {plan.peak_gb:.1f} of "
-        f"{plan.gpu.memory_gb:.0f} GB a GPU; {_hours(plan.hours)} ({plan.hours * plan.gpus:,.0f} GPU hours)"
+        f"{plan.gpu.memory_gb:.0f} GB a GPU; {_hours(plan.hours)} ({_count(plan.hours * plan.gpus)} GPU hours)"
     )
 
 
@@ -118,7 +118,13 @@ def _remedy(plan: StagePlan, remedy: Remedy) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{hours * 60:,.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:,.1f} seconds"
+
+
+def _count(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1 else f"{hours:.1g}"
 
 
 # ---- two plans --------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from timeviper.tokenizer import Tokenizer
 from timeviper.weights import initialize
 from timeviper.weights.initialize import Read
 from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, find_export, read_lineage
-from timeviper.weights.peft import find_adapter, read_adapter
+from timeviper.weights.peft import ADAPTER_CONFIG, find_adapter, read_adapter
 from timeviper.weights.tensors import ADAPTER, INDEX, TensorFolder, write_tensors
 
 log = logging.getLogger("timeviper")
@@ -189,6 +189,12 @@ def check_previous_stage(recipe: Recipe) -> list[str]:
         begun = ""
         if (export / "checkpoints").is_dir():
             begun = f" Of a run that has not finished: timeviper export {export} OUT --checkpoint latest."
+        elif (export / ADAPTER_CONFIG).is_file():
+            begun = (
+                f" Adapters of peft go to model.lora.weights={export}, what they belong on to model.decoder.weights."
+            )
+        elif (export / "config.json").is_file():
+            begun = f" A language model in Hugging Face layout goes to model.decoder.weights={export}."
         raise _refused(
             recipe,
             f"This is not the export of a finished stage. Run the stage before {recipe.name!r} first "

@@ -24,7 +24,7 @@ from timeviper.weights.initialize import Read, from_folder
 from timeviper.weights.tensors import ADAPTER, TensorFolder, write_tensors
 
 BEFORE = "base_model.model."  # peft's own wrappers, before every name of the model
-CONFIG_FILE = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # Settings of peft that would make other sums of the same tensors, and their values that do not.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -47,7 +47,7 @@ def find_adapter(place: str) -> Path:
     """
     path = Path(place)
     candidates = (
-        path / CONFIG_FILE,
+        path / ADAPTER_CONFIG,
         path,
         *(path / name for name in (ADAPTER, f"export/{ADAPTER}", Path(ADAPTER).name)),
     )
@@ -55,9 +55,9 @@ def find_adapter(place: str) -> Path:
     if found is None:
         raise ValueError(
             f"model.lora.weights: {place} holds no adapters: it takes {Path(ADAPTER).name}, the run or export that "
-            f"has it, or a folder of peft with {CONFIG_FILE} and adapter_model.safetensors"
+            f"has it, or a folder of peft with {ADAPTER_CONFIG} and adapter_model.safetensors"
         )
-    return path if found.name == CONFIG_FILE else found
+    return path if found.name == ADAPTER_CONFIG else found
 
 
 def read_adapter(
@@ -95,9 +95,9 @@ def read_adapter(
 
 def _not_plain(folder: Path, lora: LoraConfig) -> Iterator[str]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: no JSON ({error})") from error
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: no JSON ({error})") from error
     for key, plain in PLAIN.items():
         if (value := config.get(key)) is not None and value not in plain and (value or plain[0]):
             yield f"{key} is {value!r} there: only {plain[0]!r} is computed here"
@@ -133,12 +133,11 @@ def export_adapter(export: Path, out: Path) -> str:
         (written,) = write_tensors(partial, tensors, shard_bytes=1 << 40)
         written.rename(partial / "adapter_model.safetensors")
         text = json.dumps(_config(recipe, sorted(modules)), indent=2)
-        (partial / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        (partial / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
     left = len(adapters) - len(tensors)
     more = f"; {left} tensors of projector or TransV have no place there" if left else ""
-    return (
-        f"adapters of {len(modules)} maps, for {recipe.model.decoder.weights or 'the decoder before the stage'}{more}"
-    )
+    base = recipe.model.decoder.weights or f"the decoder in {recipe.train.init_from or 'the stage before'}"
+    return f"adapters of {len(modules)} maps{more}; they belong on {base}"
 
 
 def _config(recipe: Recipe, modules: list[str]) -> dict[str, object]:
