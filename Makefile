@@ -59,7 +59,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
+        eval compare needles ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
         bench-seeds bench-transfer \
         cache check-real-weights check-real-data docs clean
 
@@ -179,6 +179,9 @@ eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baseli
 compare: $(READY) ## two runs on the same held-out questions: make compare A=runs/tiny/stage2_instruct B=runs/mine
 	@test -n "$(A)" -a -n "$(B)" || { echo 'error: name two runs: make compare A=runs/tiny/stage2_instruct B=runs/mine'; exit 1; }
 	@$(IN_OUT)$(TIMEVIPER) compare $(A) $(B) $(ARGS)
+
+needles: $(READY) ## what RUN finds by length and depth of a needle in long videos: table, picture and figures
+	$(IN_OUT)$(LAUNCH) needles $(RUN) $(ARGS)
 
 ask: $(READY) ## a question about a file: make ask VIDEO=clip.mp4 Q="What happens?" RUN=runs/tiny/stage2_instruct
 	@test -n "$(VIDEO)" || { echo 'error: name a file: make ask VIDEO=clip.mp4 Q="What happens?"'; exit 1; }

@@ -84,7 +84,7 @@ class _Writer:
         if self.held is None:
             return
         frame, stamp = self.held
-        picture = _picture(frame)
+        picture = plain_picture(frame)
         if self.stream is None:
             self.stream = self._open(frame, picture)
         sampled = False
@@ -118,7 +118,7 @@ class _Writer:
             self.out.mux(packet)
 
 
-def _picture(frame: VideoFrame) -> VideoFrame:
+def plain_picture(frame: VideoFrame) -> VideoFrame:
     """Upright, 4:2:0, even in width and height; colours as they are."""
     if is_turned(frame):
         planes = np.asarray(frame.reformat(format="yuv444p").to_ndarray(), np.uint8)

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
 from timeviper.cli.shards import HELP, STOPPED, shards
 from timeviper.errors import ConfigError, one_of
 from timeviper.planning.hardware import GPUS
@@ -164,6 +165,58 @@ def compare(
         print(dumps(comparison.as_dict(), indent=2))
     else:
         print_comparison(comparison)
+
+
+@app.command(context_settings=OVERRIDES)
+def needles(
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run folders or exports; settings, for all.")
+    ],
+    lengths: Annotated[
+        str | None, typer.Option(help=f"Frames of the videos; {LENGTHS}, or all that --needles has, if not said.")
+    ] = None,
+    depths: Annotated[
+        int, typer.Option(min=1, max=50, help="Equal parts of a video, each with a needle; of the procedural world.")
+    ] = DEPTHS,
+    count: Annotated[int, typer.Option(min=1, help="Videos of each length at most.")] = COUNT,
+    folder: Annotated[
+        str | None,
+        typer.Option("--needles", metavar="FOLDER", help="Made by `shards needles`; else of the procedural world."),
+    ] = None,
+    types: Annotated[str, typer.Option(help="Questions: at, when, order, between.")] = TYPES,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SETTING", help='drop, none, blind or "KEY=VALUE ...": one more map; may be repeated.'),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Picture; RUN/needles/map.svg if not said, with a .json.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures instead of tables.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Answer again, though answers are there.")] = False,
+    dtype: Dtype = None,
+) -> None:
+    """Ask for needles in videos of many lengths and depths, streamed; draws a map of what is found.
+
+    The first answers are kept: the same command continues, and more lengths cost only what is new.
+    """
+    from timeviper.cli.needles import draw
+
+    try:
+        draw(
+            words,
+            needles=folder,
+            lengths=lengths,
+            options=NeedleOptions(depths=depths, count=count),
+            types=types,
+            also=also or [],
+            out=out,
+            as_json=json,
+            dtype=dtype,
+            again=again,
+        )
+    except KeyboardInterrupt:
+        print("stopped: the answers so far are kept, and the same command continues", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
 
 
 @app.command(context_settings=OVERRIDES)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, NeedleOptions
 from timeviper.console import ProgressLine
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -34,6 +35,58 @@ def shards_world(
 
         build_world(out, scale, workers or os.cpu_count() or 1, seed, told, kind)
     print(f"written: {out}")
+
+
+@shards.command("needles")
+def shards_needles(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards: OUT/val, and OUT/train.")],
+    videos: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Videos to hide pictures in; else the procedural world.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="The pictures: a column for the file, one for the caption.")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Frames of the videos, as the model is shown them.")] = LENGTHS,
+    depths: Annotated[int, typer.Option(min=1, max=50, help="Equal parts of a video, each with a needle.")] = DEPTHS,
+    count: Annotated[int, typer.Option(min=1, help="Held-out videos of each length.")] = COUNT,
+    train: Annotated[int, typer.Option(min=0, help="Videos of each length for training, of other material.")] = 0,
+    train_lengths: Annotated[str | None, typer.Option(help="Frames of those; --lengths if not said.")] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of videos and of pictures that training never shows.")
+    ] = 0.25,
+    held_out_videos: Annotated[Path | None, typer.Option(metavar="FOLDER", help="These, instead of a share.")] = None,
+    held_out_images: Annotated[Path | None, typer.Option(metavar="CSV", help="These, instead of a share.")] = None,
+    shown: Annotated[str, typer.Option(help="Fewest and most frames that show a picture.")] = "3,5",
+    layout: Annotated[str, typer.Option(help="inset: on the video; full: in its place.")] = "inset",
+    fps: Annotated[float, typer.Option(help="Frames a second that the model is shown.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another seed makes others of the same material.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that encode; 0: one a core.")] = 0,
+) -> None:
+    """Hide captioned pictures in your own long videos, with questions and exact answers; for `timeviper needles`.
+
+    Clips keep their rate and size; where a video is longer than they are, they follow each other.
+    The same command continues; more lengths and videos are added to what is there.
+    """
+    from timeviper.cli.needles import make
+
+    options = NeedleOptions(
+        lengths=lengths,
+        depths=depths,
+        count=count,
+        train=train,
+        train_lengths=train_lengths,
+        fps=fps,
+        seed=seed,
+        workers=workers,
+        videos=videos,
+        images=images,
+        held_out_videos=held_out_videos,
+        held_out_images=held_out_images,
+        held_out=held_out,
+        shown=shown,
+        layout=layout,
+    )
+    make(out, options)
 
 
 @shards.command("write")

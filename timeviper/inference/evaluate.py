@@ -51,20 +51,30 @@ def evaluate(
     computed = str(pick_dtype(recipe, device, dtype)).removeprefix("torch.")
     journal = Journal(folder_of(export), digest_of(export, recipe, computed), ranks.rank)
     with ranks.together():
-        there = ranks.from_first(lambda: _begin(evaluation, journal, again, quiet))
-        try:
-            new = ranks.from_all(_share(evaluation, journal, there, ranks, quiet or ranks.rank > 0))
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"{error}. What ended it stands in its own output. All answers so far are kept in {journal.folder}: "
-                "the same command goes on from there"
-            ) from error
-    report, answers = _report(evaluation, export, [*there, *new], overrides, computed)
+        entries = answered(evaluation, journal, ranks, again=again, quiet=quiet)
+    report, answers = _report(evaluation, export, entries, overrides, computed)
     if ranks.rank == 0:
         report = replace(report, answers=write_answers(export, answers, overrides))
         write_report(export, report)
         journal.end()
     return report
+
+
+def answered(
+    evaluation: Evaluation, journal: Journal, ranks: Ranks, *, again: bool = False, quiet: bool = False
+) -> list[Entry]:
+    """What becomes of every question under every variant; ranks that are `together` share those that the journal lacks.
+
+    Raises ConnectionError if a rank is gone.
+    """
+    there = ranks.from_first(lambda: _begin(evaluation, journal, again, quiet))
+    try:
+        return [*there, *ranks.from_all(_share(evaluation, journal, there, ranks, quiet or ranks.rank > 0))]
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{error}. What ended it stands in its own output. All answers so far are kept in {journal.folder}: "
+            "the same command goes on from there"
+        ) from error
 
 
 def finished(run: str | Path, overrides: Sequence[str] = (), dtype: str | None = None) -> Report | None:

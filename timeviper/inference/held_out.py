@@ -16,6 +16,7 @@ from timeviper.console import ProgressLine
 from timeviper.datamodules.build import class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.fetch import fetch_stream
 from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
+from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import StepPlan, drawn
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote.block_cache import BlockCache
@@ -52,9 +53,12 @@ WHOLE, BLIND, PURE_DROP = Variant("TimeViper"), Variant("blind", blind=True), Va
 class Evaluation:
     """One model on one held-out set; each variant answers all questions."""
 
-    def __init__(self, model: TimeViper, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: TimeViper, recipe: Recipe, tokenizer: Tokenizer, sources: dict[str, Source] | None = None
+    ) -> None:
+        """sources: what is asked; None: data.val."""
         self.model, self.recipe, self.tokenizer = model, recipe, tokenizer
-        sources = load_sources(recipe.data.val, recipe.data.cache)
+        sources = load_sources(recipe.data.val, recipe.data.cache) if sources is None else sources
         if not sources:
             raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
         check_features(recipe, {}, sources, model.towers)

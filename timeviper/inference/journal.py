@@ -53,8 +53,8 @@ def digest_of(export: Path, recipe: Recipe, dtype: str) -> str:
 class Journal:
     """The partial answers in a run folder; each rank writes a file of its own."""
 
-    def __init__(self, run: Path, digest: str, rank: int = 0) -> None:
-        self.folder, self.digest, self.rank = run / PARTIAL, digest, rank
+    def __init__(self, run: Path, digest: str, rank: int = 0, name: str = PARTIAL) -> None:
+        self.folder, self.digest, self.rank = run / name, digest, rank
 
     def begin(self, again: bool = False) -> list[Entry]:
         """What is there of this evaluation; for the first rank alone, before any other writes.
