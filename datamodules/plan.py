@@ -7,11 +7,11 @@ global batches. States of the plan (`plan_state.py`) are shortcuts on the way to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from timeviper.datamodules.order import Former, Listing, digest, listing_name
 from timeviper.datamodules.packing import PATIENCE, fill
 from timeviper.datamodules.plan_state import PlanState, canonical
 from timeviper.datamodules.source import Source, Unit
+from timeviper.datamodules.step_plan import LazyPacks, StepPlan
 
 __all__ = ["CostModel", "Item", "Plan", "PlanState", "SequenceShape", "StepPlan", "drawn", "held_out"]
 
@@ -30,33 +31,6 @@ ORDER = 1  # raised whenever the same recipe and data come to give other steps
 SPARES = 2  # replacements that are chosen for each unit ...
 TRIES = 8  # ... from this many candidates
 HOPELESS = 1000  # units too long for a pack in a step: the settings are wrong
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One optimizer step, or one rank's share of it."""
-
-    step: int
-    frames: FramesConfig
-    packs: Sequence[tuple[Item, ...]]
-    """Of a whole step each is made when it is asked for."""
-    too_long: tuple[Item, ...] = ()
-    """Units that no pack can hold; reported as skipped."""
-    work: tuple[float, ...] = ()
-    """Of each pack, where it is known; else it is added up from the items."""
-    after: Callable[[], PlanState] | None = None
-    """Where the plan stands then; of a whole step."""
-    drawn: Mapping[str, int] = field(default_factory=dict)
-    """Units in the packs, by source; of a whole step."""
-
-    def share(self, rank: int, world: int) -> StepPlan:
-        """The packs of one rank: dealt from the most work down, back and forth, so that sums are close."""
-        work = self.work or [sum(item.work for item in pack) for pack in self.packs]
-        order = sorted(range(len(work)), key=lambda i: -work[i])
-        rounds = [order[i : i + world] for i in range(0, len(order), world)]
-        seats = [(r, rank if k % 2 == 0 else world - 1 - rank) for k, r in enumerate(rounds)]
-        packs = tuple(self.packs[r[seat]] for r, seat in seats if seat < len(r))
-        return StepPlan(self.step, self.frames, packs, self.too_long if rank == 0 else ())
 
 
 class States(Protocol):
@@ -111,8 +85,9 @@ class Plan:
 
     def state(self, step: int) -> PlanState:
         """Where the plan stands before a step."""
-        if not step:
-            return PlanState(0)
+        first = self._origin(step) or PlanState(0)
+        if step == first.step:
+            return first
         after = next(self.steps(step - 1)).after
         assert after is not None
         return after()
@@ -261,7 +236,7 @@ class _Step:
         too_long = tuple(self._item(number) for number in self.filled.too_long)
         numbers = self.units["source"][[number for pack in self.filled.packs for number in pack]]
         drawn = dict(zip(self.of._names, np.bincount(numbers, minlength=len(self.of._names)).tolist()))
-        packs = _Packs(self.filled.packs, self._pack)
+        packs = LazyPacks(self.filled.packs, self._pack)
         return StepPlan(self.step, self.frames, packs, too_long, work, after, drawn)
 
     def _item(self, number: int) -> Item:
@@ -285,32 +260,6 @@ class _Step:
         for item, key, tries, cost in zip(items, keys, rows, costs):
             fitting = (i for i, c in zip(tries, cost) if c <= item.cost and source.key(i) != key)
             yield tuple(self.cost.item(source[i], self.frames) for i in islice(fitting, SPARES))
-
-
-class _Packs(Sequence[tuple[Item, ...]]):
-    """Packs that are made when they are asked for: a rank wants its own alone."""
-
-    def __init__(self, packs: list[list[int]], make: Callable[[list[int]], tuple[Item, ...]]) -> None:
-        self._packs, self._make = packs, make
-        self._made: dict[int, tuple[Item, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    @overload
-    def __getitem__(self, index: int) -> tuple[Item, ...]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[Item, ...]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[Item, ...] | Sequence[tuple[Item, ...]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        if index not in self._made:
-            self._made[index] = self._make(self._packs[index])
-        return self._made[index]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
 
 def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int) -> list[StepPlan]:
