@@ -28,6 +28,7 @@ from timeviper.config.load import dump, load_recipe
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
 from timeviper.datamodules.loader import lost_loader
+from timeviper.datamodules.on_change import FILE as DATA
 from timeviper.datamodules.outlook import outlook, too_often
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
@@ -59,6 +60,7 @@ _MAY_CHANGE = (
     "data.cache_gb",
     "data.val",
     "data.max_skipped",
+    "data.on_change",
     "train.validate_every",
     "train.validate_samples",
     "train.checkpoint_every",
@@ -177,10 +179,11 @@ def _fit(
 ) -> bool:
     """From a checkpoint (None: the beginning) to the end, or to where the run is asked to stop, which returns False."""
     run = Path(recipe.run_dir)
-    data = VideoDataModule(recipe, tokenizer, left_out)
+    data = VideoDataModule(recipe, tokenizer, left_out, (checkpoint, step_of(checkpoint)) if checkpoint else None)
+    store.beside = data.beside
     check_features(recipe, data.plan.sources, data.val_sources)
     if _first():
-        for line in () if checkpoint else starting_points(recipe):
+        for line in data.changes if checkpoint else starting_points(recipe):
             print(f"{recipe.name}: {line}", flush=True)
         for line in (*map(str, found := outlook(data.plan, recipe.train)), *too_often(found)):
             print(f"{recipe.name}: {line}", flush=True)
@@ -297,7 +300,8 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
     now, then = (_only(r, _ROUNDS) for r in (recipe, before))
     if folder.name != "export" and (changed := differences(now, then)) and _first():
         print(f"{recipe.name}: continuing with other kernels, so with other rounding: {'; '.join(changed)}", flush=True)
-    if changed := differences(_fixed(recipe), _fixed(before)):
+    told = folder.name == "export" or (folder / DATA).is_file()  # by a digest, whether the shards are the same
+    if changed := differences(_fixed(recipe, told), _fixed(before, told)):
         listed = "\n        ".join(changed)
         longer = ""
         if recipe.train.steps > before.train.steps:
@@ -315,8 +319,8 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
         raise ConfigError(recipe.name, [problem])
 
 
-def _fixed(recipe: Recipe) -> dict:
-    """A recipe as nested dicts, without what may change."""
+def _fixed(recipe: Recipe, moved: bool) -> dict:
+    """A recipe as nested dicts, without what may change; with `moved`, that is also where shards lie."""
     data = dataclasses.asdict(recipe)
     for key in _MAY_CHANGE:
         *path, last = key.split(".")
@@ -324,6 +328,8 @@ def _fixed(recipe: Recipe) -> dict:
         for name in path:
             section = section[name]
         section.pop(last)
+    for source in data["data"]["sources"].values() if moved else ():
+        source["shards"] = bool(source["shards"])
     start = data["train"]["init_from"]  # a run folder means the export in it
     data["train"]["init_from"] = str(find_export(start)) if start else start
     return data

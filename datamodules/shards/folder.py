@@ -162,7 +162,8 @@ def of_file(
     for attempt in range(2):
         try:
             path = nodes.get(place, look, make)
-            return mapped(path, str(path), f"delete {path}", beside)
+            # A copy that has just been made is as the file is.
+            return mapped(path, *((where, remedy) if attempt else (str(path), f"delete {path}")), beside)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

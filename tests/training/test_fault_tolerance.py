@@ -178,7 +178,7 @@ def test_latest_decides_and_retention_spares_what_is_newer(recipe: Path, tmp_pat
     def save(step: int) -> None:
         store.begin(step)
         (store.partial(step) / "tensors").write_bytes(bytes(step))
-        store.commit(step, 1)
+        store.commit(step, 1, {})
 
     for step in (1, 2, 10):
         save(step)

@@ -96,6 +96,10 @@ class DataConfig:
     empty: timeviper-cache in the temporary folder."""
     cache_gb: float = at_least(0, 10.0, "0 (no cache) or more")
     """Largest size of what is kept of shards, in GB; what was not used for longest goes first. Indexes come on top."""
+    on_change: Literal["refuse", "finish_epoch", "restart_order"] = "refuse"
+    """What a run does that goes on after shards have been added, replaced or removed. refuse: it ends with the list of
+    them; finish_epoch: the epoch under way ends with the shards of before, and then come all of today's; restart_order:
+    an epoch of today's shards begins at once, for the sources that have changed, and their `epochs` count anew."""
     max_skipped: float = ranged(lambda x: 0 <= x <= 1, 0.005, "a share of the samples, from 0 to 1")
     """Share of samples that may be unreadable before the run stops with the list of them."""
 

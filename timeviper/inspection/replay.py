@@ -20,6 +20,8 @@ from timeviper.config.load import load_recipe
 from timeviper.console import console
 from timeviper.datamodules.build import build_plan, class_datasets, pack_format
 from timeviper.datamodules.left_out import plan_step, steps_without
+from timeviper.datamodules.on_change import adopt
+from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.datamodules.reader import PackReader
 from timeviper.inspection.incident import CONFIG, RNG, WEIGHTS, Diagnosis, Incident, examine, set_rng_state
 from timeviper.inspection.probe import PackReport, Size
@@ -50,7 +52,7 @@ def replay(bundle: Path, overrides: Sequence[str] = (), *, layers: bool = False)
     recipe = load_recipe(bundle / CONFIG, overrides)
     print(f"{incident.recipe}, step {incident.step}, {incident.ranks} ranks, {incident.time}: {incident.reason}")
     print(f"then: loss {incident.loss:.6g}, gradient norm {incident.grad_norm:.6g}. {incident.findings.describe()}")
-    packs = read_packs(incident, recipe)
+    packs = read_packs(incident, recipe, bundle.resolve().parent.parent)
     found = repeat(bundle, incident, recipe, packs)
     print(f"now:  loss {found.loss:.6g}, gradient norm {found.grad_norm:.6g}. {found.describe()}")
     if layers and (pack := found.first() or found.worst()):
@@ -72,10 +74,16 @@ def _alike(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=CLOSE) or (not math.isfinite(a) and not math.isfinite(b))
 
 
-def read_packs(incident: Incident, recipe: Recipe) -> list[list[Pack]]:
-    """The packs of every rank, read as the run read them. Raises ValueError where they hold other samples."""
+def read_packs(incident: Incident, recipe: Recipe, run: Path | None = None) -> list[list[Pack]]:
+    """The packs of every rank, read as the run read them. Raises ValueError where they hold other samples.
+
+    run: its folder, where states of the plan lie that shorten the way to the step.
+    """
     tokenizer = Tokenizer.load(recipe.model.tokenizer)
-    planned = next(steps_without(build_plan(recipe, tokenizer), incident.step, incident.left_out))
+    plan = build_plan(recipe, tokenizer, PlanFiles(run) if run else None)
+    if run:
+        adopt(plan, run)
+    planned = next(steps_without(plan, incident.step, incident.left_out))
     reader = PackReader(tokenizer, pack_format(recipe), class_datasets(recipe.data.sources))
     shares = [reader[planned.share(rank, incident.ranks)] for rank in range(incident.ranks)]
     then = {(p.rank, p.index): p for p in incident.findings.packs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +15,10 @@ from timeviper.console import console
 from timeviper.console import table as narrow
 from timeviper.datamodules.build import build_plan
 from timeviper.datamodules.mixture import UsedUp
+from timeviper.datamodules.on_change import adopt
 from timeviper.datamodules.outlook import outlook, too_often
 from timeviper.datamodules.plan import Plan, StepPlan
+from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.datamodules.turns import turns_note
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.launch import check_ranks
@@ -27,7 +30,9 @@ def preview(recipe: Recipe, steps: int, ranks: int, *, start: int = 0, keys: boo
     Raises ConfigError if the packs of a step do not divide among the ranks.
     """
     check_ranks(recipe, ranks)
-    plan = build_plan(recipe, Tokenizer.load(recipe.model.tokenizer))
+    run = Path(recipe.run_dir)
+    plan = build_plan(recipe, Tokenizer.load(recipe.model.tokenizer), PlanFiles(run, write=True))
+    adopt(plan, run)
     out = console()
     shown, ended = _steps(plan, start, steps)
     limit = recipe.data.tokens_per_pack

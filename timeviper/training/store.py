@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int, recipe: Recipe) -> None:
         """`keep`: newest checkpoints that stay on disk."""
         self.folder, self.keep, self.recipe = folder, keep, recipe
+        self.beside: Callable[[int], Mapping[str, str]] = lambda step: {}
+        """Small files that go into the checkpoint of a step, by name; asked for when the step ends."""
 
     def path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step}"
@@ -69,9 +72,14 @@ class CheckpointStore:
             shutil.rmtree(stale, ignore_errors=True)
         self.partial(step).mkdir(parents=True)
 
-    def commit(self, step: int, world: int) -> None:
-        """Give the checkpoint its name, point `latest` at it, and remove the oldest beyond `keep`."""
+    def commit(self, step: int, world: int, beside: Mapping[str, str]) -> None:
+        """Give the checkpoint its name, point `latest` at it, and remove the oldest beyond `keep`.
+
+        beside: what `self.beside` said at that step.
+        """
         partial, final = self.partial(step), self.path(step)
+        for name, content in beside.items():
+            (partial / name).write_text(content)
         about = {
             "format": FORMAT,
             "timeviper": VERSION,

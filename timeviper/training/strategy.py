@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +57,9 @@ class Sharded(ModelParallelStrategy):
         state |= {f"optimizer_{i}": s for i, s in enumerate(checkpoint.pop("optimizer_states", []))}
         state = self._own_copy(state)
         self._error = None
-        self._thread = threading.Thread(target=self._write, args=(state, checkpoint), name="checkpoint", daemon=True)
+        beside = self.store.beside(self._step) if self.global_rank == 0 else {}
+        work = (state, checkpoint, beside)
+        self._thread = threading.Thread(target=self._write, args=work, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _own_copy(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Sharded(ModelParallelStrategy):
         live |= {_address(t) for optimizer in self.optimizers for t in _state_tensors(optimizer)}
         return tree_map_only(Tensor, lambda t: t.detach().clone() if _address(t) in live else t, state)
 
-    def _write(self, state: dict[str, Any], rest: dict[str, Any]) -> None:
+    def _write(self, state: dict[str, Any], rest: dict[str, Any], beside: Mapping[str, str]) -> None:
         """All ranks together, each in its thread. When `save` returns on rank 0, every rank has written its files."""
         partial = self.store.partial(self._step)
         try:
@@ -75,7 +77,7 @@ class Sharded(ModelParallelStrategy):
             dcp.save(state, checkpoint_id=partial, process_group=self._group)
             if self.global_rank == 0:
                 torch.save(rest, partial / META)
-                self.store.commit(self._step, self.world_size)
+                self.store.commit(self._step, self.world_size, beside)
         except (Exception, CheckpointException) as error:  # the latter is no Exception
             self._error = error
 
