@@ -30,6 +30,7 @@ from timeviper.callbacks.watchdog import Watchdog
 from timeviper.config import Recipe
 from timeviper.config.checks.recipe import answers_held_out, drops_tokens
 from timeviper.config.plugin import find_class
+from timeviper.datamodules.remote.storage import is_remote
 from timeviper.errors import ConfigError, Problem
 from timeviper.planning.hardware import gpu_of
 from timeviper.planning.stage import plan_stage
@@ -60,7 +61,9 @@ def build_callbacks(
 
     Raises ConfigError with everything that is wrong with a person's own callbacks.
     """
-    watchdog = Watchdog(recipe.train.watchdog, at_hand, planned_step(recipe))
+    far = any(is_remote(source.shards) for source in recipe.data.sources.values())
+    patience = recipe.data.patience if far else 0.0
+    watchdog = Watchdog(recipe.train.watchdog, at_hand, planned_step(recipe), patience)
     guard = Guard(recipe, run, left_out, command, watchdog.pause)
     checkpoints = Checkpoints(recipe.train, command, watchdog.pause)
     optional = optional_callbacks(recipe, run, watchdog.pause)

@@ -1,4 +1,4 @@
-"""When a checkpoint is written: every so many steps, at the end, and on Ctrl-C, SIGTERM or SIGUSR1."""
+"""When a checkpoint is written: every so many steps, at the end, on Ctrl-C, SIGTERM or SIGUSR1, and without data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from timeviper.config import TrainConfig
+from timeviper.pack import StepBatch
+from timeviper.training.ends import NoData, told_by_all
 from timeviper.training.module import ViperModule
 from timeviper.training.strategy import Sharded
 
@@ -63,6 +65,9 @@ class Checkpoints(pl.Callback):
             self._deadline.cancel()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, NoData) and trainer.global_step:  # all ranks are here, after the same step
+            self.save(trainer)
+            self.finish()
         if isinstance(trainer.strategy, Sharded):
             trainer.strategy.abandon_write(self.train.stop_within)
         self.teardown(trainer, pl_module, "fit")
@@ -120,10 +125,15 @@ class Checkpoints(pl.Callback):
             if trainer.is_global_zero:
                 print(f"saved {self._strategy.store.path(step)}. To continue: {self.resume_hint}", flush=True)
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StepBatch, *_: Any
+    ) -> None:
         """A validation may take longer than there is time: it ends here, and the stop follows the next step."""
         self._doing = "validating"
-        if self._any_rank(trainer, self.asked_to_stop > 0)[0]:
+        stop, away = self._any_rank(trainer, self.asked_to_stop > 0, bool(batch.away))
+        if away:
+            raise NoData(told_by_all(batch.away, trainer))
+        if stop:
             cast(ViperModule, pl_module).cut_validation()
             raise StopIteration  # how Lightning's loop is told that there are no more batches
 

@@ -21,6 +21,7 @@ from timeviper.files import TEMPORARY
 from timeviper.inspection.incident import Diagnosis, Incident, examine, rng_state
 from timeviper.pack import StepBatch
 from timeviper.parallel import WholeTensors
+from timeviper.training.ends import NoData, told_by_all
 from timeviper.training.module import ViperModule
 from timeviper.training.optim import hold_still
 from timeviper.training.step import seed_step
@@ -73,8 +74,10 @@ class Guard(pl.Callback):
         """Whether the optimizer may use the gradients of this step; every rank gets the same answer.
 
         loss: per label token; norm: of the gradient; both of the whole step.
-        Raises FloatingPointError or Rewind, on all ranks alike, where that is the policy.
+        Raises FloatingPointError or Rewind, on all ranks alike, where that is the policy; NoData where a rank has none.
         """
+        if math.isnan(float(num_labels)):
+            raise NoData(told_by_all(batch.away, module.trainer))
         loss_, norm_ = float(loss), float(norm)
         reason = self._reason(loss_, norm_)
         if not self._agreed(reason is not None, module.trainer):

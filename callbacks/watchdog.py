@@ -17,6 +17,7 @@ from timeviper.config import WatchdogConfig
 
 FIRST = 5.0  # a start loads weights, starts loader processes and compiles: it may take so many times as long
 USUAL, MARGIN = 600.0, 5.0  # seconds that no step takes unless it is planned to; how much longer one may take
+AWAY = 1.5  # times as long as a store is waited for, and then the run has ended by itself
 GRACE = 10.0  # seconds between the message and `abort`: time for the other ranks to say where they are
 EXIT = 75  # exit code of an abort: sysexits' "temporary failure", the same command may continue
 
@@ -27,11 +28,15 @@ class Watchdog(pl.Callback):
     Only steps and waits for data are timed: validation, checkpoints and bundles take as long as they take.
     """
 
-    def __init__(self, config: WatchdogConfig, at_hand: Callable[[int], str], planned: float = 0.0) -> None:
+    def __init__(
+        self, config: WatchdogConfig, at_hand: Callable[[int], str], planned: float = 0.0, patience: float = 0.0
+    ) -> None:
         """at_hand: a sentence on the samples that this rank reads for a step; called only for a message. planned:
-        seconds that a step is expected to take, by which the limit goes where the recipe names none."""
+        seconds that a step is expected to take, by which the limit goes where the recipe names none. patience: seconds
+        for which a store may be away, which is no hanging."""
         self.config, self.at_hand = config, at_hand
-        self.seconds = max(USUAL, MARGIN * planned) if config.seconds is None else config.seconds
+        usual = max(USUAL, MARGIN * planned, AWAY * patience)
+        self.seconds = usual if config.seconds is None else config.seconds
         self._began = self._longest = 0.0
         self._what, self._step, self._since, self._limit = "", 0, 0.0, 0.0
         self._paused = 0

@@ -17,6 +17,7 @@ from timeviper.datamodules.plan import Plan
 from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.datamodules.reader import PackFormat
 from timeviper.datamodules.remote.listing import load_remote
+from timeviper.datamodules.remote.patience import PATIENCE
 from timeviper.datamodules.remote.storage import is_remote
 from timeviper.datamodules.shards.column_join import join
 from timeviper.datamodules.shards.columns import Columns
@@ -52,8 +53,11 @@ def cost_model(recipe: Recipe, tokenizer: Tokenizer) -> CostModel:
     )
 
 
-def load_sources(configs: dict[str, SourceConfig], cache: str | Path = "") -> dict[str, Source]:
-    """Read the shard indexes of all sources. cache: as `data.cache`.
+def load_sources(
+    configs: dict[str, SourceConfig], cache: str | Path = "", patience: float = PATIENCE
+) -> dict[str, Source]:
+    """Read the shard indexes of all sources. cache: as `data.cache`; a store that is away is waited for `patience`
+    seconds.
 
     Raises ValueError that names the source and what is missing.
     """
@@ -62,9 +66,8 @@ def load_sources(configs: dict[str, SourceConfig], cache: str | Path = "") -> di
         types = {t.strip() for t in config.types.split(",") if t.strip()}
         try:
             dataset = class_dataset(config)
-            sources[name] = Source(
-                name, [dataset.index()] if dataset else load_index(config.shards, cache), types or None
-            )
+            index = [dataset.index()] if dataset else load_index(config.shards, cache, patience)
+            sources[name] = Source(name, index, types or None)
         except ValueError as error:
             raise ValueError(f"data source {name!r}: {error}") from error
     return sources
@@ -82,7 +85,7 @@ def class_datasets(configs: dict[str, SourceConfig]) -> dict[str, ClassDataset]:
 def build_plan(recipe: Recipe, tokenizer: Tokenizer, states: PlanFiles | None = None) -> Plan:
     """The whole data order of a recipe. states: the files that let it begin near any step."""
     return Plan(
-        load_sources(recipe.data.sources, recipe.data.cache),
+        load_sources(recipe.data.sources, recipe.data.cache, recipe.data.patience),
         recipe.data,
         recipe.train.phases,
         cost_model(recipe, tokenizer),
@@ -110,13 +113,13 @@ def frame_work(model: ModelConfig, trainable: Collection[str], objective: str = 
     return a_frame / a_token if a_token else float(tokens_per_frame(model))
 
 
-def load_index(where: str | Path, cache: str | Path = "") -> Columns:
+def load_index(where: str | Path, cache: str | Path = "", patience: float = PATIENCE) -> Columns:
     """All shards of a folder, of a glob of tars, or behind a URL (`load_remote`), in order of their names.
 
     cache: as `data.cache`, where what is large is kept once for all ranks of a node. ValueError for people.
     """
     if is_remote(where):
-        return load_remote(str(where), cache)
+        return load_remote(str(where), cache, patience)
     path = Path(where)
     if path.is_dir():
         if found := load_folder(path, cache=cache):

@@ -58,7 +58,7 @@ class VideoDataModule(pl.LightningDataModule):
         """What to tell of data that have changed since the checkpoint."""
         self._after: dict[int, Callable[[], PlanState]] = {}  # by the step of the run that follows
         self.plan.check(plan_step(recipe.train.steps - 1, left_out) + 1)
-        self.val_sources = load_sources(recipe.data.val, recipe.data.cache)
+        self.val_sources = load_sources(recipe.data.val, recipe.data.cache, recipe.data.patience)
         self.cost = cost_model(recipe, tokenizer)
 
     def _loader(

@@ -18,9 +18,13 @@ from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, frame_count, read_video
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.remote.member_file import open_member, read_whole
-from timeviper.datamodules.shards.block_sums import BLOCK_BYTES
-from timeviper.datamodules.shards.schema import FEATURES, parse_record
+from timeviper.datamodules.remote.member_file import SampleFiles
+from timeviper.datamodules.shards.index_file import SampleRecord
+from timeviper.datamodules.shards.schema import FEATURES, media_type, parse_record
+
+SMALL = 1 << 20  # bytes that arrive sooner than an answer to a further request
+A_FRAME = 1 << 18  # bytes; a second of Full HD has twice as many
+USUAL_SPACING = 4.0  # s from keyframe to keyframe, where the index does not say
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,14 @@ def fetch_sample(
     cache: BlockCache | None = None,
 ) -> tuple[dict[str, Any], list[Frames]]:
     """The whole json of a unit's sample and its media; otherwise as `fetch`."""
-    record, stored = _texts(unit, frames, size, classes, cache)
-    if stored:
-        return record, stored
-    media: list[Frames] = []
-    for opened, wanted, duration, part in _media(unit, record, frames, classes, cache):
-        with opened() as source:
-            media.append(read_video(source, size, wanted, duration, part))
+    with SampleFiles(unit.shard, unit.record, cache) as files:
+        record, stored = _texts(files, unit, frames, size, classes)
+        if stored:
+            return record, stored
+        media: list[Frames] = []
+        for opened, wanted, duration, part in _media(files, unit, record, frames, classes):
+            with opened() as source:
+                media.append(read_video(source, size, wanted, duration, part))
     return record, media
 
 
@@ -82,43 +87,55 @@ def fetch_stream(
 
     Stored features are read at once: they are small.
     """
-    record, stored = _texts(unit, frames, size, classes, cache)
-    streams = (FrameStream(o, size, f, d, p) for o, f, d, p in _media(unit, record, frames, classes, cache))
+    files = SampleFiles(unit.shard, unit.record, cache)
+    record, stored = _texts(files, unit, frames, size, classes)
+    streams = (FrameStream(o, size, f, d, p) for o, f, d, p in _media(files, unit, record, frames, classes))
     return record["conversations"][unit.conversation], [*(stored or streams)]
 
 
 def _texts(
-    unit: Unit, frames: FramesConfig, size: int, classes: Mapping[str, ClassDataset], cache: BlockCache | None
+    files: SampleFiles, unit: Unit, frames: FramesConfig, size: int, classes: Mapping[str, ClassDataset]
 ) -> tuple[dict[str, Any], list[Frames]]:
     """The json of a sample, and its media where they are stored as features."""
     if dataset := classes.get(unit.source):
         return dataset.record(unit.record.key, unit.record), []
-    record = parse_record(read_whole(unit.shard, unit.record, "json", cache), unit.record.members)
-    if not unit.record.fingerprint:
-        return record, []
-    raw = read_whole(unit.shard, unit.record, FEATURES, cache)
-    return record, list(decode_features(raw, size, frames))
+    stored = [FEATURES] if unit.record.fingerprint else []
+    media = [field for field in unit.record.members if media_type(field)]
+    whole = stored or [field for field in media if _is_read_wholly(unit.record, field, frames)]
+    files.expect(["json", *whole], [] if stored else [field for field in media if field not in whole])
+    record = parse_record(files.read("json"), unit.record.members)
+    return record, list(decode_features(files.read(FEATURES), size, frames)) if stored else []
+
+
+def _is_read_wholly(record: SampleRecord, field: str, frames: FramesConfig) -> bool:
+    """Whether hardly anything of a medium will be left out: it is small, or most groups of pictures are decoded."""
+    if record.members[field].size <= SMALL or media_type(field) == "image":
+        return True
+    if len(record.each) != 1:  # only the json tells which length is whose
+        return False
+    spacing = USUAL_SPACING if record.keyframe_spacing is None else record.keyframe_spacing
+    count = frame_count(record.duration, frames)
+    # The second, because it may be a part of a long file: the json tells that.
+    return count * spacing >= record.duration and record.members[field].size <= count * A_FRAME
 
 
 def _media(
+    files: SampleFiles,
     unit: Unit,
     record: dict[str, Any],
     frames: FramesConfig,
     classes: Mapping[str, ClassDataset],
-    cache: BlockCache | None,
 ) -> Iterator[tuple[Callable[[], AbstractContextManager[Source]], FramesConfig, float | None, Part | None]]:
     """What opens each medium of a sample, which frames are wanted of it, the length that it states, and its part."""
     dataset, lengths = classes.get(unit.source), unit.record.each
     if len(lengths) != len(record["media"]):
         raise ValueError(f"has {len(record['media'])} media, but {len(lengths)} when its source was indexed")
-    for medium, length, wanted in zip(record["media"], lengths, shared(lengths, frames)):
+    for medium, wanted in zip(record["media"], shared(lengths, frames)):
         member, duration, part = medium["member"], medium.get("duration"), part_of(medium)
         if dataset:
             yield partial(_of_class, dataset, unit.record.key, member, medium["type"]), wanted, duration, part
             continue
-        # A frame is wanted for each block, on average: then hardly a block will be left out.
-        dense = frame_count(length.duration, wanted) * BLOCK_BYTES >= unit.record.members[member].size
-        opened = partial(open_member, unit.shard, unit.record, member, cache, dense or medium["type"] == "image")
+        opened = partial(files.open, member)
         yield partial(_still, opened) if medium["type"] == "image" else opened, wanted, duration, part
 
 

@@ -22,6 +22,7 @@ from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
 from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.patience import StoreUnusable
 from timeviper.datamodules.shards.schema import PLACEHOLDER
 from timeviper.pack import Lost, Pack, StepBatch
 from timeviper.tokenizer import Tokenizer
@@ -130,6 +131,13 @@ class PackReader(Dataset[StepBatch]):
         self.cache = cache
 
     def __getitem__(self, plan: StepPlan) -> StepBatch:
+        try:
+            return self._read_step(plan)
+        except StoreUnusable as error:  # the other ranks must hear of it before they wait for this one
+            blanks = [Pack.blank(self.form.image_size) for _ in plan.packs or [None]]
+            return StepBatch(plan.step, blanks, away=str(error))
+
+    def _read_step(self, plan: StepPlan) -> StepBatch:
         batch = StepBatch(plan.step, [])
         for item in plan.too_long:
             reason = f"needs {item.cost:.0f} tokens with {item.num_frames} frames, more than data.tokens_per_pack"
@@ -144,20 +152,26 @@ class PackReader(Dataset[StepBatch]):
         return batch
 
     def _item(self, item: Item, plan: StepPlan, batch: StepBatch) -> Pack | None:
-        """The sample, or its first spare that can be read; what happened is noted in the batch."""
+        """The sample, or its first spare that can be read; what happened is noted in the batch.
+
+        A spare that cannot be read is counted when its own turn comes, not here.
+        """
         source = item.unit.source
         pack = self._read(item.unit, plan, batch)
-        if pack is not None:
+        if not isinstance(pack, str):
             batch.used[source] = batch.used.get(source, 0) + 1
             return pack
+        lost = Lost(source, item.unit.key, pack)
+        batch.skipped.append(lost)
         for spare in item.spares:
-            if (pack := self._read(spare.unit, plan, batch)) is not None:
+            if not isinstance(pack := self._read(spare.unit, plan, batch), str):
                 batch.replaced[source] = batch.replaced.get(source, 0) + 1
                 return pack
+            lost.reason += f" (nor could {spare.unit.key} stand in: {pack})"
         return None
 
-    def _read(self, unit: Unit, plan: StepPlan, batch: StepBatch) -> Pack | None:
-        """One sample, or None with the reason noted in the batch."""
+    def _read(self, unit: Unit, plan: StepPlan, batch: StepBatch) -> Pack | str:
+        """One sample, or why it cannot be used. StoreUnusable where that says nothing about the sample."""
         try:
             with self.reading.sample(unit.key) if self.reading else nullcontext():
                 fetched = fetch(unit, plan.frames, self.form.image_size, self.classes, self.cache)
@@ -170,9 +184,10 @@ class PackReader(Dataset[StepBatch]):
                 key=unit.key,
                 type=unit.spec.type,
             )
+        except StoreUnusable:
+            raise
         except (ValueError, OSError) as error:
-            batch.skipped.append(Lost(unit.source, unit.key, str(error)))
-            return None
+            return str(error)
         if fetched.missing:
             wanted = fetched.missing + sum(len(m.times) for m in fetched.media)
             reason = f"{fetched.missing} of {wanted} frames could not be decoded"

@@ -243,6 +243,8 @@ class StepBatch:
     """Used samples of which some frames could not be decoded."""
     replaced: dict[str, int] = field(default_factory=dict)
     """Skipped samples for which another one of their source stood in, by source."""
+    away: str = ""
+    """Why the step could not be read at all, which is no sample's fault: a store is away. Its packs are blank then."""
 
     def pin_memory(self) -> StepBatch:
         return replace(self, packs=[p.pin_memory() for p in self.packs])

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from enum import Enum
 from functools import reduce
 from pathlib import Path
@@ -46,6 +47,8 @@ from timeviper.weights.export import CONFIG, check_previous_stage, find_export, 
 
 log = logging.getLogger("timeviper")
 
+MEET = 1800.0  # s for which ranks wait for each other at least
+
 # Settings that may change when a run continues: they touch neither the numbers nor the data order.
 _MAY_CHANGE = (
     "about",
@@ -58,6 +61,7 @@ _MAY_CHANGE = (
     "data.prefetch_gb",
     "data.cache",
     "data.cache_gb",
+    "data.patience",
     "data.val",
     "data.max_skipped",
     "data.on_change",
@@ -255,6 +259,7 @@ def build_trainer(
             tensor_parallel_size=1,
             # With offloading, the norm of gradients on the host is summed over ranks there.
             process_group_backend="cpu:gloo,cuda:nccl" if gpu else "gloo",
+            timeout=timedelta(seconds=max(MEET, 2 * recipe.data.patience)),  # others wait for a rank without data
         ),
         precision="32-true",
         max_steps=recipe.train.steps,

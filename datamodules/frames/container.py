@@ -19,6 +19,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from timeviper.datamodules.frames.ranges import expect_index
+
 
 @dataclass(frozen=True)
 class Still:
@@ -272,6 +274,7 @@ def _open_file(source: str | Path | IO[bytes], where: str) -> InputContainer:
         else:
             if not source.seek(0, os.SEEK_END):
                 raise VideoError(where, "is empty (0 bytes)")
+            expect_index(source)
             source.seek(0)
             target = source
         try:

@@ -19,6 +19,7 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 
 from timeviper.datamodules.frames.container import Container
+from timeviper.datamodules.frames.ranges import expect_all, expect_packets
 from timeviper.datamodules.frames.timeline import Timeline
 
 SEEK_GAIN = 8  # frames that a jump must save; a jump costs about as much as decoding a few small frames
@@ -56,6 +57,7 @@ class FrameReader:
             yield from self._by_number(self.timeline.shown, targets)
             return
         done = 0
+        self._expect(targets)
         try:
             for group, run in self._runs(targets):
                 yield from self._decode(self._chosen(group, run), first=group)
@@ -72,10 +74,15 @@ class FrameReader:
         if (shown := self.timeline.shown) is not None:
             return [(shown[number], serves) for number, serves in sorted(_numbers(shown, targets).items())]
         found: list[tuple[int, int]] = []
+        self._expect(targets)
         for group, run in self._runs(targets):
             chosen = self._chosen(group, run)
             found += sorted((packet.pts, serves) for packet, serves in chosen if serves and packet.pts is not None)
         return found
+
+    def _expect(self, targets: Sequence[int]) -> None:
+        positions = self.timeline.positions
+        expect_packets(self.container, ((positions[group], run) for group, run in self._runs(targets)))
 
     def _chosen(self, group: int, run: Sequence[int]) -> Iterator[tuple[Packet, int]]:
         """Packets from keyframe number `group` on, each with the number of targets of a run that it serves."""
@@ -177,6 +184,7 @@ class FrameReader:
         Where packets tell the order at least, only groups of pictures with wanted frames are decoded.
         """
         wanted, ranks = _numbers(shown, targets), self.timeline.ranks
+        expect_all(self.container)
         if ranks is None:
             yield from self._count(shown, wanted)
             return

@@ -15,6 +15,7 @@ import av
 from av.error import FFmpegError
 
 from timeviper.datamodules.frames.container import MAX_PACKETS, Container, VideoError
+from timeviper.datamodules.frames.ranges import expect_all, expect_packets
 from timeviper.datamodules.frames.scan import Scan, scan
 
 HOLD = 0.5  # seconds by which sound must outlast the picture to hold it; encoders pad it by some hundredths
@@ -97,6 +98,7 @@ def _from_index(container: Container) -> Timeline | None:
     shown = last + shift
     if container.context.has_b_frames and any(b - a > 2 * step for a, b in pairwise(stamps)):
         # Frames of varying length, out of order: only the last group of pictures tells when it ends.
+        expect_packets(container, [(keys[-1][1] if keys else 0, [last])])
         container.seek(keys[-1][0] if keys else start)
         packets = [p for p in container.packets() if p.pts is not None]
         end = max((p.pts + (p.duration or 0) for p in packets if p.pts is not None), default=end)
@@ -122,6 +124,7 @@ def _held(container: Container, end: int, sound: float) -> int:
 
 def _from_packets(container: Container) -> Timeline:
     """From all packets, read once."""
+    expect_all(container)
     found = scan(container)
     if found.leads:
         container.rewind(None)

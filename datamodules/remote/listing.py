@@ -12,10 +12,12 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 
+from timeviper.datamodules.remote.patience import PATIENCE
 from timeviper.datamodules.remote.storage import StorageError, hindrance, list_tars, notice, read_file, read_range
 from timeviper.datamodules.shards.address import is_http, near, shown, split_query
 from timeviper.datamodules.shards.column_file import FILE
@@ -31,41 +33,49 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def load_remote(where: str, cache: str | Path = "") -> Columns:
+@dataclass(frozen=True)
+class _Ways:
+    """How files come here."""
+
+    nodes: NodeFiles
+    patience: float
+
+
+def load_remote(where: str, cache: str | Path = "", patience: float = PATIENCE) -> Columns:
     """All shards that a URL names, in order of their names.
 
     `where` is the URL of a folder, of its index, of a tar, of several tars with braces
-    (`shard-{00000..00009}.tar`), or a glob where the store can be listed. cache: as `data.cache`.
-    ValueError for people.
+    (`shard-{00000..00009}.tar`), or a glob where the store can be listed. cache: as `data.cache`. A store that is away
+    is waited for `patience` seconds. ValueError for people.
     """
     if problem := hindrance(where):
         raise ValueError(f"no shards: {shown(where)}: {problem}")
     try:
         with notice(f"reading the index of {shown(where)}"):
             path, query = split_query(where)
-            found = join(_load([url + query for url in expand(path)], NodeFiles(cache)))
+            found = join(_load([url + query for url in expand(path)], _Ways(NodeFiles(cache), patience)))
             places = found.locations()
             return pick(found, sorted(range(len(found)), key=places.__getitem__))
     except OSError as error:
         raise ValueError(f"no shards: {error}") from error
 
 
-def _load(urls: list[str], nodes: NodeFiles) -> list[Columns]:
+def _load(urls: list[str], ways: _Ways) -> list[Columns]:
     tars = [url for url in urls if split_query(url)[0].endswith(".tar") and not _is_glob(url)]
     named = set(tars)
-    return [*_find(tars, nodes), *(part for url in urls if url not in named for part in _listed(url, nodes))]
+    return [*_find(tars, ways), *(part for url in urls if url not in named for part in _listed(url, ways))]
 
 
-def _listed(where: str, nodes: NodeFiles) -> list[Columns]:
+def _listed(where: str, ways: _Ways) -> list[Columns]:
     """The shards of a folder, an index or a glob."""
     if split_query(where)[0].endswith((".json", ".safetensors")):
-        return [_read(where, nodes)]
-    sizes = list_tars(where if _is_glob(where) else f"{where.rstrip('/')}/*.tar")
+        return [_read(where, ways)]
+    sizes = list_tars(where if _is_glob(where) else f"{where.rstrip('/')}/*.tar", ways.patience)
     if sizes is None:
-        return [_unlisted(where, nodes)]
+        return [_unlisted(where, ways)]
     if not sizes:
         raise ValueError(f"no shards: {where} has no .tar in it")
-    found = _find([*sizes], nodes, all_of_them=not _is_glob(where))
+    found = _find([*sizes], ways, all_of_them=not _is_glob(where))
     for part in found:
         _check(part, sizes)
     return found
@@ -99,14 +109,14 @@ def _choices(text: str, pattern: str) -> list[str]:
     return text.split(",")
 
 
-def _unlisted(where: str, nodes: NodeFiles) -> Columns:
+def _unlisted(where: str, ways: _Ways) -> Columns:
     """Of a folder that cannot be listed."""
     if _is_glob(where):
         how = "a web server cannot" if is_http(where) else "these credentials may not"
         raise ValueError(f"no shards: {shown(where)}: {how} list files; name the folder or use {{00000..00009}}")
     path, query = split_query(where)
     folder = f"{path.rstrip('/')}/"
-    if (found := _of_folder(f"{folder}x{query}", nodes)) is not None:
+    if (found := _of_folder(f"{folder}x{query}", ways)) is not None:
         return found
     raise ValueError(
         f"no shards: {shown(folder + FILE + query)} does not exist, and without it nothing tells which shards there "
@@ -114,11 +124,11 @@ def _unlisted(where: str, nodes: NodeFiles) -> Columns:
     )
 
 
-def _of_folder(beside: str, nodes: NodeFiles) -> Columns | None:
+def _of_folder(beside: str, ways: _Ways) -> Columns | None:
     """The shards of the folder of a file; None where no index of all is there, or none may be read."""
     for name in (FILE, MERGED):
         try:
-            return _read(near(beside, name), nodes)
+            return _read(near(beside, name), ways)
         except FileNotFoundError:
             continue
         except StorageError as error:
@@ -128,21 +138,29 @@ def _of_folder(beside: str, nodes: NodeFiles) -> Columns | None:
     return None
 
 
-def _read(url: str, nodes: NodeFiles) -> Columns:
+def _read(url: str, ways: _Ways) -> Columns:
     """The shards that an index of many tells of."""
     if split_query(url)[0].endswith(".json"):
-        return columns_of(decode(read_file(url), shown(url), REMEDY, lambda name: near(url, name)), url)
+        raw = read_file(url, ways.patience)
+        return columns_of(decode(raw, shown(url), REMEDY, lambda name: near(url, name)), url)
     with ThreadPoolExecutor(REQUESTS) as pool:
         several = partial(_several, pool)
         return of_file(
-            partial(_range, url), shown(url), REMEDY, url, split_query(url)[0], nodes, small=0, reading=several
+            partial(_range, url, ways.patience),
+            shown(url),
+            REMEDY,
+            url,
+            split_query(url)[0],
+            ways.nodes,
+            small=0,
+            reading=several,
         )
 
 
-def _range(url: str, start: int, stop: int) -> bytes:
+def _range(url: str, patience: float, start: int, stop: int) -> bytes:
     """As `read_range`, but FileNotFoundError where there is no file."""
     try:
-        return read_range(url, start, stop)
+        return read_range(url, start, stop, patience)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from None
@@ -159,14 +177,14 @@ def _several(pool: ThreadPoolExecutor, function: Callable[[int], bytes], starts:
         yield begun.popleft().result()
 
 
-def _find(tars: list[str], nodes: NodeFiles, all_of_them: bool = False) -> list[Columns]:
+def _find(tars: list[str], ways: _Ways, all_of_them: bool = False) -> list[Columns]:
     """These tars: from the index of their folder, else one by one.
 
     `all_of_them`: these are all that the folder has, so that its index must not know of more.
     """
     wanted, found = dict.fromkeys(tars), []
     for beside in {near(tar, ""): tar for tar in tars}.values():
-        if (part := _of_folder(beside, nodes)) is None:
+        if (part := _of_folder(beside, ways)) is None:
             continue
         there = part.locations()
         if all_of_them and (gone := [place for place in there if place not in wanted]):
@@ -177,7 +195,7 @@ def _find(tars: list[str], nodes: NodeFiles, all_of_them: bool = False) -> list[
         for place in there:
             wanted.pop(place, None)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        own = dict(zip(wanted, pool.map(_own, wanted)))
+        own = dict(zip(wanted, pool.map(partial(_own, ways=ways), wanted)))
     if lacking := [tar for tar, shard in own.items() if shard is None]:
         raise ValueError(f"no index of {_named(lacking)} is there; {REMEDY}")
     return [*found, columns_of(shard for shard in own.values() if shard)]
@@ -187,11 +205,11 @@ def _named(tars: list[str]) -> str:
     return ", ".join(map(shown, tars[:3])) + (f" and {len(tars) - 3} more" if len(tars) > 3 else "")
 
 
-def _own(tar: str) -> ShardIndex | None:
+def _own(tar: str, ways: _Ways) -> ShardIndex | None:
     name = split_query(tar)[0].rpartition("/")[2].removesuffix(".tar") + SUFFIX
     try:
         url = near(tar, name)
-        shards = decode(read_file(url), shown(url), REMEDY, lambda name: near(url, name))
+        shards = decode(read_file(url, ways.patience), shown(url), REMEDY, lambda name: near(url, name))
     except FileNotFoundError:
         return None
     except StorageError as error:

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
 from av.error import err_check
 
+from timeviper.datamodules.remote.ahead import PIECE, Ahead
 from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.remote.storage import StorageError, is_remote, read_range
+from timeviper.datamodules.remote.storage import StorageError, is_remote
 from timeviper.datamodules.shards.address import shown
-from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlocks
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlock, FileBlocks
 from timeviper.datamodules.shards.index_file import SampleRecord
 from timeviper.datamodules.shards.tar import RangeFile, ShardError
 
-HELD = 16  # blocks that one open file has in memory, 1 MiB; also the most that one request asks for
-AHEAD = 6  # blocks read in a row for each that is asked for beyond: at most a sixth is for nothing
+HELD = 16  # blocks that one open file of a disk has in memory, 1 MiB at most
+AHEAD = 6  # of what was read in a row, the share that is asked for beyond: at most a sixth is for nothing
 
 
 class MemberFile(RangeFile):
     """Base of both kinds; `load` is what differs."""
+
+    is_far = False  # whether it is worth telling what will be read (`expect`)
 
     def __init__(self, shard: str, record: SampleRecord, field: str) -> None:
         where = record.members[field]
@@ -34,27 +38,31 @@ class MemberFile(RangeFile):
         self.shard, self.key, self.field = shard, record.key, field
         self.blocks = FileBlocks(where, record.blocks.get(field, b""))
         self.error: Exception | None = None
-        self._held: OrderedDict[int, bytes] = OrderedDict()
 
-    def load(self, number: int) -> dict[int, bytes]:
-        """Block `number`, and perhaps some after it; all of them verified."""
+    def load(self, number: int) -> bytes:
+        """Block `number`, verified."""
         raise NotImplementedError
+
+    def is_here(self, number: int) -> bool:
+        """Whether block `number` can be loaded without waiting for long."""
+        return True
 
     def read_at(self, at: int, view: memoryview) -> int:
         if self.error is not None:  # said already; PyAV prints a second one before it has passed on the first
             return 0
-        number, start = divmod(at, BLOCK_BYTES)
+        filled = 0
         try:
-            if number not in self._held:
-                self._held |= self.load(number)
-                while len(self._held) > HELD:
-                    self._held.popitem(last=False)
+            while filled < len(view):
+                number, start = divmod(at + filled, self.blocks.block_bytes)
+                if filled and not self.is_here(number):
+                    break  # FFmpeg asks for 32 KiB, whatever it needs
+                part = memoryview(self.load(number))[start : start + len(view) - filled]
+                view[filled : filled + len(part)] = part
+                filled += len(part)
         except Exception as error:
             self.error = error
             raise
-        part = memoryview(self._held[number])[start : start + len(view)]
-        view[: len(part)] = part
-        return len(part)
+        return filled
 
     def damaged(self, number: int, got: int) -> ShardError:
         """What to say of a block of which `got` bytes came that are not its own."""
@@ -86,15 +94,20 @@ class LocalMember(MemberFile):
 
     def __init__(self, shard: str, record: SampleRecord, field: str) -> None:
         super().__init__(shard, record, field)
+        self._held: OrderedDict[int, bytes] = OrderedDict()
         self._fd = -1
         self._fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
 
-    def load(self, number: int) -> dict[int, bytes]:
-        block = self.blocks[number]
-        data = os.pread(self._fd, block.size, block.offset)
-        if not block.holds(data):
-            raise self.damaged(number, len(data))
-        return {number: data}
+    def load(self, number: int) -> bytes:
+        if number not in self._held:
+            block = self.blocks[number]
+            data = os.pread(self._fd, block.size, block.offset)
+            if not block.holds(data):
+                raise self.damaged(number, len(data))
+            self._held[number] = data
+            if len(self._held) > HELD:
+                self._held.popitem(last=False)
+        return self._held[number]
 
     def close(self) -> None:
         if not self.closed and self._fd >= 0:
@@ -105,69 +118,78 @@ class LocalMember(MemberFile):
 class RemoteMember(MemberFile):
     """Of a shard in a store. A block is asked for once, and then found in the cache for as long as that keeps it."""
 
-    def __init__(self, shard: str, record: SampleRecord, field: str, cache: BlockCache, whole: bool) -> None:
-        """`whole`: all of it will be read, so that it may be asked for in large pieces from the start."""
+    is_far = True
+
+    def __init__(self, shard: str, record: SampleRecord, field: str, ahead: Ahead) -> None:
         super().__init__(shard, record, field)
-        self.cache, self.whole = cache, whole
+        self.ahead = ahead
         self._begin = self._end = 0  # blocks that were read in a row up to now
 
-    def load(self, number: int) -> dict[int, bytes]:
-        if number != self._end:
-            self._begin = number
-        self._end = number + 1
-        if (data := self.cache.get(self.shard, self.blocks[number])) is not None:
-            return {number: data}
-        wanted = HELD if self.whole else min(1 + (number - self._begin) // AHEAD, HELD)
-        while self._end < min(number + wanted, len(self.blocks)) and self._is_missing(self._end):
-            self._end += 1
-        return self._fetched(range(number, self._end))
+    def is_here(self, number: int) -> bool:
+        return self.ahead.has(self.blocks[number])
 
-    def _is_missing(self, number: int) -> bool:
-        return number not in self._held and not self.cache.has(self.shard, self.blocks[number])
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Bytes `[start, stop)` that will be read, in this order, in place of what was expected before."""
+        self.ahead.expect(self.blocks[n] for start, stop in spans for n in self.blocks.between(start, stop))
 
-    def _fetched(self, numbers: range) -> dict[int, bytes]:
-        """FileBlocks that follow each other, in one request; what arrives damaged is asked for once more."""
-        found: dict[int, bytes] = {}
-        for attempt in range(2):
-            wrong = self._request([n for n in numbers if n not in found], found)
-            if not wrong:
-                break
-            if attempt:
-                raise self.damaged(wrong[0], self.blocks[wrong[0]].size)
-        return found
-
-    def _request(self, numbers: list[int], found: dict[int, bytes]) -> list[int]:
-        """Put what is sound into `found` and the cache; the numbers of what is not."""
-        if not numbers:
-            return []
-        first, last = self.blocks[numbers[0]], self.blocks[numbers[-1]]
+    def load(self, number: int) -> bytes:
+        if number != self._end - 1:
+            if number != self._end:
+                self._begin = number
+            self._end = number + 1
         try:
-            data = memoryview(read_range(self.shard, first.offset, last.offset + last.size))
+            data = self.ahead.get(self.blocks[number], self._next(number))
         except StorageError as error:
-            raise StorageError(f"sample {self.key!r}, {self.field}: {error}") from error
-        wrong = []
-        for n in numbers:
-            block = self.blocks[n]
-            start = block.offset - first.offset
-            piece = data[start : start + block.size]
-            if block.holds(piece):
-                found[n] = bytes(piece)
-                self.cache.put(self.shard, block, piece)
-            else:
-                wrong.append(n)
-        return wrong
+            raise type(error)(f"sample {self.key!r}, {self.field}: {error}") from error
+        if data is None:
+            raise self.damaged(number, self.blocks[number].size)
+        return data
+
+    def _next(self, number: int) -> Sequence[FileBlock]:
+        """What is asked for with a block that nobody expected: 64 KiB, and more where it was read in a row."""
+        size = self.blocks.block_bytes
+        ahead = min(max((number - self._begin) * size // AHEAD, BLOCK_BYTES), PIECE) // size
+        return [self.blocks[n] for n in range(number + 1, min(number + ahead, len(self.blocks)))]
 
 
-def open_member(
-    shard: str, record: SampleRecord, field: str, cache: BlockCache | None = None, whole: bool = False
-) -> MemberFile:
+class SampleFiles:
+    """The members of one sample; of a remote one, what will be read first is asked for at once. A context manager."""
+
+    def __init__(self, shard: str, record: SampleRecord, cache: BlockCache | None = None) -> None:
+        """`cache` keeps what is read of a remote shard; None: the default folder."""
+        self.shard, self.record = shard, record
+        self.ahead = Ahead(shard, cache or BlockCache()) if is_remote(shard) else None
+
+    def expect(self, whole: Iterable[str], begun: Iterable[str] = ()) -> None:
+        """These members will be read, in this order: the ones wholly, of the others the first 64 KiB."""
+        if self.ahead is None:
+            return
+        wanted: list[FileBlock] = []
+        for field, size in [*((f, None) for f in whole), *((f, BLOCK_BYTES) for f in begun)]:
+            where = self.record.members[field]
+            blocks = FileBlocks(where, self.record.blocks.get(field, b""))
+            wanted += [blocks[n] for n in blocks.between(0, where.size if size is None else size)]
+        self.ahead.expect(wanted)
+
+    def open(self, field: str) -> MemberFile:
+        """A member, to be read in a `with`."""
+        if self.ahead is not None:
+            return RemoteMember(self.shard, self.record, field, self.ahead)
+        return LocalMember(self.shard, self.record, field)
+
+    def read(self, field: str) -> bytes:
+        """All bytes of a member. Raises ShardError for damaged ones, OSError for what cannot be read."""
+        with self.open(field) as file:
+            return file.readall()
+
+    def __enter__(self) -> SampleFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+
+
+def open_member(shard: str, record: SampleRecord, field: str, cache: BlockCache | None = None) -> MemberFile:
     """A member of the shard at a path or URL, to be read in a `with`. `cache` None: the default one."""
-    if is_remote(shard):
-        return RemoteMember(shard, record, field, cache or BlockCache(), whole)
-    return LocalMember(shard, record, field)
-
-
-def read_whole(shard: str, record: SampleRecord, field: str, cache: BlockCache | None = None) -> bytes:
-    """All bytes of a member. Raises ShardError for damaged ones, OSError for what cannot be read."""
-    with open_member(shard, record, field, cache, whole=True) as file:
-        return file.readall()
+    return SampleFiles(shard, record, cache).open(field)

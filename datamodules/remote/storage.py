@@ -1,44 +1,56 @@
-"""Files behind a URL: whole or a range of bytes, through fsspec, with time-outs, retries and one message a failure.
+"""Files behind a URL: whole or a range of bytes, through fsspec, with time-outs and one message a failure.
 
 Any store that fsspec knows will do (https, s3, gs, abfs, ...); it takes keys, endpoints and proxies from the usual
 environment variables and files of each store. http(s) is asked here and not by fsspec, which would take the whole file
-from a server that ignores ranges. A request that fails for a reason that may pass is repeated with exponential
-back-off; the jitter depends on the request alone, so that many readers do not come back together and yet every run
-waits alike.
+from a server that ignores ranges. Requests run in fsspec's own thread, as many at a time as are begun; what fails is
+repeated there (`patience.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import sys
-import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Timer
 from typing import Any, TypeVar
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.asyn import AsyncFileSystem, get_loop
 
-from timeviper.datamodules.shards.address import is_http, shown, split_query
+from timeviper.datamodules.remote.patience import (
+    PATIENCE,
+    BusyError,
+    Refused,
+    StorageError,
+    StoreUnusable,
+    patiently,
+)
+from timeviper.datamodules.shards.address import is_http, near, shown, split_query
+
+__all__ = [
+    "StorageError",
+    "StoreUnusable",
+    "begin_range",
+    "hindrance",
+    "is_remote",
+    "list_tars",
+    "notice",
+    "read_file",
+    "read_range",
+]
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
-FIRST_WAIT = 0.25  # s, doubled each time: at most 7.75 s of waiting in all
 CONNECT_TIMEOUT = 10.0  # s
 READ_TIMEOUT = 30.0  # s without a byte
 TOTAL_TIMEOUT = 300.0  # s an attempt: a server that trickles is no server
 NOTICE = 3.0  # s of silence at the start of a run before a line says what it waits for
-
-
-class StorageError(OSError):
-    """Something that could not be read from a store: where, why, and what to do."""
-
-
-class Refused(Exception):
-    """What a server said that will not pass by itself."""
+PROBE = "index.json"  # a file that is asked for to learn whether a store answers at all; it need not be there
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 def is_remote(where: object) -> bool:
@@ -59,23 +71,26 @@ def hindrance(url: str) -> str:
     return ""
 
 
-def read_file(url: str) -> bytes:
+def read_file(url: str, patience: float = PATIENCE) -> bytes:
     """The whole file. Raises FileNotFoundError if there is none, else as `read_range`."""
-    return _retried(url, "whole", lambda: _request(url, None))
+    return _result(_begin(_read(url, None, patience)))
 
 
-def read_range(url: str, start: int, stop: int) -> bytes:
+def read_range(url: str, start: int, stop: int, patience: float = PATIENCE) -> bytes:
     """Bytes `[start, stop)` of the file.
 
-    Raises StorageError when it cannot be read, at once or after `ATTEMPTS` attempts.
+    Raises StorageError when it cannot be read, at once or after `patience` seconds: StoreUnusable where that is the
+    store's fault and not the file's.
     """
-    try:
-        return _retried(url, f"{start}-{stop}", lambda: _request(url, (start, stop)))
-    except FileNotFoundError as error:
-        raise StorageError(str(error)) from error
+    return _result(begin_range(url, start, stop, patience))
 
 
-def list_tars(pattern: str) -> dict[str, int] | None:
+def begin_range(url: str, start: int, stop: int, patience: float = PATIENCE) -> Future[bytes]:
+    """`read_range`, whose answer is waited for later; cancelling it ends the request."""
+    return _begin(_read(url, (start, stop), patience))
+
+
+def list_tars(pattern: str, patience: float = PATIENCE) -> dict[str, int] | None:
     """URL and size of every tar that a glob matches, sorted; None where the store cannot or may not be listed."""
     if is_http(pattern):
         return None
@@ -90,8 +105,11 @@ def list_tars(pattern: str) -> dict[str, int] | None:
             if path.endswith(".tar") and "/._" not in path
         }
 
+    async def ask() -> dict[str, int]:
+        return await asyncio.to_thread(request)
+
     try:
-        return _retried(pattern, "list", request)
+        return _result(_begin(patiently(pattern, "list", ask, lambda: _is_up(pattern), patience)))
     except (StorageError, FileNotFoundError) as error:
         if isinstance(error.__cause__, PermissionError):
             return None
@@ -111,38 +129,36 @@ def notice(text: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _retried(url: str, what: str, request: Callable[[], T]) -> T:
-    """The answer, or an error for people."""
-    place = shown(url)
-    for attempt in range(ATTEMPTS):
-        try:
-            return request()
-        except StorageError:
+def _begin(request: Coroutine[Any, Any, T]) -> Future[T]:
+    return asyncio.run_coroutine_threadsafe(request, get_loop())
+
+
+def _result(answer: Future[T]) -> T:
+    try:
+        return answer.result()
+    finally:
+        answer.cancel()  # nobody waits any more, for instance after Ctrl-C
+
+
+async def _read(url: str, span: tuple[int, int] | None, patience: float) -> bytes:
+    what = f"{span[0]}-{span[1]}" if span else "whole"
+    try:
+        return await patiently(url, what, lambda: _request(url, span), lambda: _is_up(url), patience)
+    except FileNotFoundError as error:
+        if span is None:
             raise
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{place} does not exist (404)") from error
-        except PermissionError as error:
-            wants = "the store wants other credentials"
-            if split_query(url)[1]:
-                wants = "the signature in its query is over, or was made for another file"
-            raise StorageError(f"{place} may not be read (403): {wants} ({error})") from error
-        except (Refused, ValueError, TypeError, NotImplementedError, ImportError) as error:
-            raise StorageError(f"{place} cannot be read: {error}") from error
-        except Exception as error:  # a store's client raises what it likes: time-outs, resets, 503, ...
-            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                raise StorageError(f"{place} cannot be read: {error}; set the credentials of the store") from error
-            if attempt == ATTEMPTS - 1:
-                reason = str(error) or type(error).__name__
-                tried = f"could not be read in {ATTEMPTS} attempts (last: {reason})"
-                raise StorageError(f"{place} {tried}; is the server up and reachable?") from error
-            time.sleep(wait(url, what, attempt))
-    raise AssertionError
+        raise StorageError(str(error)) from error
 
 
-def wait(url: str, what: str, attempt: int) -> float:
-    """Seconds before the next attempt: between half and all of `FIRST_WAIT * 2 ** attempt`."""
-    share = zlib.crc32(f"{url} {what} {attempt}".encode()) / 2**32
-    return FIRST_WAIT * 2**attempt * (0.5 + 0.5 * share)
+async def _is_up(url: str) -> bool:
+    """Whether the store gives any answer to a request for another file, if only that there is none."""
+    try:
+        await _request(near(url, PROBE), (0, 1))
+    except (FileNotFoundError, PermissionError, Refused):
+        return True
+    except Exception:
+        return False
+    return True
 
 
 def _filesystem(url: str) -> Any:
@@ -161,21 +177,24 @@ def _filesystem(url: str) -> Any:
         return fsspec.filesystem(scheme)
     limits = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT, "retries": {"total_max_attempts": 1}}
     fs = fsspec.filesystem(scheme, config_kwargs=limits)
-    fs.retries = 1  # those of this file are enough
+    fs.retries = 1  # those of `patience.py` are enough
     return fs
 
 
-def _request(url: str, span: tuple[int, int] | None) -> bytes:
+async def _request(url: str, span: tuple[int, int] | None) -> bytes:
     """One attempt."""
     fs = _filesystem(url)
-    start, stop = span or (None, None)
     if is_http(url):
-        data: Any = sync(fs.loop, _http_get, fs, url, span)
-    elif isinstance(fs, AsyncFileSystem):
-        data = sync(fs.loop, fs._cat_file, fs._strip_protocol(url), start=start, end=stop, timeout=TOTAL_TIMEOUT)
+        return await _http_get(fs, url, span)
+    place, (start, stop) = fs._strip_protocol(url), span or (None, None)
+    if isinstance(fs, AsyncFileSystem):
+        data = await asyncio.wait_for(fs._cat_file(place, start=start, end=stop), TOTAL_TIMEOUT)
     else:
-        data = fs.cat_file(fs._strip_protocol(url), start=start, end=stop)
+        data = await asyncio.to_thread(fs.cat_file, place, start=start, end=stop)
     if span and len(data) != span[1] - span[0]:
+        there = await fs._size(place) if isinstance(fs, AsyncFileSystem) else await asyncio.to_thread(fs.size, place)
+        if there is not None and there < span[1]:
+            raise Refused(f"it ends after {there} bytes, before byte {span[1]}; its index is of another file")
         raise OSError(f"{len(data)} bytes came of the {span[1] - span[0]} from {span[0]} on")
     return data
 
@@ -198,15 +217,32 @@ async def _http_get(fs: Any, url: str, span: tuple[int, int] | None) -> bytes:
                 raise PermissionError(said)
             if answer.status == 416:
                 raise Refused(f"it ends before byte {span[0] if span else 0}; its index is of another file")
-            if answer.status in (408, 425, 429) or answer.status >= 500:
+            if answer.status in (429, 503):
+                raise BusyError(said, answer.headers.get("Retry-After"))
+            if answer.status in (408, 425) or answer.status >= 500:
                 raise OSError(said)
             if answer.status >= 400:
                 raise Refused(f"the server says {said}")
-            if span and (
-                answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {span[0]}-")
-            ):
+            if span and (problem := _other_range(answer.status, answer.headers.get("Content-Range", ""), *span)):
                 answer.close()  # not the gigabytes that would follow
-                raise Refused("the server sends whole files only (no range requests); use one that knows ranges")
-            return await answer.read()
+                raise problem
+            data = await answer.read()
     except TimeoutError as error:
         raise OSError(f"time-out: {error or 'no answer'}") from error
+    if span and len(data) != span[1] - span[0]:
+        raise OSError(f"{len(data)} bytes came of the {span[1] - span[0]} from {span[0]} on")
+    return data
+
+
+def _other_range(status: int, said: str, start: int, stop: int) -> Exception | None:
+    """What is wrong with an answer whose head speaks of other bytes than `[start, stop)`; None if nothing is."""
+    if status != 206:
+        return Refused("the server sends whole files only (no range requests); use one that knows ranges")
+    if (found := CONTENT_RANGE.fullmatch(said)) is None:
+        return Refused(f"the server sends a part without saying which (Content-Range: {said or 'none'})")
+    first, last, total = int(found[1]), int(found[2]), found[3]
+    if (first, last) == (start, stop - 1):
+        return None
+    if first == start and total != "*" and int(total) < stop:
+        return Refused(f"it ends after {total} bytes, before byte {stop}; its index is of another file")
+    return OSError(f"the server sends bytes {first} to {last} in place of {start} to {stop - 1}")

@@ -85,8 +85,9 @@ def index_sample(path: Path, key: str, members: dict[str, Member]) -> SampleReco
     media = [_medium(path, key, m, members[m["member"]]) for m in record["media"]]
     slices: dict[str, Slice] = {}
     blocks: dict[str, bytes] = {}
+    seconds = {m["member"]: float(m["duration"]) for m in media if m["type"] == "video"}
     for name, m in members.items():
-        slices[name], sums = summed(path, m.offset, m.size)
+        slices[name], sums = summed(path, m.offset, m.size, seconds.get(name, 0.0))
         if sums:
             blocks[name] = sums
     sizes = tuple(conversation_sizes(c, len(media)) for c in record["conversations"])

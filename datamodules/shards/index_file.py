@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from timeviper.datamodules.frames.share import STILL, Length
 from timeviper.datamodules.shards.address import split_query
-from timeviper.datamodules.shards.block_sums import sums_size
+from timeviper.datamodules.shards.block_sums import fits
 from timeviper.datamodules.shards.tar import Slice
 
 VERSION = 3
@@ -178,7 +178,7 @@ def _sample(entry: dict[str, Any], shard_bytes: int) -> SampleRecord:
     for name, (offset, size, _) in entry["members"].items():
         if not (type(offset) is type(size) is int and 0 <= offset <= offset + size <= shard_bytes):
             raise ValueError(f"sample {entry['key']!r} has bytes {offset!r} + {size!r} of {shard_bytes}")
-        if len(blocks.get(name, b"")) != sums_size(size):
+        if not fits(size, blocks.get(name, b"")):
             raise ValueError(f"sample {entry['key']!r} lacks checksums of its {name}")
     spacing = entry.get("keyframe_spacing")
     if spacing is not None and type(spacing) not in (int, float):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
+import re
 import time
-import zlib
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from cache_writer import block_of
 from range_server import RangeServer, serving
-from tree import ROOT
 
-from timeviper.datamodules.remote import storage
-from timeviper.datamodules.remote.block_cache import BlockCache
-from timeviper.datamodules.remote.storage import StorageError, hindrance, read_file, read_range, wait
-from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, FileBlock, FileBlocks, summed
+from timeviper.datamodules.remote import patience, storage
+from timeviper.datamodules.remote.patience import wait
+from timeviper.datamodules.remote.storage import (
+    StorageError,
+    StoreUnusable,
+    begin_range,
+    hindrance,
+    read_file,
+    read_range,
+)
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES
 
 DATA = random.Random(0).randbytes(5 * BLOCK_BYTES // 2)
 
@@ -26,7 +30,7 @@ DATA = random.Random(0).randbytes(5 * BLOCK_BYTES // 2)
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     """A server of one file, and little patience with it."""
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.01)
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "data.tar").write_bytes(DATA)
     with serving(tmp_path / "served") as server:
@@ -48,8 +52,8 @@ def test_what_may_pass_is_tried_again(server: RangeServer) -> None:
         assert read_range(f"{server.url}/data.tar", start, start + 100) == DATA[start : start + 100]
     assert server.failures == 8
     server.fail_every = 1
-    with pytest.raises(StorageError, match=rf"data.tar could not be read in {storage.ATTEMPTS} attempts"):
-        read_range(f"{server.url}/data.tar", 0, 10)
+    with pytest.raises(StorageError, match=r"data.tar could not be read for 0 s, in \d+ attempts? \(last: "):
+        read_range(f"{server.url}/data.tar", 0, 10, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +74,15 @@ def test_what_will_not_pass_is_said_at_once(server: RangeServer, status: int, me
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_server_that_stays_busy_is_named(server: RangeServer, status: int) -> None:
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_store_that_stays_away_is_named(server: RangeServer, status: int) -> None:
     server.status = status
-    with pytest.raises(StorageError, match=rf"{storage.ATTEMPTS} attempts \(last: {status} .*is the server up"):
-        read_range(f"{server.url}/data.tar", 5, 10)
-    assert len(server.requests) == storage.ATTEMPTS
+    with pytest.raises(StoreUnusable, match=rf"\d attempts? \(last: {status} .*is the store up .*data.patience=0.1 is"):
+        read_range(f"{server.url}/data.tar", 5, 10, 0.1)
+    server.forget()
+    with pytest.raises(StoreUnusable, match="in 1 attempt "):
+        read_range(f"{server.url}/data.tar", 5, 10, 0.0)
+    assert [path for path, _ in server.requests].count("/data.tar") == 1
 
 
 def test_a_server_without_ranges_does_not_send_its_gigabytes(server: RangeServer) -> None:
@@ -106,26 +113,17 @@ def test_an_address_that_is_sent_on_is_followed_as_it_is_written(server: RangeSe
     assert server.requests == [("/data.tar", "bytes=1000-1009"), (f"/data.tar?{SIGNATURE}", "bytes=1000-1009")]
 
 
-def test_the_cache_knows_a_file_under_another_signature(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, max_bytes=10_000)
-    block, data = block_of(1)
-    cache.put("https://host/a.tar?sig=1", block, data)
-    assert cache.get("https://host/a.tar?sig=2", block) == data
-    assert cache.get("https://host/b.tar?sig=1", block) is None
-
-
 def test_silence_ends(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "READ_TIMEOUT", 0.1)
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
     server.delay = 0.6
     begun = time.monotonic()
-    with pytest.raises(StorageError, match=r"in 2 attempts .*time-out: Timeout on reading"):
-        read_range(f"{server.url}/data.tar", 0, 10)
+    with pytest.raises(StoreUnusable, match=r"attempts? .*time-out: Timeout on reading"):
+        read_range(f"{server.url}/data.tar", 0, 10, 0.1)
     assert time.monotonic() - begun < 5
     server.shutdown()
     server.server_close()
-    with pytest.raises(StorageError, match="Cannot connect"):
-        read_range(f"{server.url}/data.tar", 0, 10)
+    with pytest.raises(StoreUnusable, match="Cannot connect"):
+        read_range(f"{server.url}/data.tar", 0, 10, 0.1)
 
 
 def test_back_off_grows_and_is_the_same_in_every_run() -> None:
@@ -133,6 +131,7 @@ def test_back_off_grows_and_is_the_same_in_every_run() -> None:
     assert all(0.5 * 0.25 * 2**i <= seconds < 0.25 * 2**i for i, seconds in enumerate(waits))
     assert waits == [wait("https://host/a.tar", "0-10", attempt) for attempt in range(5)]
     assert len({wait("https://host/a.tar", f"{i}-", 0) for i in range(50)}) == 50
+    assert 15 <= wait("https://host/a.tar", "0-10", 10**6) < 30
 
 
 def test_stores_that_cannot_be_used() -> None:
@@ -142,99 +141,71 @@ def test_stores_that_cannot_be_used() -> None:
         read_file("s4://bucket/x")
 
 
-def test_blocks_of_a_member(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"head" + DATA)
-    where, sums = summed(path, 4, len(DATA))
-    blocks = FileBlocks(where, sums)
-    assert (where.crc32, len(blocks), len(sums)) == (zlib.crc32(DATA), 3, 12)
-    assert [(b.offset, b.size) for b in blocks] == [
-        (4, BLOCK_BYTES),
-        (4 + BLOCK_BYTES, BLOCK_BYTES),
-        (4 + 2 * BLOCK_BYTES, BLOCK_BYTES // 2),
-    ]
-    for number, block in enumerate(blocks):
-        data = DATA[number * BLOCK_BYTES :][: block.size]
-        assert block.holds(data)
-        assert not block.holds(data[:-1] + bytes([data[-1] ^ 1]))
-        assert not block.holds(data[:-1])
-    where, sums = summed(path, 4, BLOCK_BYTES)
-    assert (sums, list(FileBlocks(where))) == (b"", [FileBlock(4, BLOCK_BYTES, zlib.crc32(DATA[:BLOCK_BYTES]))])
-    with pytest.raises(ValueError, match="0 bytes of checksums for a member of"):
-        FileBlocks(where._replace(size=BLOCK_BYTES + 1))
-    with pytest.raises(OSError, match="ends 10 bytes before"):
-        summed(path, 14, len(DATA))
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_obeyed(server: RangeServer, form: str) -> None:
+    """A server that is back at once, but asked for a pause."""
+    server.fail_next = 1
+    server.headers = {"Retry-After": "1" if form == "seconds" else formatdate(time.time() + 2.0, usegmt=True)}
+    server.busy = True
+    begun = time.monotonic()
+    assert read_range(f"{server.url}/data.tar", 0, 10, 30.0) == DATA[:10]
+    assert time.monotonic() - begun > 0.9
+    assert len(server.requests) == 2
+    for nonsense in ("soon", "-5", ""):
+        server.fail_next = 1
+        server.headers = {"Retry-After": nonsense}
+        assert read_range(f"{server.url}/data.tar", 0, 10, 30.0) == DATA[:10]
 
 
-def size_of(cache: BlockCache) -> int:
-    """Bytes of all files but the lock, at one moment: whoever adds or deletes holds it."""
-    with cache._locked():
-        return sum(path.stat().st_size for path in cache.folder.glob("??/*"))
+def test_no_pause_is_longer_than_the_patience_that_is_left(server: RangeServer) -> None:
+    server.busy, server.headers = True, {"Retry-After": "3600"}
+    server.away_for(60.0)
+    begun = time.monotonic()
+    with pytest.raises(StoreUnusable, match=r"could not be read for \d+ s, in \d attempts? \(last: 503"):
+        read_range(f"{server.url}/data.tar", 0, 10, 0.5)
+    assert time.monotonic() - begun < 5
 
 
-def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, max_bytes=10_000)
-    blocks = [block_of(100 * i) for i in range(12)]
-    for block, data in blocks[:9]:
-        cache.put("a.tar", block, data)
-    assert cache.get("a.tar", blocks[0][0]) == blocks[0][1]
-    assert cache.get("b.tar", blocks[0][0]) is None
-    for block, data in blocks[9:]:
-        cache.put("a.tar", block, data)
-    assert size_of(cache) <= 10_000
-    assert cache.has("a.tar", blocks[0][0])
-    assert not cache.has("a.tar", blocks[1][0])
-    assert all(cache.has("a.tar", block) for block, _ in blocks[9:])
-    assert size_of(cache) == int((tmp_path / "lock").read_text())
+def test_one_file_that_a_store_cannot_give_is_no_outage(server: RangeServer) -> None:
+    """Its store answers other requests, so the file is to blame, after the same patience."""
+    server.broken = "/data.tar"
+    with pytest.raises(StorageError, match=r"data.tar could not be read .*500.*though its store answers") as error:
+        read_range(f"{server.url}/data.tar", 0, 10, 0.1)
+    assert not isinstance(error.value, StoreUnusable)
 
 
-def test_the_cache_believes_no_damaged_block(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, max_bytes=10_000)
-    block, data = block_of(1)
-    cache.put("a.tar", block, data)
-    (path,) = tmp_path.glob("??/*")
-    for wrong in (data[:-1] + bytes([data[-1] ^ 1]), data[:10], b""):
-        path.write_bytes(wrong)
-        assert cache.get("a.tar", block) is None
-        cache.put("a.tar", block, data)
-        assert cache.get("a.tar", block) == data
-    changed = block._replace(crc32=1)  # the shard was written anew
-    assert cache.get("a.tar", changed) is None
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("bytes 0-9/163840", r"sends bytes 0 to 9 in place of 5 to 9"),
+        ("bytes 5-9", r"without saying which \(Content-Range: bytes 5-9\)"),
+        ("bytes 5-7/8", "it ends after 8 bytes, before byte 10; its index is of another file"),
+        ("", r"\(Content-Range: none\)"),
+    ],
+)
+def test_bytes_of_another_place_are_never_taken(server: RangeServer, said: str, message: str) -> None:
+    server.headers = {"Content-Range": said}
+    with pytest.raises(StorageError, match=message):
+        read_range(f"{server.url}/data.tar", 5, 10, 0.1)
 
 
-def test_a_cache_of_nothing_and_one_that_cannot_be_written(tmp_path: Path) -> None:
-    block, data = block_of(1)
-    BlockCache(tmp_path / "none", 0).put("a.tar", block, data)
-    assert not (tmp_path / "none").exists()
-    (tmp_path / "file").write_text("")
-    cache = BlockCache(tmp_path / "file", 10_000)
-    with pytest.warns(UserWarning, match=r"nothing is kept in .*file: .*Not a directory|File exists"):
-        cache.put("a.tar", block, data)
-    cache.put("a.tar", block, data)
-    assert cache.get("a.tar", block) is None
+def test_a_file_that_is_shorter_than_its_index_says(server: RangeServer, tmp_path: Path) -> None:
+    """On the web and in a store that fsspec reads: said at once."""
+    end = len(DATA)
+    for url in (f"{server.url}/data.tar", f"file://{tmp_path}/served/data.tar"):
+        with pytest.raises(StorageError, match=rf"it ends after {end} bytes, before byte {end + 9}; its index is of"):
+            read_range(url, end - 5, end + 9)
 
 
-def start(cache: BlockCache, seed: int, count: int) -> subprocess.Popen:
-    script = ROOT / "tests/support/cache_writer.py"
-    return subprocess.Popen([sys.executable, script, *map(str, (cache.folder, cache.max_bytes, seed, count))])
-
-
-def test_several_processes_never_exceed_the_bound(tmp_path: Path) -> None:
-    """Four of them want ten times of it; one is killed in the middle, again and again."""
-    cache = BlockCache(tmp_path, 20_000)
-    writers = [start(cache, seed, 400) for seed in range(3)]
-    victim, kills, sizes = start(cache, 9, 10**9), 0, []
-    while any(writer.poll() is None for writer in writers):
-        sizes.append(size_of(cache))
-        if kills < 3 and sizes[-1] > 0 and len(sizes) % 20 == 0:
-            victim.kill()
-            victim.wait()
-            victim, kills = start(cache, 10 + kills, 10**9), kills + 1
-    victim.kill()
-    victim.wait()
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
-    assert cache.max_bytes / 2 < max(sizes) <= cache.max_bytes
-    # What a killed process left behind, a sum that is too large or half a file, the next one puts right.
-    cache.put("a.tar", *block_of(1000))
-    assert size_of(cache) == int((tmp_path / "lock").read_text()) <= cache.max_bytes
-    assert not list(tmp_path.glob("??/*.tmp"))
+def test_who_waits_long_says_so(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, however many requests wait."""
+    monkeypatch.setattr(patience, "TOLD_AFTER", 0.05)
+    server.fail_next = 40
+    answers = [begin_range(f"{server.url}/data.tar", i, i + 10, 60.0) for i in range(8)]
+    assert [answer.result() for answer in answers] == [DATA[i : i + 10] for i in range(8)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        rf"waiting for {server.url}/data.tar \(.*\): 0 s until now, 60 s at most \(data.patience\)", line
+    )

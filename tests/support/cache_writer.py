@@ -19,10 +19,10 @@ def fill(folder: str, bound: int, seed: int, count: int) -> None:
     cache, rng = BlockCache(folder, bound), random.Random(seed)
     for _ in range(count):
         block, data = block_of(rng.randrange(200))
-        found = cache.get("a.tar", block)
-        assert found in (None, data)
-        if found is None:
-            cache.put("a.tar", block, data)
+        found = cache.get("a.tar", [block])
+        assert found in ({}, {block: data})
+        if not found:
+            cache.put("a.tar", {block: data})
 
 
 if __name__ == "__main__":

@@ -8,13 +8,18 @@ from itertools import accumulate
 from hypothesis import strategies as st
 
 from timeviper.datamodules.frames.share import STILL, Length
-from timeviper.datamodules.shards.block_sums import sums_size
+from timeviper.datamodules.shards.block_sums import BLOCK_BYTES, WIDTH, block_bytes
 from timeviper.datamodules.shards.index_file import Conversation, SampleRecord, ShardIndex, Turn
 from timeviper.datamodules.shards.tar import Slice
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="/.\0"), min_size=1, max_size=6)
 SIZES = st.one_of(st.integers(0, 200_000), st.integers(2**32 - 2, 2**32 + 2))
 SECONDS = st.one_of(st.sampled_from([0.5, 2.0, 3600.0]), st.floats(0.001, 1e6))
+
+
+def sums_size(size: int) -> int:
+    """Bytes of checksums of the blocks of a member."""
+    return -(-size // block_bytes(size)) * WIDTH if size > BLOCK_BYTES else 0
 
 
 @st.composite

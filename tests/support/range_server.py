@@ -29,6 +29,18 @@ class RangeServer(ThreadingHTTPServer):
         """What every address must have behind its "?", letter by letter; else 403."""
         self.sends_on = ""
         """The query of the address that a request without one is sent on to, at another name of this machine."""
+        self.headers: dict[str, str] = {}
+        """What every answer says beside its length; "Content-Range" in place of the right one."""
+        self.back_at = 0.0
+        """Until when (`time.monotonic`) it is away."""
+        self.gone: Path | None = None
+        """While there is such a file, it is away."""
+        self.fail_next = 0
+        """So many requests fail."""
+        self.busy = False
+        """Whether requests that fail are answered with 503 alone."""
+        self.broken = ""
+        """A path that is answered with 500."""
         self.delay = 0.0
         """Seconds before each answer."""
         self.sent: dict[str, int] = {}
@@ -37,6 +49,10 @@ class RangeServer(ThreadingHTTPServer):
         """Path and range of each request."""
         self.failures = 0
         self.lock = threading.Lock()
+
+    def away_for(self, seconds: float) -> None:
+        """From now on it refuses to answer: with 503, a closed connection, half a body in turns."""
+        self.back_at = time.monotonic() + seconds
 
     def tar_bytes(self) -> int:
         return sum(size for path, size in self.sent.items() if path.endswith(".tar"))
@@ -56,9 +72,12 @@ class Handler(BaseHTTPRequestHandler):
         server, wanted = self.server, self.headers.get("Range", "")
         with server.lock:
             server.requests.append((self.path, wanted))
-            fails = server.fail_every and len(server.requests) % server.fail_every == 0
+            gone = server.gone is not None and server.gone.exists()
+            fails = gone or time.monotonic() < server.back_at or server.fail_next > 0
+            server.fail_next -= server.fail_next > 0
+            fails = fails or (server.fail_every and len(server.requests) % server.fail_every == 0)
             server.failures += bool(fails)
-            kind = server.failures % 3 if fails else None
+            kind = (0 if server.busy else server.failures % 3) if fails else None
         time.sleep(server.delay)
         name, _, query = self.path.partition("?")
         path = server.folder / name.lstrip("/")
@@ -72,25 +91,32 @@ class Handler(BaseHTTPRequestHandler):
         if server.status or kind == 0:
             self.answer(server.status or 503, b"")
             return
+        if name == server.broken:
+            self.answer(500, b"")
+            return
         if kind == 1:
             self.close_connection = True
             return
         if not path.is_file():
             self.answer(404, b"")
             return
-        data, status, headers = path.read_bytes(), 200, {}
+        size, status, headers = path.stat().st_size, 200, {}
+        start, stop = 0, size
         if server.ranges and (match := re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)):
-            start, last = int(match[1]), min(int(match[2]), len(data) - 1)
-            if start >= len(data):
+            start, stop = int(match[1]), min(int(match[2]) + 1, size)
+            if start >= size:
                 self.answer(416, b"")
                 return
-            headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
-            data, status = data[start : last + 1], 206
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            status = 206
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
         self.answer(status, data, headers, cut=kind == 2)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: bool = False) -> None:
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in ((headers or {}) | self.server.headers).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -17,6 +17,16 @@ STOPPED = 130  # asked to stop before the end: what waits for this (make) must n
 shards = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Make and inspect shards of data.")
 
 
+def _on_disk(folder: Path) -> None:
+    """ValueError for a URL, of which a path has lost a slash."""
+    scheme, mark, place = str(folder).partition(":/")
+    if mark and scheme.isalnum() and not folder.exists():
+        raise ValueError(
+            f"{scheme}://{place.lstrip('/')} is not on this disk, and every byte of the shards is read here: do it "
+            "before they are uploaded, or copy them first (aws s3 sync, gsutil rsync, rclone, wget)"
+        )
+
+
 @shards.command("world")
 def shards_world(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")] = Path("data/world"),
@@ -157,6 +167,7 @@ def shards_index(
     """Index shards that were made elsewhere, and put all indexes of a folder into one file; again: what is new."""
     from timeviper.datamodules.shards.index import index_shards
 
+    _on_disk(folder)
     with ProgressLine() as line:
         written = index_shards(folder, line, workers or os.cpu_count() or 1)
     print(f"{len(written)} index{'es' * (len(written) != 1)} in {folder}")
@@ -190,6 +201,7 @@ def shards_check(
     """Read every byte and decode every wanted frame; name what is bad, exit code 1 if anything is."""
     from timeviper.cli.check_shards import check, config_of
 
+    _on_disk(folder)
     config = config_of(recipe, fps, max_frames, max_text, accept or [])
     if not check(folder, config, workers or os.cpu_count() or 1, json_file, fix, state, part):
         raise typer.Exit(1)

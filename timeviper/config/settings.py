@@ -96,6 +96,9 @@ class DataConfig:
     empty: timeviper-cache in the temporary folder."""
     cache_gb: float = at_least(0, 10.0, "0 (no cache) or more")
     """Largest size of what is kept of shards, in GB; what was not used for longest goes first. Indexes come on top."""
+    patience: float = at_least(0, 600.0, "0 (ask once) or more seconds")
+    """Seconds for which the store of remote shards may be away before the run saves its state and ends. Meanwhile it
+    waits and goes on where it was: no sample is lost or counted as unreadable."""
     on_change: Literal["refuse", "finish_epoch", "restart_order"] = "refuse"
     """What a run does that goes on after shards have been added, replaced or removed. refuse: it ends with the list of
     them; finish_epoch: the epoch under way ends with the shards of before, and then come all of today's; restart_order:
@@ -149,8 +152,8 @@ class WatchdogConfig:
 
     seconds: float | None = at_least(0, None, "0 (off) or more, or null for the planned step")
     """Longest step or wait for data; validation and checkpoints do not count, a start may take 5 times as long.
-    0: off; null: 600, or 5 times the step that `timeviper plan` expects of this GPU where that is more; from the second
-    step on also 5 times the longest step so far."""
+    0: off; null: 600, or 5 times the step that `timeviper plan` expects of this GPU where that is more, or 1.5 times
+    data.patience of remote shards; from the second step on also 5 times the longest step so far."""
     abort: bool = False
     """End the process afterwards, and with it the job, instead of waiting on."""
 

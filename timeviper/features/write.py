@@ -27,6 +27,7 @@ from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.loader import ignore_signals
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.patience import StoreUnusable
 from timeviper.datamodules.shards.index import SampleRecord, index_shard, read_index, write_index
 from timeviper.datamodules.shards.schema import FEATURES
 from timeviper.datamodules.shards.writer import write_shard
@@ -89,7 +90,8 @@ def write_features(recipe: Recipe, out: Path, only: list[str], workers: int) -> 
     return True
 
 
-Read = tuple[dict[str, Any], list[Frames]] | str  # the json and its media, or why they cannot be read
+# The json and its media, why they cannot be read, or why nothing can be.
+Read = tuple[dict[str, Any], list[Frames]] | str | StoreUnusable
 
 
 class _Media(Dataset[Read]):
@@ -101,6 +103,8 @@ class _Media(Dataset[Read]):
     def __getitem__(self, item: tuple[Unit, FramesConfig]) -> Read:
         try:
             return fetch_sample(item[0], item[1], self.size, self.classes, self.cache)
+        except StoreUnusable as error:  # raised where a person sees it, without the traceback of a loader process
+            return error
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -203,6 +207,8 @@ class _Writer:
         waiting = 0
         for unit in units:
             read = next(reads)
+            if isinstance(read, StoreUnusable):
+                raise read
             if isinstance(read, str):
                 self.done.left_out.append(f"{unit.key.rpartition('#')[0]}: {read}")
                 continue

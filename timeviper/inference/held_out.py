@@ -20,6 +20,7 @@ from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import StepPlan, drawn
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.patience import StoreUnusable
 from timeviper.features.check import check_features
 from timeviper.inference.generate import Part, prefill_pack, write
 from timeviper.inference.journal import Entry
@@ -58,7 +59,8 @@ class Evaluation:
     ) -> None:
         """sources: what is asked; None: data.val."""
         self.model, self.recipe, self.tokenizer = model, recipe, tokenizer
-        sources = load_sources(recipe.data.val, recipe.data.cache) if sources is None else sources
+        if sources is None:
+            sources = load_sources(recipe.data.val, recipe.data.cache, recipe.data.patience)
         if not sources:
             raise ValueError("data.val names no held-out source; add one, such as data.val.mine.shards=FOLDER")
         check_features(recipe, {}, sources, model.towers)
@@ -125,6 +127,8 @@ class Evaluation:
         )
 
     def _group(self, variant: Variant, plan: StepPlan, batch: StepBatch) -> list[Entry]:
+        if batch.away:
+            raise StoreUnusable(batch.away)
         skipped = {lost.key: lost.reason for lost in batch.skipped}
         found = [self._skipped(variant, key, skipped[key]) for key in keys(plan) if key in skipped]
         packs = [self._blind(pack) if variant.blind else pack for pack in batch.packs if pack.keys]
@@ -156,6 +160,8 @@ class Evaluation:
                 change=partial(_grey, form.image_size) if variant.blind else None,
                 on_frames=on_frames,
             )
+        except StoreUnusable:
+            raise
         except (ValueError, OSError) as error:  # as the reader of packs does it
             return self._skipped(variant, unit.key, str(error))
         right = last["content"] if last["role"] == "assistant" else ""

@@ -23,6 +23,8 @@ from timeviper.datamodules.left_out import plan_step, steps_without
 from timeviper.datamodules.on_change import adopt
 from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.datamodules.reader import PackReader
+from timeviper.datamodules.remote.block_cache import BlockCache
+from timeviper.datamodules.remote.patience import StoreUnusable
 from timeviper.inspection.incident import CONFIG, RNG, WEIGHTS, Diagnosis, Incident, examine, set_rng_state
 from timeviper.inspection.probe import PackReport, Size
 from timeviper.kernels import dispatch
@@ -84,8 +86,11 @@ def read_packs(incident: Incident, recipe: Recipe, run: Path | None = None) -> l
     if run:
         adopt(plan, run)
     planned = next(steps_without(plan, incident.step, incident.left_out))
-    reader = PackReader(tokenizer, pack_format(recipe), class_datasets(recipe.data.sources))
+    classes, cache = class_datasets(recipe.data.sources), BlockCache.of(recipe.data)
+    reader = PackReader(tokenizer, pack_format(recipe), classes, cache=cache)
     shares = [reader[planned.share(rank, incident.ranks)] for rank in range(incident.ranks)]
+    if away := next((share.away for share in shares if share.away), ""):
+        raise StoreUnusable(away)
     then = {(p.rank, p.index): p for p in incident.findings.packs}
     for rank, share in enumerate(shares):
         for i, pack in enumerate(share.packs):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 
 from timeviper.datamodules.loader import lost_loader
+from timeviper.datamodules.remote.patience import StoreUnusable
 
 # What collectives say when another rank has ended: gloo, then NCCL.
 _LOST = (
@@ -18,6 +21,19 @@ _LOST = (
     "Watchdog caught collective operation timeout",
 )
 _MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")
+
+
+class NoData(OSError):
+    """Raised on all ranks alike, before a step is applied: a store gives no data, and the state can be saved."""
+
+
+def told_by_all(away: str, trainer: pl.Trainer) -> str:
+    """What the first of the ranks says that is without data; every rank must call this."""
+    said: list[str] = [away]
+    if trainer.world_size > 1:
+        said = [""] * trainer.world_size
+        dist.all_gather_object(said, away)
+    return next(filter(None, said), "")
 
 
 def foreseen(error: BaseException) -> str | None:
@@ -37,6 +53,8 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _foreseen(error: BaseException) -> str | None:
     text = str(error)
+    if isinstance(error, NoData | StoreUnusable):
+        return f"{text}."
     if told := lost_loader(error):
         return told
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _MEMORY):

@@ -6,6 +6,7 @@ their number in the whole global step, so neither the cut into packs nor the num
 
 from __future__ import annotations
 
+from math import nan
 from typing import Protocol, cast
 
 import lightning.pytorch as pl
@@ -83,8 +84,10 @@ class ViperModule(pl.LightningModule):
         place = self.plan_step(step)
         set_transv(self.model, transv_at(place, self.recipe.model.transv, self.recipe.train.phases))
         world = self.trainer.world_size
-        # Labels, summed loss and right labels of the global step; the first is needed before the backward.
-        num_labels = torch.full((), float(sum(p.num_labels for p in batch.packs)), device=self.device)
+        # Labels, summed loss and right labels of the global step; the first is needed before the backward. Where a
+        # store is away it is no number, which all ranks learn without a further message (`Guard.admits`).
+        own = nan if batch.away else float(sum(p.num_labels for p in batch.packs))
+        num_labels = torch.full((), own, device=self.device)
         if world > 1:
             dist.all_reduce(num_labels)
         num_labels = num_labels.clamp(min=1)

@@ -1,0 +1,68 @@
+"""A store that is away in the middle of a run: nothing is lost or charged, and a run that ends keeps its state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import Job, Pictures, losses, weights, write_recipe
+from range_server import serving
+
+from timeviper.datamodules.shards.index import index_shards
+from timeviper.datamodules.shards.pool import write_shards
+
+
+def go_away_at(rank: int, *, stop: str, steps: tuple[int, ...]) -> None:
+    """Before the data of these steps are read, rank 0 makes a file, and while it is there the server is away."""
+    from timeviper.datamodules.reader import PackReader
+    from timeviper.datamodules.remote import patience
+
+    patience.FIRST_WAIT, patience.LONGEST_WAIT, patience.TOLD_AFTER = 0.02, 0.2, 0.3
+    plain = PackReader._read_step
+
+    def read(self: PackReader, plan):
+        if plan.step in steps and rank == 0:
+            Path(stop).touch()
+        return plain(self, plan)
+
+    PackReader._read_step = read  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_an_outage_costs_time_and_a_long_one_the_rest_of_the_run_but_no_data(tmp_path: Path) -> None:
+    """Two ranks. The store is away at step 2 for less than the run's patience, and from step 5 on for more: the run
+    ends with the state after step 5 and a sentence, and the same command takes it to where it would have come."""
+    shards, pictures = tmp_path / "shards", Pictures()
+    samples = [
+        {"__key__": f"{i:02d}", "json": {"messages": pictures.record(i)["messages"]}, "png": pictures.open(i, "png")}
+        for i in range(40)
+    ]
+    write_shards(samples, shards, samples_per_shard=10)
+    index_shards(shards)
+    recipe, stop = write_recipe(tmp_path), tmp_path / "stop"
+    with serving(shards) as server:
+
+        def command(out: str) -> list[str]:
+            sources = ["data.sources.pictures=null", f"data.sources.far.shards={server.url}"]
+            rest = ["data.cache_gb=0", "data.patience=8", "data.max_skipped=0"]
+            return ["train", str(recipe), f"out={tmp_path / out}", *sources, *rest]
+
+        server.gone = stop
+        job = Job(tmp_path, 2, *command("out"), first=go_away_at, stop=str(stop), steps=(2, 5))
+        job.until("waiting for http", seconds=300)
+        stop.unlink()
+        assert all(job.end(400)), job.said()
+        said = job.said(0) + job.said(1)
+        told = "is the store up and reachable? (data.patience=8 is how long it is waited for). The run continues from "
+        assert f"{told}step=5 with: " in said, said
+        assert "Traceback" not in said, said
+        stop.unlink()
+        for out in ("out", "undisturbed"):
+            job = Job(tmp_path, 2, *command(out))
+            assert job.end(400) == [0, 0], job.said()
+    assert "skipped: 0" in job.said()
+    assert losses(tmp_path / "out") == losses(tmp_path / "undisturbed")
+    one, other = weights(tmp_path / "out"), weights(tmp_path / "undisturbed")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
