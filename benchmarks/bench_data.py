@@ -2,7 +2,7 @@
 
 `python benchmarks/bench_data.py decoding` compares ways to take some frames out of an hour of video;
 `... loader` compares the loader with the bare decoding of the same frames; `... features` a stage trained from
-videos with one trained from stored features.
+videos with one trained from stored features; `... far` reads frames of an hour from a web server that takes its time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PAGES = {
     "decoding": "Frames out of long videos",
     "loader": "The loader against bare decoding",
     "features": "Training from videos and from features",
+    "far": "Frames out of an hour behind a web server",
 }
 
 
@@ -50,6 +51,8 @@ def parse() -> argparse.Namespace:
     decoding.add_argument("--gop", type=_numbers, default=[30, 250], help="frames from keyframe to keyframe")
     decoding.add_argument("--size", type=int, default=224, help="pixels a side")
     decoding.add_argument("--peers", action="store_true", help="install torchcodec and decord into the cache first")
+    far = parser.add_argument_group("far")
+    far.add_argument("--delays", type=_numbers, default=[5, 50, 200], help="milliseconds of each answer")
     loader = parser.add_argument_group("loader")
     loader.add_argument("--recipes", nargs="+", default=RECIPES, help="whose steps are read")
     loader.add_argument("--steps", type=int, default=60)
@@ -64,6 +67,12 @@ def main() -> None:
         if args.peers:
             decoding.install_peers(args.cache / "peers")
         lines = decoding.table(args.cache, args.minutes, args.frames, args.gop, args.size, args.runs)
+        hardware = f"{machine}-cpu-1thread"
+    elif args.what == "far":
+        import bench_far as far
+
+        delays = [delay / 1e3 for delay in args.delays]
+        lines = far.table(args.cache, args.frames[0], args.gop, args.size, args.runs, delays)
         hardware = f"{machine}-cpu-1thread"
     elif args.what == "features":
         import bench_features as features
