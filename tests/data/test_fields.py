@@ -246,6 +246,7 @@ def test_turns_of_pieces(tmp_path: Path) -> None:
     ("piece", "message"),
     [
         ({"type": "audio", "audio": "a.mp3"}, "a piece of type 'audio'; known are text"),
+        ({"type": "video", "video": ["1.jpg", 2]}, "must be the path of a file"),
         ({"type": "video", "video": "b.mp4"}, "names its video in its turns and beside them"),
         (7, "a turn has the piece 7"),
     ],
