@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from timeviper.datamodules.datamodule import VideoDataModule
-from timeviper.datamodules.plan import StepPlan
+from timeviper.datamodules.plan import StepPlan, numbered
 from timeviper.datamodules.reader import PackReader
 from timeviper.pack import Pack
 
@@ -28,11 +28,14 @@ def fixed_plans(data: VideoDataModule, count: int) -> list[StepPlan]:
     Samples that fit into a pack without any compression come before longer ones, and these by rising length, so that
     a pass without TransV needs no more memory than a training step where that is possible. Fewer, if there are fewer.
     """
-    units = [source[i] for source in data.val_sources.values() for i in range(len(source))]
-    units = [units[i] for i in np.random.default_rng(0).permutation(len(units))]
-    settings = data.recipe.data
-    items = [item for unit in units if (item := data.cost.item(unit, settings.frames)).num_frames]
-    items.sort(key=lambda item: max(item.tokens, settings.tokens_per_pack))
+    settings, total = data.recipe.data, sum(map(len, data.val_sources.values()))
+    fitting, longer = [], []
+    for unit in numbered(data.val_sources, np.random.default_rng(0).permutation(total).tolist()):
+        if (item := data.cost.item(unit, settings.frames)).num_frames:
+            (fitting if item.tokens <= settings.tokens_per_pack else longer).append(item)
+        if len(fitting) == count * (1 + SPARES):  # no more of them can be chosen
+            break
+    items = [*fitting, *sorted(longer, key=lambda item: item.tokens)]
     chosen = items[:count]
     spares = [items[i + count :: count][:SPARES] for i in range(len(chosen))]
     filled = (replace(item, spares=tuple(others)) for item, others in zip(chosen, spares))

@@ -7,10 +7,11 @@ global batches. States of the plan (`plan_state.py`) are shortcuts on the way to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Protocol
 
 import numpy as np
@@ -282,7 +283,17 @@ def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samp
 
 def drawn(sources: dict[str, Source], samples: int) -> list[Unit]:
     """`samples` units of all sources (0: all), always the same ones, in a fixed order."""
-    units = [source[i] for source in sources.values() for i in range(len(source))]
-    if 0 < samples < len(units):  # drawn, because every n-th may have something in common
-        units = [units[i] for i in sorted(np.random.default_rng(0).permutation(len(units))[:samples])]
-    return units
+    total = sum(map(len, sources.values()))
+    numbers: Iterable[int] = range(total)
+    if 0 < samples < total:  # drawn, because every n-th may have something in common
+        numbers = sorted(np.random.default_rng(0).permutation(total)[:samples].tolist())
+    return [*numbered(sources, numbers)]
+
+
+def numbered(sources: Mapping[str, Source], numbers: Iterable[int]) -> Iterator[Unit]:
+    """Units by their numbers through all sources; no others are made, of which there may be millions."""
+    each = [*sources.values()]
+    ends = [*accumulate(map(len, each))]
+    for number in numbers:
+        source = bisect_right(ends, number)
+        yield each[source][number - ends[source] + len(each[source])]

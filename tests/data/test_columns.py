@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_makers import shards
 
+from timeviper.datamodules.plan import drawn
 from timeviper.datamodules.shards.column_join import columns_of, join
 from timeviper.datamodules.shards.columns import NAMES, Columns, check
 from timeviper.datamodules.shards.index_file import ShardIndex, Turn, line
@@ -94,3 +95,14 @@ def test_columns_that_do_not_fit_are_refused() -> None:
             check(whole | {name: array})
     with pytest.raises(ValueError, match="lacks key"):
         check({name: array for name, array in whole.items() if name != "key"})
+
+
+@settings(max_examples=20, deadline=None)
+@given(shards(), shards(), st.integers(0, 12))
+def test_a_held_out_set_makes_only_the_units_that_are_drawn(a: list[ShardIndex], b: list[ShardIndex], few: int) -> None:
+    sources = {"a": Source("a", a), "b": Source("b", b)}
+    every = [source[i] for source in sources.values() for i in range(len(source))]
+    chosen = sorted(np.random.default_rng(0).permutation(len(every))[:few].tolist()) if few else range(len(every))
+    fresh = {name: Source(name, made) for name, made in (("a", a), ("b", b))}
+    assert drawn(fresh, few) == [every[i] for i in chosen]
+    assert sum(source._unit.cache_info().misses for source in fresh.values()) == len(chosen)
