@@ -86,7 +86,7 @@ class Found:
 
     def encode(self, about: dict[str, Any]) -> bytes:
         out = io.BytesIO()
-        content = json.dumps({"about": about, "entries": [[*asdict(e).values()] for e in self.entries]})
+        content = json.dumps({"about": about, "entries": [[*vars(e).values()] for e in self.entries]})
         columns = {n: np.array(self._rows[n], dt).reshape(-1, *shape) for n, (dt, shape) in COLUMNS.items()}
         looks = {
             name: np.array(self._looks[still], np.uint8).reshape(-1, *shape) for still, (name, shape) in LOOKS.items()
@@ -117,12 +117,14 @@ class Shelf:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, found.encode(about))
 
-    def has(self, tar: Path) -> bool:
+    def has(self, tar: Path, whatever_was_wanted: bool = False) -> bool:
         """Whether what was found in the tar as it is now is there, whole."""
         try:
             with np.load(self._path(tar), allow_pickle=False) as file:
-                return json.loads(file["content"].tobytes())["about"] == self.about(tar) and file.zip.testzip() is None
-        except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+                about = json.loads(file["content"].tobytes())["about"]
+                same = about | ({"wants": self._wants} if whatever_was_wanted else {}) == self.about(tar)
+                return same and file.zip.testzip() is None
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError):
             return False
 
     def entries(self, tar: Path) -> list[Entry]:

@@ -55,7 +55,7 @@ def check_shards(
     with shelf(Path(state) if state else None, folder, config) as kept:
         done, mine = 0, tars[part[0] - 1 :: part[1]]
         here = {tar for tar in mine if state and kept.has(tar)}
-        for sample, shard in _examine(kept, folder, [tar for tar in mine if tar not in here], config, workers):
+        for sample, shard in examine_shards(kept, folder, [tar for tar in mine if tar not in here], config, workers):
             done += isinstance(sample, Sample)
             if progress:
                 progress(done, shard)
@@ -73,10 +73,10 @@ class _End:
     about: dict[str, Any]
 
 
-def _examine(
+def examine_shards(
     kept: Shelf, folder: Path, tars: list[Path], config: CheckConfig, workers: int
 ) -> Iterator[tuple[Sample | Defect, str]]:
-    """Put what is found in some shards into `kept`, each when it is done."""
+    """Put what is found in some shards into `kept`, each when it is done; gives each sample with its shard."""
 
     def jobs() -> Iterator[Sample | Defect | _End]:
         for tar in tars:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,13 @@ class Twins:
 
 def find_twins(kept: Shelf, tars: list[Path], usable: list[NDArray[np.bool_]]) -> Twins:
     """Among the media of all shards. usable: of each shard, which entries are (see `is_usable`)."""
-    table = _table(kept, tars, usable)
+    table = table_of(kept, tars)
+    before = np.cumsum([0, *map(len, usable)])  # entries of the shards before
+    table["usable"] = (
+        np.concatenate(usable)[before[table["shard"]] + table["entry"]] if before[-1] else np.zeros(0, bool)
+    )
+    folders = {folder: i for i, folder in enumerate(dict.fromkeys(tar.parent for tar in tars))}
+    table["folder"] = np.array([folders[tar.parent] for tar in tars], np.int32)[table["shard"]]  # shards lie in several
     kind, other, again = _same_bytes(table)
     rms = np.zeros(len(kind), np.float32)
     for still in LOOKS:
@@ -69,7 +75,10 @@ def find_twins(kept: Shelf, tars: list[Path], usable: list[NDArray[np.bool_]]) -
         if len(rows) < 2:
             continue
         with TemporaryDirectory(prefix=".looks-", dir=kept.place) as scratch:
-            looks = _gather(kept, tars, table, rows, still, Path(scratch) / "looks")
+            path = Path(scratch) / "looks"
+            with path.open("wb") as file:
+                write_looks(kept, tars, table, rows, still, file)
+            looks = np.memmap(path, np.uint8, "r", shape=(len(rows), *LOOKS[still][1]))
             first, differ = lookalikes(looks, SAME_RMS, SAME_CELL)
             del looks
         found = np.flatnonzero(first >= 0)
@@ -79,19 +88,15 @@ def find_twins(kept: Shelf, tars: list[Path], usable: list[NDArray[np.bool_]]) -
     return Twins(table["shard"], table["entry"], kind, other, rms)
 
 
-def _table(kept: Shelf, tars: list[Path], usable: list[NDArray[np.bool_]]) -> dict[str, Column]:
-    """Columns of all media, and `shard` and `usable` of each; `folder` tells shards apart that lie in several."""
-    parts: dict[str, list[Column]] = {name: [] for name in (*COLUMNS, "shard", "usable")}
+def table_of(kept: Shelf, tars: list[Path]) -> dict[str, Column]:
+    """Columns of all media (`kept.COLUMNS`), and the number of the `shard` of each."""
+    parts: dict[str, list[Column]] = {name: [] for name in (*COLUMNS, "shard")}
     for number, tar in enumerate(tars):
         columns = kept.columns(tar)
         columns["shard"] = np.full(len(columns["entry"]), number, np.int32)
-        columns["usable"] = usable[number][columns["entry"]]
         for name, column in columns.items():
             parts[name].append(column)
-    table = {name: np.concatenate(columns) for name, columns in parts.items()}
-    folders = {folder: i for i, folder in enumerate(dict.fromkeys(tar.parent for tar in tars))}
-    table["folder"] = np.array([folders[tar.parent] for tar in tars], np.int32)[table["shard"]]
-    return table
+    return {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
 def _same_bytes(table: dict[str, Column]) -> tuple[Column, Column, Column]:
@@ -163,13 +168,10 @@ class _Uses:
         return ("stored-again", before) if same_place is None else ("", -1)
 
 
-def _gather(
-    kept: Shelf, tars: list[Path], table: dict[str, Column], rows: Column, still: bool, path: Path
-) -> NDArray[np.uint8]:
-    """The looks of some media, mapped from a file."""
-    shape = LOOKS[still][1]
-    with path.open("wb") as file:
-        for number in np.unique(table["shard"][rows]):
-            mine = rows[table["shard"][rows] == number]
-            file.write(kept.looks(tars[number], still)[table["look"][mine]].tobytes())
-    return np.memmap(path, np.uint8, "r", shape=(len(rows), *shape))
+def write_looks(
+    kept: Shelf, tars: list[Path], table: dict[str, Column], rows: Column, still: bool, file: IO[bytes]
+) -> None:
+    """The looks of some media, one after the other."""
+    for number in np.unique(table["shard"][rows]):
+        mine = rows[table["shard"][rows] == number]
+        file.write(kept.looks(tars[number], still)[table["look"][mine]].tobytes())

@@ -207,6 +207,25 @@ def shards_check(
         raise typer.Exit(1)
 
 
+@shards.command("overlap")
+def shards_overlap(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tar shards, such as training data.")],
+    media: Annotated[
+        Path, typer.Argument(metavar="MEDIA", help="Videos and images, or shards of them: held-out data.")
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Report to write.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: one a core.")] = 0,
+    state: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="That of `check`: shards that it remembers are not read again.")
+    ] = None,
+) -> None:
+    """Find MEDIA in shards, by bytes and by look; exit code 1 if any is there."""
+    from timeviper.cli.overlap import overlap
+
+    if not overlap(folder, media, workers or os.cpu_count() or 1, json_file, state):
+        raise typer.Exit(1)
+
+
 @shards.command("features", context_settings={**HELP, "ignore_unknown_options": True})
 def shards_features(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Its frozen towers run over its data.")],
