@@ -49,15 +49,22 @@ def _files(source: Path) -> list[tuple[Path, str]]:
         return [(source, _split(source))]
     if (several := source / "dataset_dict.json").is_file():
         splits = parse_object(read_text(several)).get("splits")
-        if not isinstance(splits, list) or not all(isinstance(s, str) and (source / s).is_dir() for s in splits):
+        if not isinstance(splits, list) or not all(_is_inside(s) and (source / s).is_dir() for s in splits):
             raise SchemaError(f"its dataset_dict.json names splits {splits!r} that are not all folders there")
         return [(path, split) for split in splits for path, _ in _files(source / split)]
     if (state := source / "state.json").is_file():
         listed = parse_object(read_text(state)).get("_data_files")
-        if not isinstance(listed, list) or not all(isinstance(f, dict) and "filename" in f for f in listed):
-            raise SchemaError("its state.json lists no data files (_data_files)")
+        if not isinstance(listed, list) or not all(
+            isinstance(f, dict) and _is_inside(f.get("filename")) for f in listed
+        ):
+            raise SchemaError("its state.json lists no data files of its folder (_data_files)")
         return [(source / f["filename"], "") for f in listed]
     return [(path, _split(path)) for path in _parquet_below(source)]
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a name is one of a file in the folder: what is read is not for a file of the source to choose."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
 def _parquet_below(source: Path) -> list[Path]:

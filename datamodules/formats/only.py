@@ -30,6 +30,8 @@ class Only:
 
     def takes(self, entry: Entry) -> bool:
         """Whether an entry is one of them; one that cannot be read counts by what its source says of it."""
+        if entry.notes and not entry.fields:  # of which nothing is made anyway
+            return True
         fields = entry.fields if isinstance(entry.fields, dict) else entry.raw
         said = {plain(name): value for name, value in fields.items()} if isinstance(fields, dict) else {}
         for name in dict.fromkeys((*self.rules, *SPLITS)):

@@ -156,3 +156,13 @@ def test_rules_that_leave_nothing(tmp_path: Path, only: list[str], message: str)
     rows = [{"video": "a.mp4", "caption": "x", "split": split} for split in ("train", "test")]
     with pytest.raises(ValueError, match=message):
         read_manifest(put_lines(tmp_path / "x.jsonl", *rows), only=only)
+
+
+def test_what_is_left_out_anyway_is_not_counted_for_the_rule(tmp_path: Path) -> None:
+    put(tmp_path, "a.mp4", "b.mp4", "a.jpg")
+    for name, split in (("a", "train"), ("b", "test")):
+        put_json(tmp_path / f"{name}.json", {"caption": "x", "split": split})
+    manifest = read_manifest(tmp_path, only=["split=train"])
+    assert [s["__key__"] for s in manifest.samples] == ["a"]
+    assert "1 entries are left out by --only split=train" in manifest.notes
+    assert any("thumbnails" in note for note in manifest.notes)

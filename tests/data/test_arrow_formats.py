@@ -145,9 +145,13 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     assert [json.loads(s["json"])["split"] for s in manifest.samples] == ["train", "train", "train", "test"]
     assert len(read_manifest(saved, only=["split=train"]).samples) == 3
     assert len(read_manifest(saved / "test").samples) == 1
-    (saved / "dataset_dict.json").write_text('{"splits": ["train", "gone"]}')
-    with pytest.raises(ManifestError, match=r"names splits .* that are not all folders there"):
-        read_manifest(saved)
+    for splits in ('["train", "gone"]', '["train", "../saved"]', "3"):
+        (saved / "dataset_dict.json").write_text(f'{{"splits": {splits}}}')
+        with pytest.raises(ManifestError, match=r"names splits .* that are not all folders there"):
+            read_manifest(saved)
+    (saved / "test" / "state.json").write_text('{"_data_files": [{"filename": "../train/left-over.arrow"}]}')
+    with pytest.raises(ManifestError, match=r"lists no data files of its folder"):
+        read_manifest(saved / "test")
 
 
 def test_a_folder_of_the_hub(tmp_path: Path) -> None:
