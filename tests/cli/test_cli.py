@@ -14,7 +14,7 @@ from tree import ROOT
 from timeviper.cli import main as module
 from timeviper.package import VERSION
 
-VERBS = ("train", "eval", "compare", "ask", "explain", "doctor", "preview", "import", "export", "shards")
+VERBS = ("train", "eval", "compare", "needles", "ask", "explain", "doctor", "preview", "import", "export", "shards")
 STAGE2 = "recipes/tiny/stage2_instruct.yaml"
 
 
@@ -45,12 +45,14 @@ def test_help_names_every_verb(run) -> None:
         ("train", ["RECIPE", "KEY=VALUE"]),
         ("eval", ["RUN", "KEY=VALUE", "--again"]),
         ("compare", ["RUN_A", "RUN_B", "KEY=VALUE", "--json"]),
+        ("needles", ["RUN... [KEY=VALUE]...", "--lengths", "--depths", "--needles", "--also", "--json"]),
         ("ask", ["QUESTION", "--run", "--video", "--json"]),
         ("explain", ["RECIPE", "KEY=VALUE"]),
         ("preview", ["RECIPE", "--steps", "--ranks"]),
         ("import", ["HF_DIR", "OUT"]),
         ("export", ["RUN", "OUT"]),
         ("shards world", ["OUT", "--scale", "--workers", "--seed"]),
+        ("shards needles", ["OUT", "--videos", "--images", "--lengths", "--depths", "--train"]),
         ("shards write", ["SOURCE", "OUT", "--samples-per-shard"]),
         ("shards index", ["FOLDER"]),
         ("shards check", ["FOLDER"]),
