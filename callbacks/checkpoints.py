@@ -13,6 +13,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from timeviper.config import TrainConfig
 from timeviper.pack import StepBatch
@@ -65,8 +66,10 @@ class Checkpoints(pl.Callback):
             self._deadline.cancel()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, NoData) and trainer.global_step:  # all ranks are here, after the same step
-            self.save(trainer)
+        if isinstance(exception, NoData):  # all ranks are here, in the same step
+            if trainer.global_step > self._saved:
+                _end_step(trainer)
+                self.save(trainer)
             self.finish()
         if isinstance(trainer.strategy, Sharded):
             trainer.strategy.abandon_write(self.train.stop_within)
@@ -128,12 +131,15 @@ class Checkpoints(pl.Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StepBatch, *_: Any
     ) -> None:
-        """A validation may take longer than there is time: it ends here, and the stop follows the next step."""
+        """A validation may take longer than there is time: it ends here, and the stop follows the next step. So it does
+        where a store is away for too long, and the run ends at the next step if that has no data either."""
         self._doing = "validating"
         stop, away = self._any_rank(trainer, self.asked_to_stop > 0, bool(batch.away))
         if away:
-            raise NoData(told_by_all(batch.away, trainer))
-        if stop:
+            told = told_by_all(batch.away, trainer)
+            if trainer.is_global_zero:
+                print(f"no held-out figures of step {trainer.global_step}: {told}", flush=True)
+        if stop or away:
             cast(ViperModule, pl_module).cut_validation()
             raise StopIteration  # how Lightning's loop is told that there are no more batches
 
@@ -180,3 +186,13 @@ class Checkpoints(pl.Callback):
             + (f"{kept.name} is still valid; " if kept else "")
             + f"free space or choose another out=, then continue with: {self.resume_hint}"
         )
+
+
+def _end_step(trainer: pl.Trainer) -> None:
+    """Set Lightning's counters back from within a step to the end of the one before, from where it expects to go on."""
+    loop = trainer.fit_loop.epoch_loop
+    for tracker in (loop.batch_progress.total, loop.batch_progress.current):
+        progress = cast(_ProcessedTracker, tracker)
+        progress.ready = progress.started = progress.processed
+        progress.completed = progress.processed - 1
+    loop._batches_that_stepped -= 1

@@ -30,8 +30,9 @@ def go_away_at(rank: int, *, stop: str, steps: tuple[int, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_an_outage_costs_time_and_a_long_one_the_rest_of_the_run_but_no_data(tmp_path: Path) -> None:
-    """Two ranks. The store is away at step 2 for less than the run's patience, and from step 5 on for more: the run
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_outage_costs_time_and_a_long_one_the_rest_of_the_run_but_no_data(tmp_path: Path, world: int) -> None:
+    """The store is away at step 2 for less than the run's patience, and from step 5 on for more: the run
     ends with the state after step 5 and a sentence, and the same command takes it to where it would have come."""
     shards, pictures = tmp_path / "shards", Pictures()
     samples = [
@@ -49,7 +50,7 @@ def test_an_outage_costs_time_and_a_long_one_the_rest_of_the_run_but_no_data(tmp
             return ["train", str(recipe), f"out={tmp_path / out}", *sources, *rest]
 
         server.gone = stop
-        job = Job(tmp_path, 2, *command("out"), first=go_away_at, stop=str(stop), steps=(2, 5))
+        job = Job(tmp_path, world, *command("out"), first=go_away_at, stop=str(stop), steps=(2, 5))
         job.until("waiting for http", seconds=300)
         stop.unlink()
         assert all(job.end(400)), job.said()
@@ -59,8 +60,8 @@ def test_an_outage_costs_time_and_a_long_one_the_rest_of_the_run_but_no_data(tmp
         assert "Traceback" not in said, said
         stop.unlink()
         for out in ("out", "undisturbed"):
-            job = Job(tmp_path, 2, *command(out))
-            assert job.end(400) == [0, 0], job.said()
+            job = Job(tmp_path, world, *command(out))
+            assert job.end(400) == [0] * world, job.said()
     assert "skipped: 0" in job.said()
     assert losses(tmp_path / "out") == losses(tmp_path / "undisturbed")
     one, other = weights(tmp_path / "out"), weights(tmp_path / "undisturbed")

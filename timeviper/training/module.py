@@ -106,10 +106,11 @@ class ViperModule(pl.LightningModule):
         return plan_step(step, self.judge.left_out)
 
     def cut_validation(self) -> None:
-        """End the validation at hand without figures: a stop was asked for in the middle of it."""
+        """End the validation at hand without figures: a stop was asked for in the middle, or a store is away."""
         self.validation_cut = True
 
     def on_validation_start(self) -> None:
+        self.validation_cut = False
         set_transv(self.model, self.recipe.model.transv)  # as the export has it, wherever a curriculum stands
 
     def _clip(self, optimizer: LightningOptimizer) -> Tensor:
