@@ -24,7 +24,7 @@ from bench_decoding import write_video
 from timeviper.config import FramesConfig, Recipe, SourceConfig
 from timeviper.datamodules.build import build_plan, cost_model, load_sources, pack_format
 from timeviper.datamodules.frames.video import read_video
-from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
+from timeviper.datamodules.loader import Loader
 from timeviper.datamodules.plan import StepPlan, held_out
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.shards.pool import write_shards
@@ -56,10 +56,8 @@ class Load:
         self.cost = cost_model(recipe, tokenizer)
 
     def loader(self, plans: list[StepPlan], workers: int) -> Iterator[StepBatch]:
-        most = max(plan_bytes(plan, self.form.image_size) for plan in plans)
-        sampler = PlanSampler(lambda: plans, 0, 1)
         prefetch = self.recipe.data.prefetch
-        return iter(make_loader(self.reader, sampler, workers, prefetch, False, step_bytes=most, prefetch_gb=GB))
+        return iter(Loader(self.reader, lambda: plans, workers=workers, prefetch=prefetch, prefetch_gb=GB))
 
     def clips(self, plans: list[StepPlan]) -> list[Clip]:
         """All media of the steps; of a sample with several, none states its own length in the index."""

@@ -25,6 +25,8 @@ from timeviper.datamodules.shards.schema import PLACEHOLDER, ROLES
 from timeviper.pack import IGNORE, Kind
 from timeviper.tokenizer import MARK, Message, Tokenizer
 
+SHORT = 80  # characters of a text that may be expected to come again
+
 
 @dataclass
 class Media:
@@ -69,11 +71,11 @@ class _Writer:
         Images have no time.
         """
         timed = media.kind == "video"
-        times = [float(t) for t in media.times]
+        times = np.asarray(media.times, np.float64).tolist()
         frame = [0] * self.tokens_per_frame
         for i, seconds in enumerate(times):
             if timed and self.chat.time == "frames" and i % self.chat.frames_per_time == 0:
-                self.write(_time_ids(self.tokenizer, time_text(seconds)))
+                self.write(_short_ids(self.tokenizer, time_text(seconds)))
             self.write(frame, Kind.VISION)
             self.prompt_kind = Kind.INSTRUCTION
         if timed and self.chat.time in ("sentence", "tokens"):
@@ -95,10 +97,15 @@ def time_text(seconds: float) -> str:
     return f"{seconds:.1f}s"
 
 
+def _ids(tokenizer: Tokenizer, text: str) -> Sequence[int]:
+    return _short_ids(tokenizer, text) if len(text) <= SHORT else tokenizer.encode(text)
+
+
 @lru_cache(maxsize=1 << 16)
-def _time_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Times repeat from video to video, and encoding one takes longer than all else about a small frame's text."""
-    return tuple(tokenizer.encode(text))
+def _short_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Times, questions and answers in a word repeat from sample to sample, and encoding takes longer than all else
+    about them."""
+    return tuple(tokenizer.encode(text)) if text else ()
 
 
 def time_sentence(duration: float, frames: int) -> str:
@@ -133,14 +140,14 @@ def encode_chat(
     for i, (turn, text) in enumerate(zip(turns, _texts(messages, len(media)))):
         writer.write(turn.before)
         if roles[i] == "assistant":
-            answer = [*tokenizer.encode(text[0]), *turn.end]
+            answer = [*_ids(tokenizer, text[0]), *turn.end]
             supervised = not generate and (supervise == "all" or i == len(roles) - 1)
             writer.write(answer, Kind.ANSWER, supervised)
         else:
-            writer.write(tokenizer.encode(text[0]))
+            writer.write(_ids(tokenizer, text[0]))
             for part in text[1:]:
                 said = writer.media(next(waiting))
-                writer.write(tokenizer.encode(part.removeprefix("\n") if said else part))
+                writer.write(_ids(tokenizer, part.removeprefix("\n") if said else part))
     if generate:
         writer.write(turns[-1].before)
     if max_tokens is not None and len(writer.ids) > max_tokens:

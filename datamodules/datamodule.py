@@ -9,13 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader
 
 from timeviper.config import Recipe
-from timeviper.config.curriculum import stretches
 from timeviper.datamodules.build import build_plan, class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.left_out import plan_step, steps_without
-from timeviper.datamodules.loader import PlanSampler, make_loader, most_bytes
+from timeviper.datamodules.loader import ComingSteps, Loader
 from timeviper.datamodules.on_change import FILE as DATA
 from timeviper.datamodules.on_change import DataRecord, follow
 from timeviper.datamodules.plan import StepPlan, held_out
@@ -25,7 +23,6 @@ from timeviper.datamodules.plan_state import PlanState
 from timeviper.datamodules.reader import PackReader, Reading
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.turns import turns_note
-from timeviper.pack import StepBatch
 from timeviper.tokenizer import Tokenizer
 
 log = logging.getLogger("timeviper")
@@ -61,28 +58,27 @@ class VideoDataModule(pl.LightningDataModule):
         self.val_sources = load_sources(recipe.data.val, recipe.data.cache, recipe.data.patience)
         self.cost = cost_model(recipe, tokenizer)
 
-    def _loader(
-        self, reader: PackReader, plans: Callable[[], Iterable[StepPlan]], workers: int, step_bytes: int
-    ) -> DataLoader[StepBatch]:
+    def _loader(self, reader: PackReader, plans: Callable[[], Iterable[StepPlan]], workers: int) -> Loader:
         assert self.trainer is not None
         data, trainer = self.recipe.data, self.trainer
-        sampler = PlanSampler(plans, trainer.global_rank, trainer.world_size)
-        pin = trainer.strategy.root_device.type == "cuda"
-        return make_loader(
-            reader, sampler, workers, data.prefetch, pin, step_bytes=step_bytes, prefetch_gb=data.prefetch_gb
+        return Loader(
+            reader,
+            plans,
+            trainer.global_rank,
+            trainer.world_size,
+            workers=workers,
+            prefetch=data.prefetch,
+            prefetch_gb=data.prefetch_gb,
+            pin=trainer.strategy.root_device.type == "cuda",
         )
 
-    def train_dataloader(self) -> DataLoader[StepBatch]:
+    def train_dataloader(self) -> ComingSteps:
         assert self.trainer is not None
         self.before_reading()
         if note := turns_note(self.recipe, self.plan.sources):
             log.warning("%s", note)
-        data, form = self.recipe.data, self.reader.form
-        packs = -(-data.packs_per_step // self.trainer.world_size)
-        starts = [start for start, _ in stretches(self.recipe.train)]
-        share = min(self.cost.at(step).vision_share for step in [*starts, self.recipe.train.steps - 1])
-        most = most_bytes(packs, data.tokens_per_pack, form.tokens_per_frame, share, form.image_size)
-        return self._loader(self.reader, partial(self.steps, self.trainer.global_step), data.workers, most)
+        plans = partial(self.steps, self.trainer.global_step)
+        return ComingSteps(self._loader(self.reader, plans, self.recipe.data.workers))
 
     def steps(self, start: int) -> Iterator[StepPlan]:
         """The steps of this run, from `start` on; where the plan stands after each is remembered until it is past."""
@@ -123,10 +119,10 @@ class VideoDataModule(pl.LightningDataModule):
         )
         return "Samples of the step: " + ", ".join(item.unit.key for pack in share.packs for item in pack)
 
-    def val_dataloader(self) -> DataLoader[StepBatch] | list:
+    def val_dataloader(self) -> Loader | list:
         assert self.trainer is not None
         if not self.val_sources:
             return []
         samples, world = self.recipe.train.validate_samples, self.trainer.world_size
         plans = held_out(self.val_sources, self.recipe.data, self.cost, samples, world)
-        return self._loader(self.val_reader, lambda: plans, 0, 0)
+        return self._loader(self.val_reader, lambda: plans, 0)

@@ -15,7 +15,7 @@ from timeviper.datamodules.frames.part import Part, part_of
 from timeviper.datamodules.frames.share import shared
 from timeviper.datamodules.frames.stored import decode_features
 from timeviper.datamodules.frames.stream import FrameStream
-from timeviper.datamodules.frames.video import Frames, frame_count, read_video
+from timeviper.datamodules.frames.video import Empty, Frames, empty, frame_count, read_video
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import SampleFiles
@@ -47,13 +47,14 @@ def fetch(
     size: int,
     classes: Mapping[str, ClassDataset],
     cache: BlockCache | None = None,
+    empty: Empty = empty,
 ) -> Fetched:
     """Read and decode a unit; `classes` are the sources that are Python classes, by name.
 
-    `cache` keeps what was read of remote shards (None: the default folder). Raises ValueError or OSError that says
-    what is wrong with the sample, never anything else.
+    `cache` keeps what was read of remote shards (None: the default folder). `empty` makes the arrays in which frames
+    are decoded. Raises ValueError or OSError that says what is wrong with the sample, never anything else.
     """
-    record, media = fetch_sample(unit, frames, size, classes, cache)
+    record, media = fetch_sample(unit, frames, size, classes, cache, empty, only=unit.conversation)
     return Fetched(record["conversations"][unit.conversation], media)
 
 
@@ -63,16 +64,18 @@ def fetch_sample(
     size: int,
     classes: Mapping[str, ClassDataset],
     cache: BlockCache | None = None,
+    empty: Empty = empty,
+    only: int | None = None,
 ) -> tuple[dict[str, Any], list[Frames]]:
-    """The whole json of a unit's sample and its media; otherwise as `fetch`."""
+    """The whole json of a unit's sample and its media; otherwise as `fetch`. `only` as for `parse_record`."""
     with SampleFiles(unit.shard, unit.record, cache) as files:
-        record, stored = _texts(files, unit, frames, size, classes)
+        record, stored = _texts(files, unit, frames, size, classes, only)
         if stored:
             return record, stored
         media: list[Frames] = []
         for opened, wanted, duration, part in _media(files, unit, record, frames, classes):
             with opened() as source:
-                media.append(read_video(source, size, wanted, duration, part))
+                media.append(read_video(source, size, wanted, duration, part, empty))
     return record, media
 
 
@@ -88,13 +91,18 @@ def fetch_stream(
     Stored features are read at once: they are small.
     """
     files = SampleFiles(unit.shard, unit.record, cache)
-    record, stored = _texts(files, unit, frames, size, classes)
+    record, stored = _texts(files, unit, frames, size, classes, unit.conversation)
     streams = (FrameStream(o, size, f, d, p) for o, f, d, p in _media(files, unit, record, frames, classes))
     return record["conversations"][unit.conversation], [*(stored or streams)]
 
 
 def _texts(
-    files: SampleFiles, unit: Unit, frames: FramesConfig, size: int, classes: Mapping[str, ClassDataset]
+    files: SampleFiles,
+    unit: Unit,
+    frames: FramesConfig,
+    size: int,
+    classes: Mapping[str, ClassDataset],
+    only: int | None,
 ) -> tuple[dict[str, Any], list[Frames]]:
     """The json of a sample, and its media where they are stored as features."""
     if dataset := classes.get(unit.source):
@@ -103,7 +111,7 @@ def _texts(
     media = [field for field in unit.record.members if media_type(field)]
     whole = stored or [field for field in media if _is_read_wholly(unit.record, field, frames)]
     files.expect(["json", *whole], [] if stored else [field for field in media if field not in whole])
-    record = parse_record(files.read("json"), unit.record.members)
+    record = parse_record(files.read("json"), unit.record.members, only)
     return record, list(decode_features(files.read(FEATURES), size, frames)) if stored else []
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from timeviper.config import ChatConfig
 from timeviper.datamodules.chat import Media, encode_chat
@@ -23,10 +25,12 @@ from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item, StepPlan
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.patience import StoreUnusable
-from timeviper.datamodules.shards.schema import PLACEHOLDER
+from timeviper.datamodules.room import Room
+from timeviper.datamodules.shards.schema import FEATURES, PLACEHOLDER
 from timeviper.pack import Lost, Pack, StepBatch
 from timeviper.tokenizer import Tokenizer
 
+TOKEN_BYTES = 17  # ids and labels int64, kind uint8
 SLOT = 512  # bytes a loader process: the time when it began with a sample, then its key, cut to fit
 
 
@@ -53,12 +57,16 @@ def build_pack(
     prompt_only: bool = False,
     key: str = "",
     type: str = "",
+    cat: Callable[[list[Tensor]], Tensor] = torch.cat,
 ) -> Pack:
-    """One conversation about decoded media as a pack of one sequence, or, if the form splits turns, of one for each."""
+    """One conversation about decoded media as a pack of one sequence, or, if the form splits turns, of one for each.
+
+    cat: joins the frames of its media.
+    """
     if form.split and not prompt_only:
         turns = [*_turns(messages, media)]
         parts = [
-            build_pack(tokenizer, replace(form, split=False, supervise="last"), *turn, key=key, type=type)
+            build_pack(tokenizer, replace(form, split=False, supervise="last"), *turn, key=key, type=type, cat=cat)
             for turn in turns
         ]
         begun = [0, *(len(shown) for _, shown in turns)]
@@ -66,29 +74,29 @@ def build_pack(
             frames = sum(len(m.times) for m in shown[:old])
             part.frames, part.goes_on = part.frames[frames:], [True]
             part.features = {tower: f[frames:] for tower, f in part.features.items()}
-        return Pack.join(parts)
+        return Pack.join(parts, cat)
     answer = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     if prompt_only and answer:
         messages = messages[:-1]
     encoded = encode_chat(
         tokenizer,
         messages,
-        [Media(torch.as_tensor(m.times), m.duration, m.kind) for m in media],
+        [Media(m.times, m.duration, m.kind) for m in media],
         form.tokens_per_frame,
         form.chat,
         supervise=form.supervise,
         generate=prompt_only,
         max_tokens=form.max_tokens,
     )
-    empty = torch.zeros(0, 3, form.image_size, form.image_size, dtype=torch.uint8)
+    none = torch.zeros(0, 3, form.image_size, form.image_size, dtype=torch.uint8) if not media else None
     stored = [m.features for m in media if isinstance(m, StoredFrames)]  # of all media of a sample or of none
     return Pack(
         ids=encoded.ids,
         labels=encoded.labels,
         kind=encoded.kind,
         lengths=[len(encoded.ids)],
-        frames=torch.cat([torch.as_tensor(m.pixels) for m in media]) if media else empty,
-        frame_times=torch.cat([torch.as_tensor(m.times) for m in media]) if media else empty.new_zeros(0).double(),
+        frames=cat([torch.as_tensor(m.pixels) for m in media]) if none is None else none,
+        frame_times=torch.from_numpy(np.concatenate([np.zeros(0), *(m.times for m in media)])),
         frame_counts=[sum(len(m.times) for m in media)],
         keys=[key],
         types=[type],
@@ -131,13 +139,17 @@ class PackReader(Dataset[StepBatch]):
         self.cache = cache
 
     def __getitem__(self, plan: StepPlan) -> StepBatch:
+        return self.read(plan)
+
+    def read(self, plan: StepPlan, room: Room | None = None) -> StepBatch:
+        """A step, a rank's share of one, or a part of that; room: where its frames are decoded."""
         try:
-            return self._read_step(plan)
+            return self._read_step(plan, room or Room())
         except StoreUnusable as error:  # the other ranks must hear of it before they wait for this one
             blanks = [Pack.blank(self.form.image_size) for _ in plan.packs or [None]]
             return StepBatch(plan.step, blanks, away=str(error))
 
-    def _read_step(self, plan: StepPlan) -> StepBatch:
+    def _read_step(self, plan: StepPlan, room: Room) -> StepBatch:
         batch = StepBatch(plan.step, [])
         for item in plan.too_long:
             reason = f"needs {item.cost:.0f} tokens with {item.num_frames} frames, more than data.tokens_per_pack"
@@ -145,36 +157,36 @@ class PackReader(Dataset[StepBatch]):
                 reason += f", for {turns} turns that data.turns=split reads together; whole would learn the last alone"
             batch.skipped.append(Lost(item.unit.source, item.unit.key, reason))
         for items in plan.packs:
-            parts = [p for item in items if (p := self._item(item, plan, batch)) is not None]
-            batch.packs.append(Pack.join(parts) if parts else Pack.blank(self.form.image_size))
+            parts = [p for item in items if (p := self._item(item, plan, batch, room)) is not None]
+            batch.packs.append(Pack.join(parts, room.cat) if parts else Pack.blank(self.form.image_size))
         if not batch.packs:  # the tail of a held-out set: this rank only keeps the others company
             batch.packs.append(Pack.blank(self.form.image_size))
         return batch
 
-    def _item(self, item: Item, plan: StepPlan, batch: StepBatch) -> Pack | None:
+    def _item(self, item: Item, plan: StepPlan, batch: StepBatch, room: Room) -> Pack | None:
         """The sample, or its first spare that can be read; what happened is noted in the batch.
 
         A spare that cannot be read is counted when its own turn comes, not here.
         """
         source = item.unit.source
-        pack = self._read(item.unit, plan, batch)
+        pack = self._read(item.unit, plan, batch, room)
         if not isinstance(pack, str):
             batch.used[source] = batch.used.get(source, 0) + 1
             return pack
         lost = Lost(source, item.unit.key, pack)
         batch.skipped.append(lost)
         for spare in item.spares:
-            if not isinstance(pack := self._read(spare.unit, plan, batch), str):
+            if not isinstance(pack := self._read(spare.unit, plan, batch, room), str):
                 batch.replaced[source] = batch.replaced.get(source, 0) + 1
                 return pack
             lost.reason += f" (nor could {spare.unit.key} stand in: {pack})"
         return None
 
-    def _read(self, unit: Unit, plan: StepPlan, batch: StepBatch) -> Pack | str:
+    def _read(self, unit: Unit, plan: StepPlan, batch: StepBatch, room: Room) -> Pack | str:
         """One sample, or why it cannot be used. StoreUnusable where that says nothing about the sample."""
         try:
             with self.reading.sample(unit.key) if self.reading else nullcontext():
-                fetched = fetch(unit, plan.frames, self.form.image_size, self.classes, self.cache)
+                fetched = fetch(unit, plan.frames, self.form.image_size, self.classes, self.cache, room.empty)
             pack = build_pack(
                 self.tokenizer,
                 self.form,
@@ -183,6 +195,7 @@ class PackReader(Dataset[StepBatch]):
                 prompt_only=self.prompt_only,
                 key=unit.key,
                 type=unit.spec.type,
+                cat=room.cat,
             )
         except StoreUnusable:
             raise
@@ -195,6 +208,16 @@ class PackReader(Dataset[StepBatch]):
         return pack
 
 
+def plan_bytes(plan: StepPlan, image_size: int) -> int:
+    """Bytes of a step, or of a part of one, when it is read."""
+    return sum(item_bytes(item, image_size) for pack in plan.packs for item in pack)
+
+
+def item_bytes(item: Item, image_size: int) -> int:
+    stored = item.unit.record.members.get(FEATURES)
+    return (stored.size if stored else item.read * 3 * image_size**2) + item.tokens * TOKEN_BYTES
+
+
 class Reading:
     """Which sample each loader process is reading, visible to the training process: for a message when one hangs.
 
@@ -205,12 +228,12 @@ class Reading:
 
     def __init__(self, workers: int) -> None:
         self.slots = multiprocessing.get_context("spawn").RawArray("c", max(workers, 1) * SLOT)
+        self.slot = 0  # of this process
 
     @contextmanager
     def sample(self, key: str) -> Iterator[None]:
         """Within it, this process reads the sample `key`."""
-        worker = get_worker_info()
-        start = (worker.id if worker else 0) * SLOT
+        start = self.slot * SLOT
         text = struct.pack("d", time.time()) + key.encode()[: SLOT - 9]
         self.slots[start : start + SLOT] = text.ljust(SLOT, b"\0")
         try:

@@ -5,11 +5,12 @@ Letters: L tokens, S sequences, F frames, T tokens a frame, C channels of a towe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -148,14 +149,14 @@ class Pack:
         return Pack.of(pinned | {"frame_times": self.frame_times}, self.rest())
 
     @staticmethod
-    def join(parts: Sequence[Pack]) -> Pack:
-        """Concatenate packs into one; the sequences stay separate."""
+    def join(parts: Sequence[Pack], cat: Callable[[list[Tensor]], Tensor] = torch.cat) -> Pack:
+        """Concatenate packs into one, frames with `cat`; the sequences stay separate."""
         return Pack(
             ids=torch.cat([p.ids for p in parts]),
             labels=torch.cat([p.labels for p in parts]),
             kind=torch.cat([p.kind for p in parts]),
             lengths=[n for p in parts for n in p.lengths],
-            frames=torch.cat([p.frames for p in parts]),
+            frames=cat([p.frames for p in parts]),
             frame_times=torch.cat([p.frame_times for p in parts]),
             frame_counts=[n for p in parts for n in p.frame_counts],
             keys=[k for p in parts for k in p.keys],
@@ -245,6 +246,17 @@ class StepBatch:
     """Skipped samples for which another one of their source stood in, by source."""
     away: str = ""
     """Why the step could not be read at all, which is no sample's fault: a store is away. Its packs are blank then."""
+
+    @staticmethod
+    def join(parts: Sequence[StepBatch]) -> StepBatch:
+        """All of it that was read in parts: lists behind each other, counts summed, of words the first."""
+
+        def joined(values: list[Any]) -> Any:
+            if isinstance(values[0], dict):
+                return dict(sum(map(Counter, values), Counter()))
+            return [*chain(*values)] if isinstance(values[0], list) else next(filter(None, values), values[0])
+
+        return StepBatch(**{f.name: joined([getattr(part, f.name) for part in parts]) for f in fields(StepBatch)})
 
     def pin_memory(self) -> StepBatch:
         return replace(self, packs=[p.pin_memory() for p in self.packs])

@@ -28,9 +28,9 @@ from timeviper.config.fields import differences
 from timeviper.config.load import dump, load_recipe
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.datamodules.left_out import plan_step, read_left_out, write_left_out
-from timeviper.datamodules.loader import lost_loader
 from timeviper.datamodules.on_change import FILE as DATA
 from timeviper.datamodules.outlook import outlook, too_often
+from timeviper.datamodules.processes import LostLoader
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
@@ -206,7 +206,7 @@ def _fit(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, OSError, EOFError) as error:
         reading = ", ".join(key for key, _ in data.reading.now())  # a process that is gone has kept its slot
-        for lost in (seen for seen in chain(error) if reading and lost_loader(seen)):
+        for lost in (seen for seen in chain(error) if reading and isinstance(seen, LostLoader)):
             lost.add_note(f"Being read then: {reading}.")
         raise
     return not callbacks.checkpoints.stopped
@@ -224,7 +224,7 @@ def _without(back: Rewind, recipe: Recipe, left_out: frozenset[int], run: Path) 
 
 def quiet_lightning() -> None:
     """Lightning's own start-up lines say nothing that ours do not; its warnings on loaders are about choices
-    that are meant (see `datamodule.make_loader`)."""
+    that are meant (see `datamodules/loader.py`)."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # The last: a type of question that none of the validation samples has.

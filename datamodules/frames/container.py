@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -127,7 +128,9 @@ class Container:
         self.context.thread_type, self.context.thread_count = "NONE", 1
         self.context.options = LIMITS | (CONCEAL_NOTHING if self.is_strict else {})
         self.format = self.file.format.name
-        self.tick = float(self.stream.time_base or 1)
+        base = self.stream.time_base or Fraction(1)
+        self._base = base.numerator, base.denominator
+        self.tick = float(base)
         """Seconds of one unit of the stream's time stamps."""
 
     def __enter__(self) -> Container:
@@ -204,8 +207,7 @@ class Container:
 
     def seconds(self, stamp: int) -> float:
         """A time stamp of the stream on the container's clock."""
-        base = self.stream.time_base
-        return stamp * base.numerator / base.denominator if base else float(stamp)
+        return stamp * self._base[0] / self._base[1]
 
     def packets(self, every_stream: bool = False) -> Iterator[Packet]:
         """Packets from here on. Damage to the container ends them, as the end of the file does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
@@ -34,6 +34,13 @@ __all__ = [
 
 # Bit-exact rounding costs 10 us a frame and makes pixels the same on every processor.
 RESIZE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+Empty = Callable[[Sequence[int]], NDArray[np.uint8]]
+"""Makes an array of a shape, whose values do not matter."""
+
+
+def empty(shape: Sequence[int]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
 
 
 @dataclass
@@ -109,7 +116,12 @@ def probe_video(source: Source, part: Part | None = None) -> VideoInfo:
 
 
 def read_video(
-    source: Source, size: int, frames: FramesConfig, duration: float | None = None, part: Part | None = None
+    source: Source,
+    size: int,
+    frames: FramesConfig,
+    duration: float | None = None,
+    part: Part | None = None,
+    empty: Empty = empty,
 ) -> Frames:
     """Decode the frames that `frames` asks for, resized to `size` pixels square.
 
@@ -117,9 +129,9 @@ def read_video(
     is not later. `duration` (seconds) replaces the length that the video seems to have. Raises `VideoError`
     for what cannot be opened, and when fewer than half of the frames can be decoded; smaller losses are
     counted in `missing`. An image is one frame at time 0. With a `part`, all of this is about that part of the file
-    as if it were a file of its own: times count from its start.
+    as if it were a file of its own: times count from its start. `empty` makes the array of the pixels.
     """
-    (whole,) = iter_video(source, size, frames, duration, chunk=None, part=part)
+    (whole,) = iter_video(source, size, frames, duration, chunk=None, part=part, empty=empty)
     return whole
 
 
@@ -130,6 +142,7 @@ def iter_video(
     duration: float | None = None,
     chunk: int | None = 256,
     part: Part | None = None,
+    empty: Empty = empty,
 ) -> Iterator[Frames]:
     """`read_video` in pieces of at most `chunk` frames, so that hours of video never lie in memory.
 
@@ -141,18 +154,18 @@ def iter_video(
 
         def piece(taken: int) -> Frames:
             room = min(chunk or wanted, wanted - taken)
-            pixels = np.empty((room, 3, size, size), np.uint8)
+            pixels = empty((room, 3, size, size))
             return Frames(pixels, np.empty(room), sampling.duration, sampling.count, sampling.fps, sampling.kind)
 
         taken, filled, current = 0, 0, piece(0)
         for frame, stamp, serves in sampling.reader.read(sampling.targets):
-            picture = resized(frame, size)
             seconds = sampling.seconds(stamp)
             for _ in range(serves):
                 if filled == len(current.times):
                     yield current
                     filled, current = 0, piece(taken)
-                current.pixels[filled], current.times[filled] = picture, seconds
+                draw(frame, current.pixels[filled])
+                current.times[filled] = seconds
                 filled, taken = filled + 1, taken + 1
         missing = sampling.missing(taken)
         yield replace(current, pixels=current.pixels[:filled], times=current.times[:filled], missing=missing)
@@ -254,17 +267,24 @@ _SCALERS = _Scalers()
 
 
 def resized(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
-    """`[3, size, size]` RGB, upright.
+    """`[3, size, size]` RGB, upright."""
+    picture = np.empty((3, size, size), np.uint8)
+    draw(frame, picture)
+    return picture
+
+
+def draw(frame: VideoFrame, picture: NDArray[np.uint8]) -> None:
+    """Fill `picture` `[3, S, S]` with a frame, RGB and upright.
 
     Planar output saves the transposition and keeps chroma at full resolution.
     """
+    size = picture.shape[-1]
     scaler = _SCALERS.get(frame, size)
     planar = scaler.reformat(frame, size, size, "gbrp", interpolation=RESIZE, threads=1)
-    green, blue, red = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(size, plane.line_size)[:, :size] for plane in planar.planes
-    )
-    picture = np.stack((red, green, blue))
-    return upright(picture, frame)
+    for channel, plane in zip((1, 2, 0), planar.planes):
+        picture[channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(size, plane.line_size)[:, :size]
+    if (turned := upright(picture, frame)) is not picture:
+        picture[...] = turned.copy()
 
 
 def upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:

@@ -54,8 +54,11 @@ def media_type(member: str) -> str | None:
     return "image" if ending in IMAGE else None
 
 
-def parse_record(raw: bytes, fields: Collection[str]) -> dict[str, Any]:
-    """The json of a sample in its full form, media and conversations present. SchemaError if it is wrong."""
+def parse_record(raw: bytes, fields: Collection[str], only: int | None = None) -> dict[str, Any]:
+    """The json of a sample in its full form, media and conversations present. SchemaError if it is wrong.
+
+    only: number of the one conversation that is looked at; None: all are.
+    """
     if len(raw) > MAX_JSON:
         raise SchemaError(f"the json has {len(raw)} bytes, more than {MAX_JSON}; split the sample")
     try:
@@ -66,7 +69,7 @@ def parse_record(raw: bytes, fields: Collection[str]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise SchemaError(f"the json must be an object, got {type(record).__name__}")
     record["media"] = _media(record.get("media"), fields)
-    record["conversations"] = _conversations(record, record["media"])
+    record["conversations"] = _conversations(record, record["media"], only)
     check_segments(record.get("segments", []), sum(_stated_length(m) for m in record["media"]))
     return record
 
@@ -128,13 +131,15 @@ def _stated_length(medium: dict[str, Any]) -> float:
     return medium.get("duration") or bound
 
 
-def _conversations(record: dict[str, Any], media: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _conversations(record: dict[str, Any], media: list[dict[str, Any]], only: int | None) -> list[dict[str, Any]]:
     if ("messages" in record) == ("conversations" in record):
         raise SchemaError("needs either conversations or messages")
     conversations = record.get("conversations", [{"type": "chat", "messages": record.pop("messages", None)}])
     if not isinstance(conversations, list) or not conversations:
         raise SchemaError("conversations must be a list with at least one entry")
     for i, conversation in enumerate(conversations):
+        if only not in (None, i):
+            continue
         where = f"conversations[{i}]"
         if not isinstance(conversation, dict):
             raise SchemaError(f"{where} must be an object with messages")

@@ -14,7 +14,7 @@ from tree import ROOT
 from timeviper.config import Recipe, SourceConfig
 from timeviper.config.load import load_recipe
 from timeviper.datamodules.build import build_plan, load_index, load_sources, pack_format
-from timeviper.datamodules.loader import PlanSampler, make_loader
+from timeviper.datamodules.loader import Loader
 from timeviper.datamodules.mixture import UsedUp
 from timeviper.datamodules.plan import StepPlan
 from timeviper.datamodules.reader import PackReader
@@ -63,8 +63,7 @@ def read(recipe: Recipe, start: int, steps: int, world: int, workers: int) -> li
     reader = PackReader(tokenizer, pack_format(recipe))
 
     def rank(number: int) -> list[StepBatch]:
-        sampler = PlanSampler(lambda: islice(plan.steps(start), steps), number, world)
-        return list(make_loader(reader, sampler, workers, 2, False, step_bytes=1 << 20, prefetch_gb=1.0))
+        return list(Loader(reader, lambda: islice(plan.steps(start), steps), number, world, workers=workers))
 
     return [list(step) for step in zip(*(rank(r) for r in range(world)))]
 

@@ -136,7 +136,7 @@ def test_an_error_of_any_class_is_that_file_s(
 ) -> None:
     """Raised late, by a decoder or scaler, or early, by a demuxer: the others are examined and written."""
     write_shards(three := samples(tmp_path), tmp_path / "shards")
-    raised_for_mpeg4(monkeypatch, error, "resized")
+    raised_for_mpeg4(monkeypatch, error, "draw")
     report = check_shards(tmp_path / "shards", CheckConfig(FramesConfig(), 32))
     assert [(p.key, p.kind) for p in report.problems] == [("clip001", "media")]
     assert report.samples == 3
@@ -152,7 +152,7 @@ def test_an_error_of_any_class_is_that_file_s(
 
 def test_training_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(samples(tmp_path), tmp_path / "shards")
-    raised_for_mpeg4(monkeypatch, MemoryError(), "resized")
+    raised_for_mpeg4(monkeypatch, MemoryError(), "draw")
     batches = batches_of(tmp_path / "shards")
     assert {lost.key.partition("#")[0].split("/")[-1] for batch in batches for lost in batch.skipped} == {"clip001"}
     assert any(batch.packs for batch in batches)
@@ -160,7 +160,7 @@ def test_training_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def raised_for_mpeg4(monkeypatch: pytest.MonkeyPatch, error: Exception, function: str) -> None:
     """`function` of video.py raises `error` for files of that codec."""
-    resized, timeline, odd = video.resized, video.read_timeline, False
+    draw, timeline, odd = video.draw, video.read_timeline, False
 
     def opening(container: Container) -> Any:
         nonlocal odd
@@ -169,12 +169,12 @@ def raised_for_mpeg4(monkeypatch: pytest.MonkeyPatch, error: Exception, function
             raise error
         return timeline(container)
 
-    def scaling(frame: av.VideoFrame, size: int) -> Any:
-        if odd and function == "resized":
+    def drawing(frame: av.VideoFrame, picture: Any) -> None:
+        if odd and function == "draw":
             raise error
-        return resized(frame, size)
+        draw(frame, picture)
 
-    monkeypatch.setattr(video, "resized", scaling)
+    monkeypatch.setattr(video, "draw", drawing)
     monkeypatch.setattr(video, "read_timeline", opening)
 
 

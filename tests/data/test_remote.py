@@ -22,7 +22,7 @@ from timeviper.config import FramesConfig, Recipe, SourceConfig
 from timeviper.config.load import load_recipe
 from timeviper.datamodules.build import build_plan, load_index, load_sources, pack_format
 from timeviper.datamodules.fetch import fetch
-from timeviper.datamodules.loader import PlanSampler, make_loader
+from timeviper.datamodules.loader import Loader
 from timeviper.datamodules.mixture import Source, Unit
 from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote import patience, storage
@@ -249,8 +249,7 @@ def test_loader_processes_read_from_a_server(local: list[StepBatch], server: Ran
     server.fail_every = 10
     recipe, tokenizer = recipe_of(server.url), Tokenizer.load("")
     reader = PackReader(tokenizer, pack_format(recipe), cache=BlockCache(tmp_path, 10**8))
-    steps = PlanSampler(lambda: islice(build_plan(recipe, tokenizer).steps(), 2), 0, 1)
-    loader = make_loader(reader, steps, 2, 1, False, step_bytes=10**6, prefetch_gb=1.0)
+    loader = Loader(reader, lambda: islice(build_plan(recipe, tokenizer).steps(), 2), workers=2)
     assert_same(list(loader), local)
     assert server.failures
 

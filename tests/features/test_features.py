@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 from tree import ROOT, Run
 
 from timeviper.config import FramesConfig, Recipe, TowerConfig
-from timeviper.datamodules import loader
+from timeviper.datamodules.block import Block, receive
 from timeviper.datamodules.build import build_plan, load_index, load_sources, pack_format
 from timeviper.datamodules.checks.shards import check_shards
 from timeviper.datamodules.fetch import fetch_sample
@@ -253,7 +252,11 @@ def test_videos_and_features_may_share_a_pack(videos: Path, export: Path, stored
     )
     assert pack.num_frames == sum(pack.frame_counts) == len(pack.frame_times)
     # Through a loader process, and back.
-    (back,) = pickle.loads(ForkingPickler.dumps(loader._Block(StepBatch(0, [pack])))).packs
+    ours, theirs = multiprocessing.Pipe()
+    Block(0).send(StepBatch(0, [pack]), theirs, 7)
+    number, batch = receive(ours.recv(), ours)
+    (back,) = batch.packs
+    assert number == 7
     assert back.rest() == pack.rest()
     for name, tensor in pack.tensors().items():
         assert torch.equal(back.tensors()[name], tensor)

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from timeviper.callbacks import watchdog
 from timeviper.cli.main import main
-from timeviper.datamodules.reader import Reading
 from timeviper.datamodules.world.render import encode_image
 from timeviper.inference.journal import Journal
 from timeviper.parallel import local_part
@@ -101,21 +100,6 @@ class Pictures:
         if i == self.ODD and self.odd == "leave":
             os._exit(3)
         return encode_image(np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8), "png")
-
-
-class Slow(torch.utils.data.Dataset[int]):
-    """Two items that take 3 seconds each to read. Here, because a loader process imports the module of its dataset."""
-
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, i: int) -> int:
-        with self.reading.sample(f"sample {i}"):
-            time.sleep(3)
-        return i
 
 
 def write_recipe(folder: Path) -> Path:

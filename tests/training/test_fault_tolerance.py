@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -16,13 +17,16 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import Job, Pictures, Slow, losses, no_grace, run, small_files, weights, write_recipe
+from jobs import Job, Pictures, losses, no_grace, run, small_files, weights, write_recipe
 from tree import ROOT
 
 from timeviper.callbacks.watchdog import Watchdog
 from timeviper.config import WatchdogConfig
 from timeviper.config.load import load_recipe
-from timeviper.datamodules.reader import Reading
+from timeviper.datamodules.build import build_plan, class_datasets, pack_format
+from timeviper.datamodules.loader import Loader
+from timeviper.datamodules.reader import PackReader, Reading
+from timeviper.tokenizer import Tokenizer
 from timeviper.training.store import CheckpointStore, step_of
 
 
@@ -316,16 +320,17 @@ def test_under_torchrun_messages_come_once_and_the_dead_rank_is_named(recipe: Pa
     assert "rank      : " in died
 
 
-@pytest.mark.slow
-def test_what_a_loader_process_reads_is_seen_in_the_training_process() -> None:
-    from torch.utils.data import DataLoader
-
-    reading = Reading(2)
-    loader = DataLoader(Slow(reading), batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    items = iter(loader)
+def test_a_process_that_hangs_is_seen_with_its_sample_and_ends_with_the_loader(recipe: Path) -> None:
+    made = load_recipe(recipe, ["data.sources.pictures.options={odd: hang}"])
+    tokenizer, reading = Tokenizer.load(made.model.tokenizer), Reading(2)
+    reader = PackReader(tokenizer, pack_format(made), class_datasets(made.data.sources), reading=reading)
+    items = iter(Loader(reader, build_plan(made, tokenizer).steps, workers=2, prefetch=8))
+    next(items)
     end = time.monotonic() + 60
-    while {key for key, _ in reading.now()} != {"sample 0", "sample 1"} and time.monotonic() < end:
+    while dict(reading.now()).get(Pictures.KEY, 0) < 1 and time.monotonic() < end:
         time.sleep(0.01)
-    assert {key for key, _ in reading.now()} == {"sample 0", "sample 1"}
-    assert list(items) == [0, 1]
-    assert reading.now() == []
+    assert dict(reading.now())[Pictures.KEY] >= 1
+    processes = [child for child in multiprocessing.active_children() if child.daemon]
+    assert len(processes) == 2
+    del items
+    assert not any(child.is_alive() for child in processes)

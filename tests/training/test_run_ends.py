@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tree import ROOT
 
 from timeviper.config.load import load_recipe
-from timeviper.datamodules.loader import lost_loader
+from timeviper.datamodules.processes import LostLoader
 from timeviper.training import lock
 from timeviper.training.ends import foreseen
 from timeviper.training.lock import LOCK, Held, run_lock
@@ -178,13 +178,10 @@ def test_a_loader_process_that_ends_is_one_message_with_its_sample(
     assert "The run continues from step=1 with: " in said or "from its beginning" in said
 
 
-def test_what_torch_says_of_lost_loaders_and_memory_is_understood() -> None:
-    killed = RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. ")
-    assert "memory" in (lost_loader(killed) or "")
-    bus = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
-    assert "shm-size" in (foreseen(bus) or "")
-    several = RuntimeError("DataLoader worker (pid(s) 12, 34) exited unexpectedly")
-    assert "pid 34" in (foreseen(several) or "")
+def test_lost_loaders_and_what_torch_says_of_memory_are_understood() -> None:
+    assert "SIGKILL, as the system does when memory runs out" in (foreseen(LostLoader(77, -9)) or "")
+    assert "SIGSEGV, as happens when a damaged file" in (foreseen(LostLoader(7, -11)) or "")
+    assert "pid 34) is gone: it ended with exit code 3." in (foreseen(LostLoader(34, 3)) or "")
     assert "tokens_per_pack" in (foreseen(torch.OutOfMemoryError("CUDA out of memory. Tried")) or "")
     assert "another rank is gone" in (foreseen(RuntimeError("[gloo] Connection closed by peer [::1]")) or "")
     assert foreseen(RuntimeError("shapes do not match")) is None

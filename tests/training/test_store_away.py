@@ -21,10 +21,10 @@ def go_away_at(rank: int, *, stop: str, steps: tuple[int, ...]) -> None:
     patience.FIRST_WAIT, patience.LONGEST_WAIT, patience.TOLD_AFTER = 0.02, 0.2, 0.3
     plain = PackReader._read_step
 
-    def read(self: PackReader, plan):
+    def read(self: PackReader, plan, room):
         if plan.step in steps and rank == 0:
             Path(stop).touch()
-        return plain(self, plan)
+        return plain(self, plan, room)
 
     PackReader._read_step = read  # type: ignore[method-assign]
 

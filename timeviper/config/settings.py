@@ -88,9 +88,10 @@ class DataConfig:
     workers: int = at_least(0, 1)
     """Loader processes a rank; 0 reads in the training process."""
     prefetch: int = at_least(1, 2)
-    """Steps that each loader process reads ahead, as far as prefetch_gb allows."""
-    prefetch_gb: float = at_least(0, 2.0, "0 (one step each) or more")
-    """GB that all loader processes of a rank may hold ready; at least one step each is read ahead."""
+    """Steps read ahead for each loader process, as far as prefetch_gb allows."""
+    prefetch_gb: float = at_least(0, 2.0, "0 (one part of a pack) or more")
+    """GB that all loader processes of a rank hold of the steps to come, read and pinned, beside the pack that is being
+    put together. Packs are read in parts that suit it; a sample with more than this is read alone."""
     cache: str = ""
     """Folder that keeps what was read from remote shards, and indexes of many samples, for all processes of a node;
     empty: timeviper-cache in the temporary folder."""

@@ -24,8 +24,8 @@ from timeviper.datamodules.frames.fingerprint import Fingerprint
 from timeviper.datamodules.frames.share import frame_counts
 from timeviper.datamodules.frames.stored import encode_features
 from timeviper.datamodules.frames.video import Frames
-from timeviper.datamodules.loader import ignore_signals
 from timeviper.datamodules.mixture import Unit
+from timeviper.datamodules.processes import ignore_signals
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.patience import StoreUnusable
 from timeviper.datamodules.shards.index import SampleRecord, index_shard, read_index, write_index

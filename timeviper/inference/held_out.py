@@ -15,7 +15,7 @@ from timeviper.config import Recipe
 from timeviper.console import ProgressLine
 from timeviper.datamodules.build import class_datasets, cost_model, load_sources, pack_format
 from timeviper.datamodules.fetch import fetch_stream
-from timeviper.datamodules.loader import PlanSampler, make_loader, plan_bytes
+from timeviper.datamodules.loader import Loader
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import StepPlan, drawn
 from timeviper.datamodules.reader import PackReader
@@ -112,17 +112,9 @@ class Evaluation:
 
     def _loader(self, plans: list[StepPlan]) -> Iterator[StepBatch]:
         data = self.recipe.data
-        most = max(plan_bytes(plan, self.reader.form.image_size) for plan in plans)
-        sampler = PlanSampler(lambda: plans, 0, 1)
         return iter(
-            make_loader(
-                self.reader,
-                sampler,
-                data.workers,
-                data.prefetch,
-                False,
-                step_bytes=most,
-                prefetch_gb=data.prefetch_gb,
+            Loader(
+                self.reader, lambda: plans, workers=data.workers, prefetch=data.prefetch, prefetch_gb=data.prefetch_gb
             )
         )
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-from timeviper.datamodules.loader import lost_loader
+from timeviper.datamodules.processes import LostLoader
 from timeviper.datamodules.remote.patience import StoreUnusable
 
 # What collectives say when another rank has ended: gloo, then NCCL.
@@ -55,8 +55,8 @@ def _foreseen(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, NoData | StoreUnusable):
         return f"{text}."
-    if told := lost_loader(error):
-        return told
+    if isinstance(error, LostLoader):
+        return " ".join([text, *getattr(error, "__notes__", [])])
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _MEMORY):
         return (
             f"out of memory ({text.splitlines()[0]}). Smaller packs (data.tokens_per_pack), "

@@ -21,6 +21,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from timeviper.config import Recipe
 from timeviper.config.curriculum import transv_at
+from timeviper.datamodules.coming import Coming
 from timeviper.datamodules.left_out import plan_step
 from timeviper.kernels import dispatch
 from timeviper.model.parts import Parts
@@ -73,8 +74,11 @@ class ViperModule(pl.LightningModule):
     def configure_optimizers(self) -> AdamW:
         return build_optimizer(self.model, self.recipe.optim)
 
-    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
-        return batch  # packs move one at a time, when their turn comes
+    def transfer_batch_to_device(
+        self, batch: StepBatch | Coming, device: torch.device, dataloader_idx: int
+    ) -> StepBatch:
+        # Packs move one at a time, when their turn comes.
+        return batch.read() if isinstance(batch, Coming) else batch
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
