@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ from typing import IO, cast
 import av
 import numpy as np
 import pytest
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import SideDataContainer
 from media_makers import Animal
 from media_zoo import ZOO
 from video_helpers import numbers
@@ -63,6 +66,25 @@ def test_a_player_would_show_it(media_zoo: dict[str, Animal], name: str):
         np.testing.assert_array_equal(FrameStream(animal.path, 64, taking(count)).times, read.times)  # foretold
     info = probe_video(animal.path)
     assert (info.frames, info.duration) == (len(animal.numbers), pytest.approx(animal.duration, abs=PADDING))
+
+
+def test_no_kind_of_file_leaves_anything_of_a_decoder_to_the_next_collection(media_zoo: dict[str, Animal]):
+    """A frame of 4K is 12 MB, and a file that is open keeps its decoder's."""
+    kinds = (av.VideoFrame, av.Packet, InputContainer, SideDataContainer)
+
+    def alive() -> int:
+        return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for name, animal in media_zoo.items():
+            read_video(animal.path, 64, taking(7))
+            FrameStream(animal.path, 64, taking(7)).recount()
+            assert alive() == before, name
+    finally:
+        gc.enable()
 
 
 def decoded(animal: Animal) -> tuple[np.ndarray, np.ndarray]:
