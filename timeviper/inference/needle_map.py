@@ -109,7 +109,10 @@ class Comparison:
     @property
     def notes(self) -> list[str]:
         """What the figures do not show by themselves."""
-        found = dict.fromkeys(f"{one.title}: {note}" for one in self.maps for note in one.notes)
+        of_all = set.intersection(*(set(one.notes) for one in self.maps))
+        found = dict.fromkeys(
+            note if note in of_all else f"{one.title}: {note}" for one in self.maps for note in one.notes
+        )
         for one in self.maps:
             for row in one.rows:
                 for reason, count in row.skipped.items():

@@ -95,7 +95,7 @@ def _cell(x: int, y: int, value: float | None, told: str) -> str:
     if value is None:
         return f'<g>{tip}<rect {box} fill="#fff" stroke="#bbb" stroke-dasharray="3"/><text {middle}>-</text></g>'
     red, green, blue = (round(a + (b - a) * value) for a, b in zip(LIGHT, DARK))
-    ink = "#fff" if value > 0.45 else "#222"
+    ink = "#fff" if value > 0.6 else "#222"
     return (
         f'<g>{tip}<rect {box} fill="rgb({red},{green},{blue})"/>'
         f'<text {middle} style="fill:{ink}">{value:.2f}</text></g>'

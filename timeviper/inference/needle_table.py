@@ -28,7 +28,7 @@ def print_maps(comparison: Comparison) -> None:
 def _table(one: Map) -> Table:
     cells = one.rows[0].cells
     columns = min(len(cells), COLUMNS)
-    made = table("frames", title=f"{one.title}: % right by depth (from 0, the start, to 100)")
+    made = table("frames", title=f"{one.title}: % right by depth (0: the start)")
     made.padding = 0
     for column in range(columns):
         made.add_column(f" {100 * cells[column * len(cells) // columns].depth[0]:.0f}", justify="right", no_wrap=True)
