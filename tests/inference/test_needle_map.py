@@ -187,6 +187,14 @@ def test_a_cell_holds_the_needles_of_its_place() -> None:
     assert json.loads(json.dumps(comparison.as_dict()))["maps"][0]["rows"][0]["cells"][0]["accuracy"]["value"] == 1.0
 
 
+def test_videos_that_are_all_alike_are_no_certainty() -> None:
+    (one,) = compare_maps(PLACE, [made({(128, part): 1.0 for part in range(3)})]).maps
+    found = one.rows[0].accuracy
+    assert found
+    assert found.value == found.high == 1
+    assert 0.6 < found.low < 0.8  # ten videos
+
+
 def test_what_was_not_asked_is_no_zero(capsys: pytest.CaptureFixture[str]) -> None:
     one = made(FIELD)
     one.entries[10240] = [Entry("", e.answered, "too long") for e in one.entries[10240]]

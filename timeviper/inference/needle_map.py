@@ -2,7 +2,8 @@
 
 A needle of one video is one draw of a cell, however many questions are about it: its share of right answers counts,
 and the interval of a cell is Wilson's for that many draws. Over all depths of a length whole videos are drawn again,
-because the needles of one are not independent (`paired.bootstrap_interval`).
+because the needles of one are not independent (`paired.bootstrap_interval`); where all videos have the same score, each
+video is a draw of Wilson's.
 """
 
 from __future__ import annotations
@@ -204,8 +205,9 @@ def _over_videos(answers: Sequence[Answered], scores: Sequence[float]) -> Score 
     if not answers:
         return None
     _, index = np.unique([_place(answer).haystack for answer in answers], return_inverse=True)
-    low, high = bootstrap_interval(np.asarray(scores), index)
-    return Score(float(np.mean(scores)), low, high)
+    mean, (low, high) = float(np.mean(scores)), bootstrap_interval(np.asarray(scores), index)
+    # Videos that are all alike, such as all right, do not tell that no other could differ.
+    return wilson(mean, int(index.max()) + 1) if high - low < 1e-9 else Score(mean, low, high)
 
 
 def wilson(share: float, n: int) -> Score:
