@@ -141,7 +141,8 @@ def to_a_step(recipe: Recipe, made: dict[str, Source], steps: int, far: int) -> 
         yield f"| {steps:,} | nothing | {first(steps, write=True):.1f} |"
         plan = planned(recipe, made, PlanFiles(run))
         kept, state = len([*run.glob("plan/*")]), plan.state(steps)
-        later = (far - steps) // max(steps // max(p.epoch for p in state.standing.places.values()), 1)
+        units = sum(next(plan.steps(steps)).drawn.values())
+        later = (far - steps) * units // sum(map(len, made.values()))
         places = {n: replace(p, epoch=p.epoch + later) for n, p in state.standing.places.items()}
         for step, standing in ((steps, state.standing), (far, replace(state.standing, places=places))):
             file = run / f"checkpoints/step={step}/plan.json"
