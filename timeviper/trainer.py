@@ -34,7 +34,8 @@ from timeviper.datamodules.processes import LostLoader
 from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
-from timeviper.planning.host import check_host_memory
+from timeviper.planning.host import check_host_memory, host_needs
+from timeviper.planning.node import check_node_memory, loader_needs, node_line
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.ends import chain, foreseen
 from timeviper.training.inputs import check_template, ready_recipe
@@ -186,10 +187,15 @@ def _fit(
     data = VideoDataModule(recipe, tokenizer, left_out, (checkpoint, step_of(checkpoint)) if checkpoint else None)
     store.beside = data.beside
     check_features(recipe, data.plan.sources, data.val_sources)
+    local, nodes = ranks()
+    needs = loader_needs(recipe, data.plan, local * nodes)
+    offloaded = sum(host_needs(recipe, local * nodes, "cuda" if torch.cuda.is_available() else "cpu").values())
+    check_node_memory(recipe, needs, local, offloaded)
     if _first():
         for line in data.changes if checkpoint else starting_points(recipe):
             print(f"{recipe.name}: {line}", flush=True)
-        for line in (*map(str, found := outlook(data.plan, recipe.train)), *too_often(found)):
+        found = outlook(data.plan, recipe.train)
+        for line in (*map(str, found), *too_often(found), node_line(needs, local, offloaded)):
             print(f"{recipe.name}: {line}", flush=True)
     run.mkdir(parents=True, exist_ok=True)
     with whole_file(run / CONFIG) as partial:  # every rank writes the same

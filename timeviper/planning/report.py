@@ -38,6 +38,8 @@ def print_plan(plan: StagePlan, found: Sequence[Remedy]) -> None:
     peak = phase.memory.peak
     say(out, "", f"fullest moment of a GPU: {peak.name}, {peak.bytes / GB:.1f} GB")
     print_figures(out, *_memory(phase))
+    if plan.host:
+        say(out, "", plan.host)
     if found:
         say(out, "", "what was tried to make it fit:", *(f"- {_remedy(plan, remedy)}" for remedy in found))
     elif not plan.fits:

@@ -15,7 +15,9 @@ from timeviper.datamodules.turns import turns_note
 from timeviper.model.flops import PARTS, Execution, Flops, executed_flops, model_flops
 from timeviper.model.flops import total as total_flops
 from timeviper.planning.hardware import Assumptions, Gpu
+from timeviper.planning.host import host_needs
 from timeviper.planning.memory import PeakMemory, peak_memory
+from timeviper.planning.node import loader_needs, node_line
 from timeviper.planning.parameters import ParameterCount, count_parameters, sharded_parameters
 from timeviper.planning.phase_packs import PhasePacks, index_of, longest_pack, phases_of, time_text
 from timeviper.planning.roofline import StepTime, step_time
@@ -66,6 +68,8 @@ class StagePlan:
     assumptions: Assumptions
     note: str = ""
     """What the data lose by the settings; empty: nothing."""
+    host: str = ""
+    """Host memory of a node, as far as an index tells it."""
 
     @property
     def hours(self) -> float:
@@ -105,13 +109,22 @@ class Stage:
         index = index_of(recipe)
         self.phases = phases_of(recipe, self.assume, index)
         self.note = turns_note(recipe, index[0].sources) if index[0] else ""
+        self.order = index[0]
 
     def on(self, gpus: int, gpu: Gpu) -> StagePlan:
         """Every phase on some GPUs. Raises ConfigError as `check_ranks` does."""
         check_ranks(self.recipe, gpus, "GPUs")
         phases = tuple(_plan_phase(self, phase, gpus, gpu) for phase in self.phases)
         per_gpu = self.recipe.data.packs_per_step // gpus
-        return StagePlan(self.recipe.name, gpus, gpu, per_gpu, self.counts, phases, self.assume, self.note)
+        host = self._host(gpus)
+        return StagePlan(self.recipe.name, gpus, gpu, per_gpu, self.counts, phases, self.assume, self.note, host)
+
+    def _host(self, gpus: int) -> str:
+        if self.order is None:
+            return ""
+        offloaded = sum(host_needs(self.recipe, gpus, "cuda").values())
+        local = min(gpus, self.assume.gpus_per_node)
+        return node_line(loader_needs(self.recipe, self.order, gpus), local, offloaded)
 
     def memory(self, phase: PhasePacks, gpus: int) -> PeakMemory:
         """Of the pack of a phase that needs most, its longest samples' among them: a few steps of an index may not
