@@ -9,7 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Lookalikes, Signature, signature
+import numpy as np
+
+from timeviper.datamodules.checks.lookalikes import lookalikes
+from timeviper.datamodules.checks.perceptual import FRAMES, SAME_CELL, SAME_RMS, SIZE, Signature, signature
 from timeviper.datamodules.formats.text_files import files_below
 from timeviper.datamodules.frames.container import VideoError
 from timeviper.datamodules.frames.video import probe_video, read_video
@@ -51,29 +54,27 @@ class Looks(Generic[Kind]):
 
     def groups(self) -> list[list[Kind]]:
         """The items, those together that are the same; in an order that depends on their bytes alone."""
-        looks: Lookalikes[str] = Lookalikes()
-        first: dict[str, str] = {}  # digest -> that of the first of its group
         found: dict[str, list[Kind]] = {}
         for item in sorted(self.items, key=lambda item: self.digests[item.file]):
-            digest = self.digests[item.file]
-            if digest not in first:
-                alike = looks.find(digest, self.signatures[item.file])
-                first[digest] = first[alike[0]] if alike else digest
-            found.setdefault(first[digest], []).append(item)
+            found.setdefault(self.digests[item.file], []).append(item)
+        digests = [*found]
+        first, _ = _alike([self.signatures[found[digest][0].file] for digest in digests])
+        for digest, row in zip(digests, first):
+            if row >= 0:
+                found[digests[row]] += found.pop(digest)
         return [found[digest] for digest in sorted(found)]
 
     def overlap(self, other: Looks[Kind]) -> str:
         """The first pair of files, one on each side, that are the same, as a sentence; empty if there is none."""
-        looks: Lookalikes[Path] = Lookalikes()
         mine = {digest: file for file, digest in self.digests.items()}
-        for file, seen in self.signatures.items():
-            looks.find(file, seen)
         for file, digest in other.digests.items():
             if digest in mine:
                 return f"{mine[digest]} and {file} have the same bytes"
-        for file, seen in other.signatures.items():
-            if (alike := looks.find(file, seen)) and alike[0] in self.signatures:
-                return f"{alike[0]} and {file} look the same (they differ by {alike[1]:.1f} of 255)"
+        files, known = [*self.signatures, *other.signatures], len(self.signatures)
+        first, away = _alike([*self.signatures.values(), *other.signatures.values()], known)
+        for row in range(known, len(files)):
+            if 0 <= first[row] < known:
+                return f"{files[first[row]]} and {files[row]} look the same (they differ by {away[row]:.1f} of 255)"
         return ""
 
     def only(self, items: Sequence[Kind]) -> Looks[Kind]:
@@ -83,6 +84,12 @@ class Looks(Generic[Kind]):
             {file: digest for file, digest in self.digests.items() if file in files},
             {file: seen for file, seen in self.signatures.items() if file in files},
         )
+
+
+def _alike(signatures: Sequence[Signature], known: int = 0) -> tuple[list[int], list[float]]:
+    """For each the first that it looks like, -1: none, and by how much of 255 they differ; as `lookalikes`."""
+    first, away = lookalikes(np.stack(signatures), SAME_RMS, SAME_CELL, known)
+    return first.tolist(), away.tolist()
 
 
 @dataclass(frozen=True)

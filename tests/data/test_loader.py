@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from itertools import islice, pairwise
 from math import inf
@@ -32,6 +33,7 @@ from timeviper.datamodules.processes import LostLoader
 from timeviper.datamodules.reader import TOKEN_BYTES, PackReader, plan_bytes
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.pack import Pack
+from timeviper.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +150,11 @@ def test_an_error_of_the_plan_comes_behind_its_last_step(load: Load):
 
 
 def test_an_error_that_nobody_foresaw_says_where_it_was_raised(load: Load):
-    plan = replace(next(load.plan.steps()), frames=cast("FramesConfig", None))
-    with pytest.raises(AttributeError, match="fps") as raised:
-        next(iter(Loader(load.reader, lambda: [plan], workers=1)))
-    assert "in frame_count" in "".join(raised.value.__notes__)
+    reader = copy(load.reader)
+    reader.tokenizer = cast("Tokenizer", None)
+    with pytest.raises(AttributeError, match="NoneType") as raised:
+        next(iter(Loader(reader, load.plan.steps, workers=1)))
+    assert "in build_pack" in "".join(raised.value.__notes__)
 
 
 def test_a_process_that_is_killed_is_told(load: Load):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_helpers import SCHEDULES
-from ranks import open_gates, run_ranks, sharded, small_recipe, step_packs
+from ranks import gradients_in_float64, run_ranks
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from viper_helpers import config, make_model, samples
 
 from timeviper.config import LoraConfig, ParallelConfig, TransVConfig
@@ -26,7 +24,6 @@ from timeviper.model.state import Span
 from timeviper.model.viper import TimeViper
 from timeviper.pack import Pack
 from timeviper.parallel import plain_name, wrap_blocks
-from timeviper.training.step import accumulate
 
 EVERYTHING = ("tower", "projector", "decoder", "transv")
 SIZES = [0, 1, 3, 7, 16, 64]
@@ -205,27 +202,9 @@ def test_a_lean_mixer_keeps_its_projection_alone(monkeypatch: pytest.MonkeyPatch
 # ---- sharded --------------------------------------------------------------------------------------------
 
 
-def gradients_in_float64(sizes: list[int]) -> list[tuple[float, dict[str, Tensor]]]:
-    """Of the four packs of a step, dealt to the ranks: theirs have different numbers of pieces."""
-    rank, world, found = dist.get_rank(), dist.get_world_size(), []
-    for size in sizes:
-        types = "none" if size < 0 else "all"
-        model = sharded(
-            small_recipe(activation_checkpointing=types, tokens_per_piece=max(size, 0), trainable=EVERYTHING)
-        )
-        model.double()
-        open_gates(model)
-        packs = step_packs(0)
-        total, _ = accumulate(model, packs[rank::world], torch.tensor(1.0), world, torch.device("cpu"))
-        dist.all_reduce(total)
-        named = ((plain_name(n), p.grad) for n, p in model.named_parameters() if p.grad is not None)
-        found.append((float(total), {n: cast(DTensor, g).full_tensor().clone() for n, g in named}))
-    return found
-
-
 def test_one_and_two_sharded_ranks_have_the_gradients_of_the_whole() -> None:
-    ((whole, *one),) = run_ranks(1, gradients_in_float64, [-1, 5])
-    _, two = run_ranks(2, gradients_in_float64, [5, 0])
+    ((whole, *one),) = run_ranks(1, gradients_in_float64, [-1, 5], EVERYTHING)
+    _, two = run_ranks(2, gradients_in_float64, [5, 0], EVERYTHING)
     assert len(whole[1]) > 50
     for found in (*one, *two):
         assert_equal(whole, found)

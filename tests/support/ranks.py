@@ -8,7 +8,7 @@ import os
 import pickle
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -180,6 +180,25 @@ def take_steps(model: ShardedModel, optimizer: AdamW, recipe: Recipe, steps: ran
         optimizer.zero_grad(set_to_none=True)
         trained.losses.append(float(total / labels))
     return trained
+
+
+def gradients_in_float64(sizes: list[int], trainable: Sequence[str]) -> list[tuple[float, dict[str, Tensor]]]:
+    """Of the four packs of a step, dealt to the ranks, in pieces of these sizes (-1: whole); ranks have other numbers
+    of pieces."""
+    rank, world, found = dist.get_rank(), dist.get_world_size(), []
+    for size in sizes:
+        types = "none" if size < 0 else "all"
+        model = sharded(
+            small_recipe(activation_checkpointing=types, tokens_per_piece=max(size, 0), trainable=tuple(trainable))
+        )
+        model.double()
+        open_gates(model)
+        packs = step_packs(0)
+        total, _ = accumulate(model, packs[rank::world], torch.tensor(1.0), world, torch.device("cpu"))
+        dist.all_reduce(total)
+        named = ((plain_name(n), p.grad) for n, p in model.named_parameters() if p.grad is not None)
+        found.append((float(total), {n: cast(DTensor, g).full_tensor().clone() for n, g in named}))
+    return found
 
 
 def logits_of(model: nn.Module) -> list[Tensor]:
