@@ -196,7 +196,7 @@ def _carried(
         if place.former and place.former not in formers:
             formers[place.former] = record.formers[place.former]
         if name in changes:
-            lost += _left_and_gone(plan, source, formers[place.former], place)
+            lost += _left_and_gone(plan, source, Earlier(source, record.sources[name]), formers[place.former], place)
     waiting: list[tuple[str, int]] = []
     for name, row in state.waiting:
         if name in changes and name not in rows:
@@ -208,15 +208,15 @@ def _carried(
     return PlanState(state.step, standing, tuple(waiting)), formers, lost
 
 
-def _left_and_gone(plan: Plan, source: Source, listing: Listing, place: Place) -> int:
-    """Units that an epoch has not come to, and that are no longer there."""
-    former = Former(source, listing)
+def _left_and_gone(plan: Plan, source: Source, before: Earlier, listing: Listing, place: Place) -> int:
+    """Units that an epoch has not come to, and that are no longer there, although they were `before`."""
+    former, earlier = Former(source, listing), Former(before, listing)
     if former.complete:
         return 0
     windows = epoch_windows(
         source.name, former.counts, plan.seed, place.epoch, plan.data.shuffle_window, place.position
     )
-    return sum(int((former.rows(rows) < 0).sum()) for rows in windows)
+    return sum(int(((former.rows(rows) < 0) & (earlier.rows(rows) >= 0)).sum()) for rows in windows)
 
 
 class Earlier(Source):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from timeviper.config import DataConfig, FramesConfig, SourceConfig
@@ -86,6 +86,7 @@ changes = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(before=shards, changes=changes, spoilt=st.booleans())
+@example({"c.tar": ("c", 1), "d.tar": ("d", 1)}, [(0, "remove", 1), (0, "replace", 1)], False)  # told of once
 def test_finish_epoch_reads_every_sample_once_an_epoch_from_when_it_came(
     before: dict[str, tuple[str, int]], changes: list[tuple[int, str, int]], spoilt: bool
 ) -> None:
