@@ -226,6 +226,22 @@ def small_files(rank: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
+def go_away_at(rank: int, *, stop: str, steps: tuple[int, ...]) -> None:
+    """Before the data of these steps are read, rank 0 makes a file, and while it is there the server is away."""
+    from timeviper.datamodules.reader import PackReader
+    from timeviper.datamodules.remote import patience
+
+    patience.FIRST_WAIT, patience.LONGEST_WAIT, patience.TOLD_AFTER = 0.02, 0.2, 0.3
+    plain = PackReader._read_step
+
+    def read(self: PackReader, plan: Any, room: Any) -> Any:
+        if plan.step in steps and rank == 0:
+            Path(stop).touch()
+        return plain(self, plan, room)
+
+    PackReader._read_step = read  # type: ignore[method-assign]
+
+
 def no_grace(rank: int) -> None:
     """The watchdog alarms at once."""
     watchdog.GRACE = 0.5

@@ -6,27 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import Job, Pictures, losses, weights, write_recipe
+from jobs import Job, Pictures, go_away_at, losses, weights, write_recipe
 from range_server import serving
 
 from timeviper.datamodules.shards.index import index_shards
 from timeviper.datamodules.shards.pool import write_shards
-
-
-def go_away_at(rank: int, *, stop: str, steps: tuple[int, ...]) -> None:
-    """Before the data of these steps are read, rank 0 makes a file, and while it is there the server is away."""
-    from timeviper.datamodules.reader import PackReader
-    from timeviper.datamodules.remote import patience
-
-    patience.FIRST_WAIT, patience.LONGEST_WAIT, patience.TOLD_AFTER = 0.02, 0.2, 0.3
-    plain = PackReader._read_step
-
-    def read(self: PackReader, plan, room):
-        if plan.step in steps and rank == 0:
-            Path(stop).touch()
-        return plain(self, plan, room)
-
-    PackReader._read_step = read  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
