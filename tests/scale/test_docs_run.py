@@ -32,7 +32,8 @@ ELSEWHERE = {
     r"s3:|aws ": "a bucket",
     r"timeviper import models/": "weights of 18 GB",
     r"incidents/step=412": "a step that went wrong",
-    r"runs/tiny/seeds/": "make bench-seeds, which trains for an hour",
+    r"runs/tiny/chains/": "make bench-seeds, which trains for an hour",
+    r"bench/videos": "somebody's held-out videos",
     r"tensorboard": "does not end",
 }
 PROGRAM = f"""#!/bin/bash
