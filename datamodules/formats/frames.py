@@ -92,8 +92,8 @@ def joined(folder: Path, names: Sequence[str], rate: float | None) -> JoinedFram
         )
     if rate is None:
         raise SchemaError(
-            f"{folder} has {len(paths)} frames, but nothing says at which rate they were taken: give fps in its entry, "
-            "or --frame-rate for all"
+            f"{folder} has {len(paths)} frames, but nothing says at which rate the video was taken: give fps in its "
+            "entry, or --frame-rate for all"
         )
     return JoinedFrames(folder, tuple(names), len(paths), rate)
 
