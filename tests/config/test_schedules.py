@@ -23,6 +23,14 @@ def test_a_progressive_schedule_has_a_stage_before_each_attention_block(tmp_path
     assert load_recipe(tmp_path / "config.yaml").model.transv == recipe.model.transv
 
 
+def test_a_question_that_ranks_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    load_recipe("tiny/stage2_instruct", ["model.transv.stages.late.query=question"])
+    assert "has no effect" not in caplog.text
+    load_recipe("tiny/stage2_instruct", ["model.transv.stages.early.query=question"])
+    assert "model.transv.stages.early.query = question" in caplog.text
+    assert "has no effect with select = uniform" in caplog.text
+
+
 def test_a_schedule_stands_in_place_of_stages() -> None:
     with pytest.raises(ConfigError, match="makes its own stages; there are early, late too"):
         load_recipe("tiny/stage2_instruct", ["model.transv.schedule=progressive"])

@@ -55,6 +55,9 @@ def warnings(recipe: Recipe) -> Iterator[Finding]:
     for name, stage in stages.items():
         if stage.keep == 1.0:
             yield Finding(f"model.transv.stages.{name}.keep", "keeps every token: the stage does nothing.")
+        if stage.query != "last" and not stage.facts.by_question:
+            message = f"has no effect with select = {stage.select}: no question ranks there."
+            yield Finding(f"model.transv.stages.{name}.query", message)
     yield from phase_warnings(recipe)
     if recipe.chat.frames_per_time != 1 and recipe.chat.time != "frames":
         message = f"has no effect with chat.time = {recipe.chat.time}; it groups the frames of `frames`."
