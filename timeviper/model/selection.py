@@ -99,13 +99,11 @@ class View:
         before, found = conv_kernel - 1, []
         halo: Tensor | None = None
         for x, span in self.residuals():
-            if halo is None:
-                read = self.block(x, span, ranker=ranker)  # [n, R]
-            else:  # the convolution of a piece begins in the one before
-                both = torch.cat([halo, x])
-                read = self.block(both, Span.fresh(Bounds([len(both)], x.device)), ranker=ranker)[len(halo) :]
-            found.append(read)
-            halo = x[len(x) - min(before, len(x)) :] if halo is None else torch.cat([halo, x])[-before:]
+            if halo is not None:  # the convolution of a piece begins in the one before
+                x = torch.cat([halo, x])
+                span = Span.fresh(Bounds([len(x)], x.device))
+            found.append(self.block(x, span, ranker=ranker)[0 if halo is None else len(halo) :])  # [n, R]
+            halo = x[len(x) - min(before, len(x)) :]
         return weighted(_joined(found), self.rows.weight, self.bounds)
 
     def _windows(self, width: int) -> Tensor:
