@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from timeviper.inference.needle_map import Cell, Comparison, Map, Row
+from timeviper.svg import colour, wrapped
 
 CELL_W, CELL_H, GAP = 64, 26, 44  # pixels
 LEFT, TOP, BELOW = 66, 66, 62  # of a field: room for what stands beside it
-LIGHT, DARK = (239, 246, 252), (8, 56, 112)
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#222}.t{font-weight:600;font-size:14px}.s{font-size:11px;fill:#555}"
     ".n{text-anchor:middle}.r{text-anchor:end}"
@@ -28,7 +28,7 @@ def picture(comparison: Comparison) -> str:
     field_w, field_h = LEFT + CELL_W * len(rows), TOP + CELL_H * (comparison.depths + 1) + BELOW
     fields = 2 if overlaps else 1
     width = max(fields * field_w + (fields - 1) * GAP + 20, 420)
-    notes = [line for note in comparison.notes for line in _wrapped(note, width // 6)]
+    notes = [line for note in comparison.notes for line in wrapped(note, width // 6)]
     height = field_h * len(comparison.maps) + 16 * len(notes) + 20
     return "\n".join(
         [
@@ -94,12 +94,8 @@ def _cell(x: int, y: int, value: float | None, told: str) -> str:
     middle = f'class="n" x="{x + CELL_W // 2 - 1}" y="{y + 17}"'
     if value is None:
         return f'<g>{tip}<rect {box} fill="#fff" stroke="#bbb" stroke-dasharray="3"/><text {middle}>-</text></g>'
-    red, green, blue = (round(a + (b - a) * value) for a, b in zip(LIGHT, DARK))
     ink = "#fff" if value > 0.6 else "#222"
-    return (
-        f'<g>{tip}<rect {box} fill="rgb({red},{green},{blue})"/>'
-        f'<text {middle} style="fill:{ink}">{value:.2f}</text></g>'
-    )
+    return f'<g>{tip}<rect {box} fill="rgb{colour(value)}"/><text {middle} style="fill:{ink}">{value:.2f}</text></g>'
 
 
 def _told(row: Row, cell: Cell) -> str:
@@ -118,12 +114,3 @@ def _total(row: Row) -> str:
     right = f"{row.accuracy.value:.3f} right ({row.accuracy.low:.3f} to {row.accuracy.high:.3f})"
     overlap = "" if row.miou is None else f"; mean IoU {row.miou.value:.3f} ({row.miou.low:.3f} to {row.miou.high:.3f})"
     return f"{row.frames:,} frames, all depths: {right}, {row.videos} videos, {row.questions} questions{overlap}"
-
-
-def _wrapped(text: str, most: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
-            lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return lines
