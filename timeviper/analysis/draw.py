@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from timeviper.svg import COLOURS, Drawing, label, line, rect, short, text, ticks
 
 WIDTH, HEIGHT = 680, 320
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 44, 58  # of the field, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 62, 58  # of the field, in pixels
 LEGEND = 18  # pixels a line of it
 
 
@@ -87,7 +87,7 @@ def lines(
         *_grid(x_ticks, y_ticks, to_x, to_y, (LEFT, right, bottom)),
         *(_attention(layout, to_x, top, bottom) if layout else ()),
         text((LEFT + right) / 2, bottom + 46, x_name + _marked(layout), "s m"),
-        text(0, top - 8, y_name, "s"),
+        text(0, top - 12, y_name, "s"),
         *_levels(levels, to_y, LEFT, right),
         *(mark for i, one in enumerate(curves) for mark in _curve(one, _stroke(curves, i), to_x, to_y)),
     ]

@@ -64,7 +64,7 @@ def timeline(
     """
     if not strips or any(len(one.values) != len(edges) - 1 for one in strips):
         raise ValueError(f"{title}: {len(edges) - 1} stretches of time, but rows of {[len(s.values) for s in strips]}")
-    left, right, top = 20 + 7 * max(len(one.name) for one in strips), width - 64, 50
+    left, right, top = 20 + 7 * max(len(one.name) for one in strips), width - 64, 62 if truth else 46
     tall = 20 if len(strips) <= 24 else 12
     bottom = top + tall * len(strips)
     first, last = edges[0], edges[-1] if edges[-1] > edges[0] else edges[0] + 1
@@ -153,15 +153,19 @@ def heat(
     tall = side * rows / columns
     body = [text(0, 16, title, "b"), text(0, 34, "query down, source across", "s")]
     body.append(_image(_coloured(shares), left, head, side, tall))
+    free = [0.0, 0.0]
     for first, name in borders:
         x, y = left + side * first / columns, head + tall * min(first, rows) / rows
         if 0 < first < columns:
             body.append(line(x, head, x, head + tall, "#fff"))
         if 0 < first < rows and rows == columns:
             body.append(line(left, y, left + side, y, "#fff"))
-        body.append(text(x + 2, head + tall + 14, name, "s"))
+        # Names that would lie upon each other take turns.
+        row = 0 if x + 2 >= free[0] else 1
+        free[row] = x + 8 + 7 * len(name)
+        body.append(text(x + 2, head + tall + 14 + 14 * row, name, "s"))
     body += _colour_bar(left + side + 14, head, tall, 0.0 if floor is None else floor, top, floor is not None)
-    return Drawing(width, int(head + tall + 42), title, desc, "".join(body) + text(left, head + tall + 34, unit, "s"))
+    return Drawing(width, int(head + tall + 56), title, desc, "".join(body) + text(left, head + tall + 48, unit, "s"))
 
 
 def image_uri(pixels: NDArray[np.uint8], codec: str = "png") -> str:
