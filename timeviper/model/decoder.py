@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -150,6 +150,7 @@ class Decoder(nn.Module):
             {s.name: Transfer(cfg, transv) for s in self.segments if s.stage is not None and s.stage.has_weights}
         )
         self.transfer_enabled = True
+        self.watcher: Callable[[Segment, Stream], None] | None = None
 
     def transv_origins(self) -> dict[str, str]:
         """Which parameter each of a transfer starts from, by names: norm, q, k, v and o of the attention block at
@@ -180,6 +181,15 @@ class Decoder(nn.Module):
             yield
         finally:
             self.transfer_enabled = before
+
+    @contextmanager
+    def watched(self, watcher: Callable[[Segment, Stream], None]) -> Iterator[None]:
+        """Within it `forward` tells `watcher` of every segment and the stream that its blocks are about to see."""
+        before, self.watcher = self.watcher, watcher
+        try:
+            yield
+        finally:
+            self.watcher = before
 
     def embed(self, ids: Tensor) -> Tensor:
         """`[L]` -> `[L, D]`"""
@@ -224,6 +234,8 @@ class Decoder(nn.Module):
             if segment.stage is not None and original is not None:
                 stream = self._transfer(stream, segment, original)
                 kept[segment.name] = stream.vision
+            if self.watcher is not None:
+                self.watcher(segment, stream)
             stream.x = self.run(segment, stream.x, stream.bounds, state.segments[i] if state else None)
         if state is not None:
             state.seen = [a + b for a, b in zip(state.seen, bounds.lengths)]
