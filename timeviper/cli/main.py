@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from timeviper.cli.analyse import analyse
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
 from timeviper.cli.shards import HELP, STOPPED, shards
 from timeviper.errors import ConfigError, one_of
@@ -34,6 +35,7 @@ app = typer.Typer(
     "A recipe is a YAML file; key=value after it overrides a setting. --debug shows where an error comes from.",
 )
 app.add_typer(shards, name="shards")
+app.add_typer(analyse, name="analyse")
 
 
 def _version(wanted: bool) -> None:
