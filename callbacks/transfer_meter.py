@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -14,20 +15,25 @@ from timeviper.callbacks.held_out import apart_from_training, fixed_plans, read_
 from timeviper.config.callbacks import TransferConfig
 from timeviper.datamodules.datamodule import VideoDataModule
 from timeviper.inspection.probe import gates
+from timeviper.inspection.ranking import RankingSums, ranks, told
 from timeviper.inspection.transfer import StageSums, Transferred, look_at, stages_of
 from timeviper.model.viper import TimeViper
+
+log = logging.getLogger("timeviper")
 
 
 class TransferMeter(pl.Callback):
     """Logs `transv/...` every `callbacks.transfer.every` steps, and the gates alone where there are no held-out data.
 
-    Training is the same with and without it, to the last bit. All ranks take part, each with its share of the samples.
+    Warns once where a ranking keeps tokens that are worth less than as many random ones. Training is the same with and
+    without it, to the last bit. All ranks take part, each with its share of the samples.
     """
 
     def __init__(self, options: TransferConfig, pause: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         """pause: entered while it measures."""
         self.every, self.samples, self.pause = options.every, options.samples, pause
         self.figures: dict[str, float] = {}
+        self.doubt, self.warned = RankingSums(), False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step % self.every:
@@ -36,6 +42,7 @@ class TransferMeter(pl.Callback):
         with self.pause():
             opened = {f"gate/{name.removeprefix('decoder.transv.')}": g for name, g in gates(model).items()}
             self.figures = opened | self._measure(trainer, model)
+        self._warn(trainer, model)
         for logger in trainer.loggers:
             logger.log_metrics({f"transv/{k}": v for k, v in self.figures.items()}, trainer.global_step)
 
@@ -52,4 +59,14 @@ class TransferMeter(pl.Callback):
         if trainer.world_size > 1:
             sums = sums.to(device)
             dist.all_reduce(sums)
+        self.doubt = RankingSums.of(sums.tolist()[Transferred.BEFORE :])
         return found.figures(sums.tolist())
+
+    def _warn(self, trainer: pl.Trainer, model: TimeViper) -> None:
+        """Once, where tokens are chosen worse than by chance."""
+        if self.warned or not self.doubt.worse_than_random():
+            return
+        self.warned = True
+        if trainer.is_global_zero:
+            ranked = [s for s in stages_of(model.decoder) if ranks(s)]
+            log.warning("step %d: %s", trainer.global_step, told(self.doubt, ranked, self.figures))

@@ -26,7 +26,8 @@ class MemoryConfig:
 
 @dataclass
 class TransferConfig:
-    """What TransV does, on a fixed probe of held-out samples. Costs a forward pass for each stage and one more."""
+    """What TransV does, on a fixed probe of held-out samples. Costs a forward pass for each stage and one more,
+    and two where a stage ranks; warns once where its choice is worth less than random tokens."""
 
     every: int = at_least(1, 250)
     """Steps between two measurements."""
@@ -75,7 +76,7 @@ class CallbacksConfig:
     memory: MemoryConfig | None = field(default_factory=MemoryConfig)
     """Parameters, gradients, optimizer state by part of the model, and the peak."""
     transfer: TransferConfig | None = field(default_factory=TransferConfig)
-    """Gates, moved attention, entropy of the choice and KL of TransV; nothing in stages without TransV."""
+    """Gates, moved attention, entropy and worth of the choice, and KL of TransV; nothing in stages without TransV."""
     samples: SamplesConfig | None = field(default_factory=SamplesConfig)
     """Table of answers with frames as pictures, in TensorBoard and in <run>/logs/samples."""
     own: dict[str, OwnCallback] = field(default_factory=dict)

@@ -1,4 +1,5 @@
-"""What TransV does to one pack: the attention that each stage moves, the entropy of its choice, the change of answers.
+"""What TransV does to one pack: the attention that each stage moves, entropy and worth of its choice, the change of
+answers.
 
 Letters: L tokens, S sequences, V vision tokens of the stream, M labels.
 
@@ -15,6 +16,8 @@ Answers, at every label position t, with p without any stage and q with all of t
 
     kl       = mean over t of sum over the vocabulary of p ln(p / q)                              nats a token
 
+Where a stage ranks, `ranking.py` measures whether its choice is worth more than another of as many tokens.
+
 And how much of the stream no stage can take out, because text stands between the frames (`chat.time: frames`):
 
     text_between      = such tokens / tokens that enter the decoder                               in [0, 1]
@@ -25,15 +28,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from timeviper.config import TransVConfig
 from timeviper.config.shape import Segment, kept_counts
+from timeviper.inspection.ranking import AT_A_TIME, RankingSums, agreement, divergence, judge, ranks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder, DecoderOutput
 from timeviper.model.selection import SELECTIONS, View
@@ -41,8 +45,6 @@ from timeviper.model.transv import Stream
 from timeviper.model.transv_stages import other_stages
 from timeviper.model.viper import TimeViper, ViperOutput
 from timeviper.pack import Kind, Pack, all_vision_groups, text_runs
-
-AT_A_TIME = 64  # label positions whose two distributions are compared at once, in float64
 
 
 @dataclass
@@ -56,6 +58,12 @@ class StageSums:
     entropy: float = 0.0
     ranked: int = 0
     """Sequences whose tokens were ranked, two or more."""
+    agreement: float = 0.0
+    compared: int = 0
+    """Groups of vision tokens of which some were chosen, and compared with what the question's rows would choose."""
+
+
+STAGE = len(fields(StageSums))
 
 
 @dataclass
@@ -70,25 +78,34 @@ class Transferred:
     entered: int = 0
     left: int = 0
     """Tokens of sequences with vision, before the first block and behind the last."""
+    ranking: RankingSums = field(default_factory=RankingSums)
+
+    BEFORE: ClassVar[int] = 5
+    """Numbers before those of `ranking`."""
 
     def numbers(self) -> list[float]:
         """Everything as a list, the same order on all ranks."""
         counts = (self.labels, self.between, self.entered, self.left)
-        return [self.kl, *counts, *(float(v) for s in self.stages.values() for v in vars(s).values())]
+        stages = (float(v) for s in self.stages.values() for v in vars(s).values())
+        return [self.kl, *counts, *self.ranking.numbers(), *stages]
 
     def figures(self, numbers: list[float]) -> dict[str, float]:
         """Means from `numbers()`, perhaps summed over ranks; what no sequence had is left out."""
         kl, labels, between, entered, left, *rest = numbers
         found = {"kl": kl / labels} if labels else {}
+        found |= RankingSums.of(rest).figures()
+        rest = rest[RankingSums.SIZE :]
         if left:
             found |= {"text_between": between / entered, "text_between_left": between / left}
         for i, name in enumerate(self.stages):
-            sums = StageSums(*rest[5 * i : 5 * i + 5])  # type: ignore[arg-type]
+            sums = StageSums(*rest[STAGE * i : STAGE * (i + 1)])  # type: ignore[arg-type]
             if sums.sequences:
                 found[f"moved/{name}"] = sums.moved / sums.sequences
                 found[f"vision_attention/{name}"] = sums.vision / sums.sequences
             if sums.ranked:
                 found[f"entropy/{name}"] = sums.entropy / sums.ranked
+            if sums.compared:
+                found[f"agreement/{name}"] = sums.agreement / sums.compared
         return found
 
 
@@ -116,7 +133,13 @@ def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
         without = out if i == 0 else without
         assert segment.stage is not None
         here = _view(decoder, pack, out.decoder, entered, segment.blocks.start, segment.stage.query)
-        _add(model, pack, segment, here, _view(decoder, pack, out.decoder, entered, block), sums)
+        there = _view(decoder, pack, out.decoder, entered, block)
+        mask = _add(pack, segment, here, there, sums)
+        if ranks(segment):
+            asked = _view(decoder, pack, out.decoder, entered, block, "question")
+            kept = kept_counts(segment.stage.keep, [*chain(*pack.vision_groups)], here.vision)
+            total, count = agreement(mask, asked, kept)
+            sums.agreement, sums.compared = sums.agreement + total, sums.compared + count
     if without is None:
         with other_stages(model, TransVConfig()):
             without = cast(ViperOutput, model(pack, label_logits=True))
@@ -126,6 +149,8 @@ def look_at(model: TimeViper, pack: Pack, found: Transferred) -> None:
     assert whole.label_logits is not None
     for p, q in zip(without.label_logits.split(AT_A_TIME), whole.label_logits.split(AT_A_TIME)):
         found.kl += float(divergence(p, q).sum())
+    if any(map(ranks, stages)):
+        judge(model, pack, found.ranking, without.label_logits, whole.label_logits)
     found.labels += whole.num_labels
     assert whole.decoder is not None
     for runs, length, left in zip(pack.text_runs, pack.lengths, whole.decoder.bounds.lengths):
@@ -140,12 +165,6 @@ def next_attention(decoder: Decoder, segment: Segment) -> int | None:
     layout = decoder.cfg.layout
     place = layout.find("*", segment.blocks.start)
     return None if place < 0 else place
-
-
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) `[M]` of the distributions with logits `[M, V]`, in nats, float64."""
-    p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
 
 
 @contextmanager
@@ -181,9 +200,9 @@ def _view(
     return decoder.view([Stream(entered[block], out.bounds, kind, groups, out.index)], block, query=query)
 
 
-def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View, sums: StageSums) -> None:
+def _add(pack: Pack, segment: Segment, here: View, there: View, sums: StageSums) -> Tensor:
     """Add what the last prompt tokens attend to in the next attention block, before which the stream is `there`, and
-    what of it the stage, which sees the stream `here`, drops."""
+    what of it the stage, which sees the stream `here`, drops; returns which vision tokens it keeps, `[V]` bool."""
     assert segment.stage is not None
     scores, current = there.attention[there.kind == Kind.VISION], [sum(group) for group in here.groups]
     original = [*chain(*pack.vision_groups)]
@@ -206,3 +225,4 @@ def _add(model: TimeViper, pack: Pack, segment: Segment, here: View, there: View
         ranked = count > 1
         sums.entropy += float((entropy[ranked] / count[ranked].log()).sum())
         sums.ranked += int(ranked.sum())
+    return mask
