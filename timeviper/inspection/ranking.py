@@ -142,8 +142,9 @@ def told(sums: RankingSums, stages: Sequence[Segment], figures: dict[str, float]
     ]
     return (
         "TransV keeps tokens that are worth less than random ones: answers change by "
-        f"{kl['kl_ranked']:.3g} nats a token, by {kl['kl_random']:.3g} with random tokens and {kl['kl_uniform']:.3g} with evenly spaced ones (KL, "
-        f"{sums.sequences:.0f} held-out samples).{near} If it stays so, try {one_of(advice)}. Said once; transv/kl_ranked and transv/kl_random go on."
+        f"{kl['kl_ranked']:.3g} nats a token, by {kl['kl_random']:.3g} with random tokens and {kl['kl_uniform']:.3g} "
+        f"with even ones (KL, {sums.sequences:.0f} held-out samples).{near} If it stays so, try {one_of(advice)}. "
+        "Said once; transv/kl_ranked and transv/kl_random go on."
     )
 
 
