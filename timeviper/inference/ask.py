@@ -17,6 +17,8 @@ from torch import Tensor
 from timeviper.config import Recipe
 from timeviper.console import ProgressLine
 from timeviper.datamodules.build import pack_format
+from timeviper.datamodules.chat import Encoded
+from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, read_video
 from timeviper.inference.generate import check_sampling, write
 from timeviper.inference.given import Video, media_of
@@ -45,6 +47,8 @@ class Answer:
     vision_tokens: int
     kept: dict[str, int]
     """Vision tokens that are left after each TransV stage, by its name."""
+    survivors: dict[str, list[int]]
+    """How many of them each frame has, in the order of `frame_times`."""
 
     def __str__(self) -> str:
         return self.text
@@ -58,7 +62,21 @@ class Answer:
             "duration": self.duration,
             "frame_times": [round(seconds, 3) for seconds in self.frame_times],
             "tokens": {"prompt": self.prompt_tokens, "vision": self.vision_tokens, "kept": self.kept},
+            "survivors": self.survivors,
         }
+
+
+@dataclass(frozen=True)
+class Followed:
+    """An answer, and what it came from."""
+
+    answer: Answer
+    asked: Question
+    prompt: Encoded
+    ids: Tensor
+    """`[n]` int64: what was written, without a stop."""
+    survivors: dict[str, Tensor]
+    """Which vision tokens each TransV stage left, `[n]` int64 on the host, the video's first one being 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +131,40 @@ class LoadedModel:
             TypeError: for a video of another kind, or a question that is no text.
             ValueError: for frames of another type or shape, or times that do not fit them, with what is allowed.
         """
+        how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "generator": generator}
+        medium = self.media(video, times, fps, duration)
+        path = str(video) if isinstance(video, (str, Path)) else ""
+        return self.follow(question, medium, path, **how, stream=stream, progress=progress).answer
+
+    def media(
+        self,
+        video: Video,
+        times: ArrayLike | Tensor | None = None,
+        fps: float | None = None,
+        duration: float | None = None,
+    ) -> Frames | FrameStream:
+        """The frames that `ask` shows the model; those of a file are decoded when they are asked for. Raises as it."""
+        return media_of(video, pack_format(self.recipe).image_size, self.recipe.data.frames, times, fps, duration)
+
+    def follow(
+        self,
+        question: str,
+        medium: Frames | FrameStream,
+        path: str = "",
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        stream: bool = False,
+        progress: bool = False,
+    ) -> Followed:
+        """`ask`, for who wants to know how it came about."""
         if not isinstance(question, str):
             raise TypeError(f"question must be text, got {type(question).__name__}; the video comes after it")
         cfg, form = self.recipe.eval, pack_format(self.recipe)
         longest = cfg.max_new_tokens if max_new_tokens is None else max_new_tokens
         check_sampling(temperature, top_p, longest)
-        medium = media_of(video, form.image_size, self.recipe.data.frames, times, fps, duration)
-        path = str(video) if isinstance(video, (str, Path)) else ""
         asked = Question([{"role": "user", "content": question}], [medium], path)
         decoder = self.tokenizer.stream()
 
@@ -150,7 +195,7 @@ class LoadedModel:
         )[0]
         if stream:
             print(flush=True)
-        return Answer(
+        answer = Answer(
             question=question,
             text=self.tokenizer.decode(ids.tolist()),
             video=path,
@@ -159,7 +204,12 @@ class LoadedModel:
             prompt_tokens=len(prompt.ids),
             vision_tokens=int((prompt.kind == Kind.VISION).sum()),
             kept={stage: counts[0] for stage, counts in start.kept.items()},
+            survivors={
+                stage: torch.bincount(which.cpu() // self.model.tokens_per_frame, minlength=len(medium.times)).tolist()
+                for stage, (which,) in start.survivors.items()
+            },
         )
+        return Followed(answer, asked, prompt, ids, {stage: which.cpu() for stage, (which,) in start.survivors.items()})
 
     def read_video(self, path: str | Path) -> Frames:
         """The frames of a file as `ask` takes them: `pixels` uint8 `[F, 3, S, S]`, `times` `[F]` seconds.

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper.config.shape import Segment, kept_counts
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.decoder import Decoder
+from timeviper.model.decoder import Decoder, DecoderOutput
 from timeviper.model.selection import SELECTIONS, ByCount, ByScore
 from timeviper.model.state import DecoderState, SegmentState
 from timeviper.model.transv import DroppedTokens, Stream, shorten
@@ -43,12 +44,15 @@ class Prefilled:
     state: DecoderState
     kept: dict[str, list[int]]
     """Vision tokens left after each transfer stage, per sequence."""
+    survivors: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Which they are: `[n]` int64 of each sequence, its first vision token being 0."""
 
     @staticmethod
     def join(parts: Sequence[Prefilled]) -> Prefilled:
         kept = {name: [n for part in parts for n in part.kept[name]] for name in parts[0].kept}
+        survivors = {name: [which for part in parts for which in part.survivors[name]] for name in parts[0].survivors}
         state = DecoderState.join([part.state for part in parts])
-        return Prefilled(torch.cat([part.hidden for part in parts]), state, kept)
+        return Prefilled(torch.cat([part.hidden for part in parts]), state, kept, survivors)
 
 
 @torch.inference_mode()
@@ -61,7 +65,21 @@ def prefill(
     """Whole prompts at once: x `[L, D]` embedded, kind `[L]` (None: text only)."""
     state = decoder.empty_state(bounds.num_sequences, x.device, x.dtype)
     out = decoder(x, bounds, kind, state)
-    return Prefilled(out.hidden[out.bounds.cu_seqlens[1:].long() - 1], state, out.kept)
+    survivors = {} if kind is None else _survivors(out, kind == Kind.VISION, bounds)
+    return Prefilled(out.hidden[out.bounds.cu_seqlens[1:].long() - 1], state, out.kept, survivors)
+
+
+def _survivors(out: DecoderOutput, vision: Tensor, bounds: Bounds) -> dict[str, list[Tensor]]:
+    """As in `Prefilled`; vision: `[L]` bool of the stream that entered."""
+    counted = vision.cumsum(0)  # up to and with each token, of the whole pack
+    before = F.pad(counted, (1, 0))[bounds.cu_seqlens[:-1].long()]  # [S]
+    found = {}
+    for name, index in out.left.items():
+        counts = out.kept[name]
+        where = index[torch.nonzero_static(vision[index], size=sum(counts)).squeeze(1)]
+        number = counted[where] - 1 - before[Bounds(counts, vision.device).seq_idx]
+        found[name] = list(number.split(counts))
+    return found
 
 
 @torch.inference_mode()
@@ -83,24 +101,36 @@ def prefill_chunks(
     weight = decoder.embeddings.weight
     state = decoder.empty_state(1, weight.device, weight.dtype, room)
     last = None
-    for chunk in stream_through(decoder, chunks, vision, state):
+    masks: dict[str, Tensor] = {}
+    for chunk in stream_through(decoder, chunks, vision, state, masks):
         last = chunk.x[-1:] if len(chunk.x) else last
     if last is None:
         raise ValueError("the prompt has no token: give at least one chunk that is not empty")
     kept = {segment.name: [sum(n)] for segment, n in zip(decoder.segments[1:], left[1:])}
-    return Prefilled(decoder.norm_f(last), state, kept)
+    survivors, there = dict[str, list[Tensor]](), torch.arange(sum(left[0]))
+    for segment in decoder.segments[1:]:
+        there = there[masks[segment.name]] if segment.name in masks else there
+        survivors[segment.name] = [there]
+    return Prefilled(decoder.norm_f(last), state, kept, survivors)
 
 
 def stream_through(
-    decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], vision: int | Sequence[int], state: DecoderState
+    decoder: Decoder,
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    vision: int | Sequence[int],
+    state: DecoderState,
+    masks: dict[str, Tensor] | None = None,
 ) -> Iterator[Stream]:
-    """What is left of each chunk after the last block (before the final norm), as the chunks come."""
+    """What is left of each chunk after the last block (before the final norm), as the chunks come.
+
+    masks: filled with what each stage that drops tokens keeps of those that reach it, `[V]` bool on the host."""
     left = _schedule(decoder, vision)
     stream = _counted(decoder, chunks, left[0], state)
+    masks = {} if masks is None else masks
     # Generators around generators: a chunk is read only when what it leaves is asked for.
     for i, segment in enumerate(decoder.segments):
         if i and left[i] != left[i - 1]:
-            stream = _choose(decoder, segment, stream, left[i - 1], left[i])
+            stream = _choose(decoder, segment, stream, left[i - 1], left[i], masks)
         stream = _run(decoder, segment, stream, state.segments[i])
     return stream
 
@@ -171,9 +201,15 @@ def _run(decoder: Decoder, segment: Segment, stream: Iterator[Stream], state: Se
 
 
 def _choose(
-    decoder: Decoder, segment: Segment, stream: Iterator[Stream], left: list[int], kept: list[int]
+    decoder: Decoder,
+    segment: Segment,
+    stream: Iterator[Stream],
+    left: list[int],
+    kept: list[int],
+    masks: dict[str, Tensor],
 ) -> Iterator[Stream]:
-    """What a stage leaves of each chunk: `kept` of the `left` vision tokens of each group of the prompt."""
+    """What a stage leaves of each chunk: `kept` of the `left` vision tokens of each group of the prompt; which, it
+    writes into `masks`."""
     assert segment.stage is not None
     selection = SELECTIONS[segment.stage.select]
     if isinstance(selection, ByCount):
@@ -183,6 +219,7 @@ def _choose(
         view = decoder.view(held, segment.blocks.start, [left], segment.stage.query)
         mask = selection.choose(view, kept).cpu()
         stream = (held.popleft() for _ in range(len(held)))  # a chunk that has gone on is held no longer
+    masks[segment.name] = mask
     yield from _shorten(decoder, segment, stream, mask, sum(left))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import cast
 
@@ -40,6 +40,8 @@ class DecoderOutput:
     kept: dict[str, list[int]]
     """Vision tokens left after each transfer stage, per sequence."""
     state: DecoderState | None = None
+    left: dict[str, Tensor] = field(default_factory=dict)
+    """`[l]` int64 by transfer stage: `index` of the tokens behind it."""
 
 
 class Block(nn.Module):
@@ -230,16 +232,17 @@ class Decoder(nn.Module):
         index = torch.arange(len(x), device=x.device)
         stream = Stream(x, bounds, kind, original or [[0]] * bounds.num_sequences, index, text_runs)
         kept: dict[str, list[int]] = {}
+        left: dict[str, Tensor] = {}
         for i, segment in enumerate(self.segments):
             if segment.stage is not None and original is not None:
                 stream = self._transfer(stream, segment, original)
-                kept[segment.name] = stream.vision
+                kept[segment.name], left[segment.name] = stream.vision, stream.index
             if self.watcher is not None:
                 self.watcher(segment, stream)
             stream.x = self.run(segment, stream.x, stream.bounds, state.segments[i] if state else None)
         if state is not None:
             state.seen = [a + b for a, b in zip(state.seen, bounds.lengths)]
-        return DecoderOutput(self.norm_f(stream.x), stream.index, stream.bounds, kept, state)
+        return DecoderOutput(self.norm_f(stream.x), stream.index, stream.bounds, kept, state, left)
 
     def run(self, segment: Segment, x: Tensor, bounds: Bounds, state: SegmentState | None) -> Tensor:
         """The blocks of one segment."""
