@@ -14,6 +14,7 @@ from timeviper.svg import COLOURS, Drawing, label, line, rect, short, text, tick
 WIDTH, HEIGHT = 680, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 62, 58  # of the field, in pixels
 LEGEND = 18  # pixels a line of it
+DASHES = ("5 4", "1.5 3", "10 3 2 3")  # of null lines
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Line:
     n: int | None = None
     """Samples behind it; stands in the legend."""
     null: bool = False
-    """What is expected of nothing: dashed and grey."""
+    """What is expected of nothing: dashed and grey, each of several in dashes of its own."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,11 @@ def lines(
         text((LEFT + right) / 2, bottom + 46, x_name + _marked(layout), "s m"),
         text(0, top - 12, y_name, "s"),
         *_levels(levels, to_y, LEFT, right),
-        *(mark for i, one in enumerate(curves) for mark in _curve(one, _stroke(curves, i), to_x, to_y)),
+        *(
+            mark
+            for i, one in enumerate(curves)
+            for mark in _curve(one, _stroke(curves, i), _dash(curves, i), to_x, to_y)
+        ),
     ]
     return Drawing(width, bottom + BOTTOM, title, desc or _told(curves, x_name, y_name), "".join(body))
 
@@ -196,14 +201,21 @@ def _stroke(curves: Sequence[Line], place: int) -> str:
     return f"var(--s{sum(not one.null for one in curves[:place]) % COLOURS})"
 
 
-def _curve(one: Line, stroke: str, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> Iterator[str]:
+def _dash(curves: Sequence[Line], place: int) -> str:
+    if not curves[place].null:
+        return ""
+    return f' stroke-dasharray="{DASHES[sum(one.null for one in curves[:place]) % len(DASHES)]}"'
+
+
+def _curve(
+    one: Line, stroke: str, dash: str, to_x: Callable[[float], float], to_y: Callable[[float], float]
+) -> Iterator[str]:
     def path(ys: Sequence[float], xs: Sequence[float] = one.x) -> str:
         return " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in zip(xs, ys))
 
     if one.low and one.high:
         there_and_back = path(one.high) + " " + path(one.low[::-1], one.x[::-1])
         yield f'<polygon points="{there_and_back}" style="fill:{stroke};fill-opacity:.16"/>'
-    dash = ' stroke-dasharray="5 4"' if one.null else ""
     yield f'<polyline points="{path(one.y)}" style="fill:none;stroke:{stroke};stroke-width:2"{dash}/>'
     if len(one.x) <= 80 and not one.null:
         for x, y in zip(one.x, one.y):
@@ -215,12 +227,12 @@ def _legend(curves: Sequence[Line]) -> list[str]:
     rows, x = [""], LEFT
     for i, one in enumerate(curves):
         name = one.name + (f" (n = {one.n:,})" if one.n is not None else "")
-        room = 34 + 7 * len(name)
+        room = 42 + 7 * len(name)
         if x > LEFT and x + room > WIDTH:
             rows, x = [*rows, ""], LEFT
         y = 34 - 4 + LEGEND * (len(rows) - 1)
-        dash = ' stroke-dasharray="5 4" stroke-width="2"' if one.null else ' stroke-width="3"'
-        rows[-1] += line(x, y, x + 18, y, _stroke(curves, i), dash) + text(x + 23, y + 4, name, "s")
+        dash = f'{_dash(curves, i)} stroke-width="{2 if one.null else 3}"'
+        rows[-1] += line(x, y, x + 24, y, _stroke(curves, i), dash) + text(x + 29, y + 4, name, "s")
         x += room
     return rows
 

@@ -123,7 +123,8 @@ _HTML = """\
 main{max-width:60rem;margin:0 auto;padding:1rem;overflow-wrap:break-word}h1{font-size:1.5rem;line-height:1.25}
 h2{font-size:1.2rem;margin-top:2rem;border-top:1px solid var(--rule);padding-top:1rem}
 a{color:inherit}.lead{font-size:1.05rem}.warn{border-left:4px solid var(--warn);padding:.25rem .75rem;color:var(--warn)}
-figure{margin:1rem 0}figcaption,small,summary{color:var(--soft)}figcaption,summary{font-size:.9rem}
+figure{margin:0}.figures{display:flex;flex-wrap:wrap;gap:1.5rem 1rem;margin:1rem 0}
+figcaption,small,summary{color:var(--soft)}figcaption,summary{font-size:.9rem}
 .scroll{overflow-x:auto}.scroll svg.tv{display:block;max-width:100%;height:auto}
 @media(max-width:700px){.scroll svg.tv{max-width:none;height:auto;min-width:min(100%,560px)}}
 table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;font-weight:600;padding:.25rem 0}
@@ -146,13 +147,16 @@ background:var(--tint);padding:.5rem .75rem}dt{color:var(--soft)}dd{margin:0;min
 <section aria-labelledby="s{{ loop.index }}"><h2 id="s{{ loop.index }}">{{ section.title }}</h2>
 {% for words in section.warnings %}<p class="warn"><strong>Warning:</strong> {{ words }}</p>{% endfor %}
 {% for words in section.text %}<p>{{ words }}</p>{% endfor %}
+{% if section.figures %}<div class="figures">{% endif %}
 {% for figure in section.figures %}
-<figure><div class="scroll" tabindex="0" role="region" aria-label="{{ figure.drawing.title }}">
+<figure style="width:min(100%,{{ [figure.drawing.width, 280] | max }}px)">
+<div class="scroll" tabindex="0" role="region" aria-label="{{ figure.drawing.title }}">
 {{ figure.drawing.inline() | safe }}</div>
 <figcaption>{{ figure.caption }}</figcaption>
 <details><summary>In words</summary><p>{{ figure.drawing.desc }}</p></details>
 {% if figure.table %}{{ grid(figure.table) }}{% endif %}</figure>
 {% endfor %}
+{% if section.figures %}</div>{% endif %}
 {% for table in section.tables %}{{ grid(table) }}{% endfor %}
 </section>
 {% endfor %}

@@ -134,7 +134,7 @@ def heat(
     ceiling: float | None = None,
     borders: Sequence[tuple[int, str]] = (),
     desc: str,
-    width: int = 420,
+    width: int = 290,
 ) -> Drawing:
     """A map of `[rows, columns]` queries by sources, NaN left out, with a colour bar named `unit`.
 

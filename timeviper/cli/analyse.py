@@ -61,6 +61,52 @@ def memory(
     print(page)
 
 
+@analyse.command("maps", context_settings=OVERRIDES)
+def maps(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the run's.")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(metavar="KEY", help="A held-out sample, or how its key ends; the first if not said.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="0,3,8", help="Blocks to draw; all, or a dozen of many, if not said.")
+    ] = None,
+    without_dt: Annotated[
+        bool, typer.Option("--without-dt", help="Leave the step out of a scan's entries, as the paper's notebook does.")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+    dtype: Dtype = None,
+) -> None:
+    """Maps of who reads whom in one short sample, and shares by part beside content-free null lines."""
+    wanted = None if blocks is None else [whole(part, "--blocks", least=0) for part in blocks.split(",")]
+    _, settings = options(overrides or [], {})
+    from timeviper.analysis import maps_page as shown
+    from timeviper.analysis.maps import curve, fitting, mixers, see, some
+    from timeviper.analysis.subject import load_subject
+    from timeviper.analysis.written import as_json, write
+    from timeviper.console import console
+
+    subject = load_subject(run, settings, dtype)
+    there = mixers(subject.layout, wanted)
+    item = subject.item(sample) if sample else subject.items(1)[0]
+    fitting(item)
+    (pack,) = subject.packs([item])
+    found = [*see(subject.model, pack, there, without_dt)]
+    curves = [curve(one) for one in found]
+    drawn = found if wanted else some(found)
+    folder = out or subject.folder
+    numbers = {"sample": pack.keys[0], "without_dt": without_dt, "curves": curves}
+    page = write(folder, "maps", shown.page(subject, pack, drawn, curves, without_dt), numbers)
+    shown.write_cells(folder / "maps.npz", drawn)
+    if json:
+        return print(as_json(numbers))
+    console().print(shown.terminal(curves))
+    print(page)
+
+
 def options(words: list[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """A verb's own `name=value` words (defaults: `own`), and the others, which are settings of the run.
 
@@ -74,9 +120,9 @@ def options(words: list[str], own: dict[str, str]) -> tuple[dict[str, str], list
         elif sign and "." in name:
             rest.append(word)
         else:
+            takes = f"{one_of([f'{n}=..' for n in own])}, and settings" if own else "settings"
             raise OptionError(
-                f"{word}: takes {one_of([f'{n}=..' for n in own])}, and settings of the run such as "
-                f"data.frames.max_frames=512.{did_you_mean(name, own)}"
+                f"{word}: takes {takes} of the run such as data.frames.max_frames=512.{did_you_mean(name, own)}"
             )
     return found, rest
 
@@ -93,7 +139,7 @@ def seconds(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def whole(text: str, name: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"{name}={text}: takes a whole number from 1 on")
+def whole(text: str, name: str, least: int = 1) -> int:
+    if not text.strip().isdecimal() or int(text) < least:
+        raise OptionError(f"{name}={text}: takes whole numbers from {least} on")
     return int(text)
