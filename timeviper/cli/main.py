@@ -258,6 +258,58 @@ def ask(
         print(dumps(answer.as_dict(), ensure_ascii=False, indent=2))
 
 
+@app.command(context_settings=OVERRIDES)
+def look(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about the video.")],
+    run: Annotated[Path, typer.Option(help="A run folder or an export.")],
+    video: Annotated[Path, typer.Option(help="A video file, of any length.")],
+    overrides: Overrides = None,
+    rows: Annotated[str, typer.Option(help="Whose sight: of the answer, question or last prompt token.")] = "answer",
+    per: Annotated[
+        str | None, typer.Option(help="How long a stretch of time is, such as 1s; by itself at most 600.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="rows: what is read; relevance: what of it is written, exactly.")
+    ] = "rows",
+    check: Annotated[
+        bool, typer.Option("--check", help="Hide windows, and as many random frames: what each costs the answer.")
+    ] = False,
+    truth: Annotated[
+        str | None, typer.Option(metavar="FROM-TO", help="Seconds where the answer is, such as 2.5-7.")
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="Of these blocks alone, such as 0,3.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every number instead of a summary.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder of the page; RUN/look/... if not said.")
+    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    dtype: Dtype = None,
+) -> None:
+    """Ask about a video, and see which seconds the answer read, block by block, and which frames survived TransV.
+
+    Writes OUT/look.html (no network, no script), look.json and pictures. Takes two runs through the model, with
+    --check some more for each halving of the video.
+    """
+    from timeviper.cli.look import show
+
+    show(
+        question,
+        run,
+        video,
+        overrides or [],
+        rows=rows,
+        per=per,
+        method=method,
+        truth=truth,
+        blocks=blocks,
+        check=check,
+        as_json=json,
+        out=out,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+    )
+
+
 @app.command("chat", context_settings=OVERRIDES)
 def chat_about(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an export.")],
