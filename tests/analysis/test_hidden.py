@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from timeviper.analysis.hidden import (
     Asked,
+    Measure,
     Queries,
     Scanned,
     add_attention,
@@ -105,7 +106,7 @@ def test_energy_is_estimated_from_random_signs() -> None:
 
 
 @pytest.mark.parametrize("measure", ["signed", "absolute", "mass"])
-def test_pieces_add_up_to_the_dense_rows(measure) -> None:
+def test_pieces_add_up_to_the_dense_rows(measure: Measure) -> None:
     """512 tokens in uneven pieces, queries at the end, in the middle and behind each other."""
     whole, _ = random_scan([512])
     places = torch.tensor([511, 17, 300, 510])
@@ -216,7 +217,8 @@ def test_softmax_rows_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(shares[2, :, 10:26], logits[:, 10:26].softmax(-1))
     assert float(shares[2, :, :10].sum()) == float(shares[2, :, 26:].sum()) == 0
     bucket = torch.arange(40) // 4
-    for measure, want in (("absolute", shares), ("mass", shares * v.norm(dim=-1).repeat_interleave(2, 1).T)):
+    wanted: dict[Measure, Tensor] = {"absolute": shares, "mass": shares * v.norm(dim=-1).repeat_interleave(2, 1).T}
+    for measure, want in wanted.items():
         out = torch.zeros(3, 4, 10, dtype=torch.float64)
         add_attention(out, asked, k, v, bucket, measure)
         assert_close(out, torch.zeros_like(out).index_add_(2, bucket, want), rtol=0, atol=1e-12)

@@ -75,8 +75,10 @@ class Scanned:
     def part(self, rows: slice) -> Scanned:
         """Some of the tokens beside each other, of one sequence."""
         n = len(self.x[rows])
-        fields = (self.x, self.step, self.log_decay, self.sums, self.B, self.C)
-        return Scanned(*(t[rows] for t in fields), Bounds([n], self.x.device))
+        x, step, log_decay, sums, B, C = (
+            t[rows] for t in (self.x, self.step, self.log_decay, self.sums, self.B, self.C)
+        )
+        return Scanned(x, step, log_decay, sums, B, C, Bounds([n], self.x.device))
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,9 @@ def column_energy(tokens: Scanned, weight: Tensor, probes: int = 0, seed: int = 
         signs = torch.randint(0, 2, shape, generator=generator, device=tokens.x.device) * 2.0 - 1.0
         cotangent = signs.to(tokens.step.dtype) * weight.to(tokens.step.dtype).sqrt()[:, None, None]
         return _backward(tokens, cotangent, tokens.B, tokens.C, tokens.log_decay).square().mean(-1)
-    squares = [(t[..., :, None] * t[..., None, :]).flatten(2) for t in (tokens.B, tokens.C)]  # [L, G, N^2]
+    B, C = ((t[..., :, None] * t[..., None, :]).flatten(2) for t in (tokens.B, tokens.C))  # [L, G, N^2]
     cotangent = weight.to(tokens.step.dtype)[:, None, None].expand(*tokens.step.shape, 1)
-    return _backward(tokens, cotangent, *squares, 2 * tokens.log_decay)[..., 0] * tokens.step
+    return _backward(tokens, cotangent, B, C, 2 * tokens.log_decay)[..., 0] * tokens.step
 
 
 def bucket_mass(tokens: Scanned, bucket: Tensor, count: int) -> Tensor:
