@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from timeviper.cli import analyse_flow  # noqa: F401  verbs of `analyse`
 from timeviper.cli.analyse import analyse
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
 from timeviper.cli.shards import HELP, STOPPED, shards

@@ -235,7 +235,7 @@ class Decoder(nn.Module):
         left: dict[str, Tensor] = {}
         for i, segment in enumerate(self.segments):
             if segment.stage is not None and original is not None:
-                stream = self._transfer(stream, segment, original)
+                stream = self.pass_stage(stream, segment, original)
                 kept[segment.name], left[segment.name] = stream.vision, stream.index
             if self.watcher is not None:
                 self.watcher(segment, stream)
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
             return None
         return cast(Transfer, self.transv[segment.name])
 
-    def _transfer(self, stream: Stream, segment: Segment, original: list[list[int]]) -> Stream:
+    def pass_stage(self, stream: Stream, segment: Segment, original: list[list[int]]) -> Stream:
         """One stage of TransV on whole sequences. Runs on packs without vision tokens, too: under sharding
         every rank takes the same path."""
         stage = segment.stage

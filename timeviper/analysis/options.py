@@ -1,0 +1,91 @@
+"""`key=value` words of an analysis: its own settings, and those of the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
+
+from timeviper.errors import ConfigError, Problem, did_you_mean, one_of
+
+T = TypeVar("T")
+
+
+class Words:
+    """Settings of a verb by name, as typed; collects what is wrong with them, to be said together."""
+
+    def __init__(self, verb: str, words: Iterable[str], known: Collection[str]) -> None:
+        """known: the verb's own settings. What has a dot and is none of them is a setting of the recipe."""
+        self.verb, self.problems = verb, list[Problem]()
+        self.own: dict[str, str] = {}
+        self.overrides: list[str] = []
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not equals or not key or key.startswith("-"):
+                self.wrong(word, "", f"a setting is key=value; those of {verb}: {', '.join(known)}.")
+            elif key in known:
+                self.own[key] = value
+            elif "." in key and key.partition(".")[0] not in {k.partition(".")[0] for k in known if "." in k}:
+                self.overrides.append(word)
+            else:
+                near = did_you_mean(key, known)
+                self.wrong(key, value, f"is no setting of {verb}, which has {', '.join(known)}.{near}")
+
+    def wrong(self, key: str, value: object, message: str) -> None:
+        self.problems.append(Problem(key, value, message, "command line"))
+
+    def names(self, key: str, allowed: Collection[str], default: Sequence[str]) -> tuple[str, ...]:
+        """A list of names, each once."""
+        if key not in self.own:
+            return tuple(default)
+        found = [name.strip() for name in self.own[key].split(",") if name.strip()]
+        for name in found:
+            if name not in allowed:
+                self.wrong(key, self.own[key], f"has no {name}: write {one_of(allowed)}.{did_you_mean(name, allowed)}")
+        if not found:
+            self.wrong(key, self.own[key], f"is empty: write {one_of(allowed)}, with commas between several.")
+        return tuple(dict.fromkeys(found))
+
+    def numbers(self, key: str, fine: Callable[[float], bool], allowed: str, default: Sequence[float]) -> list[float]:
+        """A list of numbers, each once, in the order given; allowed: in words."""
+        if key not in self.own:
+            return list(default)
+        found = [_number(word) for word in self.own[key].split(",") if word.strip()]
+        if not found or not all(map(fine, found)):
+            self.wrong(key, self.own[key], f"must be {allowed}, with commas between several.")
+        return list(dict.fromkeys(found))
+
+    def number(self, key: str, fine: Callable[[float], bool], allowed: str, default: float) -> float:
+        if key not in self.own:
+            return default
+        if not fine(found := _number(self.own[key])):
+            self.wrong(key, self.own[key], f"must be {allowed}.")
+        return found
+
+    def blocks(self, key: str, layout: str) -> list[int] | None:
+        """Blocks of a layout where tokens meet; None: not said."""
+        if key not in self.own:
+            return None
+        there = [i for i, letter in enumerate(layout) if letter in "M*"]
+        found = [int(v) if (v := _number(word)) == v // 1 else -1 for word in self.own[key].split(",") if word.strip()]
+        if not found or not set(found) <= set(there):
+            message = f"names blocks of {layout} where tokens meet, with commas between: {', '.join(map(str, there))}."
+            self.wrong(key, self.own[key], message)
+        return sorted(set(found))
+
+    def check(self) -> None:
+        """Raises ConfigError with everything that is wrong."""
+        if self.problems:
+            raise ConfigError(f"analyse {self.verb}", self.problems)
+
+
+def whole(low: int) -> Callable[[float], bool]:
+    """Whether a number is whole and at least `low`."""
+    return lambda v: math.isfinite(v) and v >= low and v == int(v)
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
