@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timeviper.config.shape import Segment, kept_counts
+from timeviper.config.shape import Segment
 from timeviper.kernels.bounds import Bounds
+from timeviper.model.boundary import schedule
 from timeviper.model.decoder import Decoder, DecoderOutput
 from timeviper.model.selection import SELECTIONS, ByCount, ByScore
 from timeviper.model.state import DecoderState, SegmentState
@@ -125,13 +126,31 @@ def stream_through(
 
     masks: filled with what each stage that drops tokens keeps of those that reach it, `[V]` bool on the host."""
     left = _schedule(decoder, vision)
-    stream = _counted(decoder, chunks, left[0], state)
+    stream = counted(decoder, chunks, left[0], state)
+    return through(decoder, stream, left, state.segments, range(len(decoder.segments)), {}, masks)
+
+
+def through(
+    decoder: Decoder,
+    stream: Iterator[Stream],
+    left: list[list[int]],
+    states: Sequence[SegmentState],
+    numbers: range,
+    dropped: dict[int, DroppedTokens],
+    masks: dict[str, Tensor] | None = None,
+) -> Iterator[Stream]:
+    """What the segments of these numbers leave of each chunk, as it comes out of the one before. left: vision tokens
+    that reach each segment, by group; dropped: filled with what each stage takes out; masks: as in
+    `stream_through`."""
     masks = {} if masks is None else masks
     # Generators around generators: a chunk is read only when what it leaves is asked for.
-    for i, segment in enumerate(decoder.segments):
+    for i in numbers:
+        segment = decoder.segments[i]
         if i and left[i] != left[i - 1]:
-            stream = _choose(decoder, segment, stream, left[i - 1], left[i], masks)
-        stream = _run(decoder, segment, stream, state.segments[i])
+            stage = DroppedTokens(sum(left[i - 1]) - (0 if decoder.transv_cfg.keys == "all" else sum(left[i])))
+            dropped[i] = stage
+            stream = _choose(decoder, segment, stream, left[i - 1], left[i], stage, masks)
+        stream = _run(decoder, segment, stream, states[i])
     return stream
 
 
@@ -155,15 +174,10 @@ def kept_bytes(decoder: Decoder, vision: int | Sequence[int], text_count: int) -
 
 def _schedule(decoder: Decoder, vision: int | Sequence[int]) -> list[list[int]]:
     """The vision tokens of each group that reach each segment."""
-    groups = [vision] if isinstance(vision, int) else list(vision)
-    left = [groups]
-    for segment in decoder.segments[1:]:
-        assert segment.stage is not None
-        left.append(kept_counts(segment.stage.keep, groups, left[-1]))
-    return left
+    return schedule(decoder.segments, [vision] if isinstance(vision, int) else vision)
 
 
-def _counted(
+def counted(
     decoder: Decoder, chunks: Iterable[tuple[Tensor, Tensor]], groups: list[int], state: DecoderState
 ) -> Iterator[Stream]:
     """The chunks as streams, their tokens counted; what they add up to is checked."""
@@ -206,6 +220,7 @@ def _choose(
     stream: Iterator[Stream],
     left: list[int],
     kept: list[int],
+    memory: DroppedTokens,
     masks: dict[str, Tensor],
 ) -> Iterator[Stream]:
     """What a stage leaves of each chunk: `kept` of the `left` vision tokens of each group of the prompt; which, it
@@ -220,13 +235,14 @@ def _choose(
         mask = selection.choose(view, kept).cpu()
         stream = (held.popleft() for _ in range(len(held)))  # a chunk that has gone on is held no longer
     masks[segment.name] = mask
-    yield from _shorten(decoder, segment, stream, mask, sum(left))
+    yield from _shorten(decoder, segment, stream, mask, memory)
 
 
-def _shorten(decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask: Tensor, left: int) -> Iterator[Stream]:
+def _shorten(
+    decoder: Decoder, segment: Segment, stream: Iterator[Stream], mask: Tensor, memory: DroppedTokens
+) -> Iterator[Stream]:
     """Let each chunk lose the vision tokens that `mask [left]` does not keep."""
     options = decoder.transv_cfg
-    memory = DroppedTokens(left if options.keys == "all" else left - int(mask.sum()))
     start = 0
     for chunk in stream:
         part = mask[start : start + chunk.num_vision]

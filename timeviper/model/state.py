@@ -128,6 +128,18 @@ class SegmentState:
         span.visible = span.position + 1
         return span
 
+    def copy(self, more: int, device: torch.device) -> SegmentState:
+        """A copy of the one sequence, with room for so many tokens more: what is written there stays there."""
+        (length,) = self.lengths
+        blocks: list[MambaState | AttentionState | None] = []
+        for block in self.blocks:
+            if isinstance(block, MambaState):
+                block = MambaState(block.conv.to(device, copy=True), block.ssm.to(device, copy=True))
+            elif isinstance(block, AttentionState):
+                block = AttentionState(*(_roomy(t, length, more, device) for t in (block.keys, block.values)))
+            blocks.append(block)
+        return SegmentState(blocks, [length], [length + more])
+
     def select(self, sequences: Sequence[int], device: torch.device) -> SegmentState:
         """Keep the named sequences."""
         chosen = on_device(sequences, device)
@@ -144,6 +156,12 @@ class SegmentState:
                 block = AttentionState(block.keys[rows], block.values[rows])
             blocks.append(block)
         return SegmentState(blocks, lengths, list(lengths))
+
+
+def _roomy(cache: Tensor, rows: int, more: int, device: torch.device) -> Tensor:
+    larger = torch.zeros(rows + more, *cache.shape[1:], dtype=cache.dtype, device=device)
+    larger[:rows] = cache[:rows]
+    return larger
 
 
 def _put(cache: Tensor, new: Tensor, slots: Tensor, span: Span) -> Tensor:
