@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from timeviper.config import Recipe
     from timeviper.config.load import load_recipe
     from timeviper.datamodules.frames.video import Frames, read_video
-    from timeviper.inference.ask import Answer, LoadedModel, ask, load
+    from timeviper.inference.answer import Answer
+    from timeviper.inference.ask import LoadedModel, ask, load, load_state
     from timeviper.inference.eval_report import Report
     from timeviper.inference.evaluate import evaluate
+    from timeviper.inference.video_state import VideoState
     from timeviper.trainer import train
 
-__all__ = ["Answer", "Frames", "LoadedModel", "Recipe", "Report", "__version__"]
-__all__ += ["ask", "evaluate", "load", "load_recipe", "read_video", "train"]
+__all__ = ["Answer", "Frames", "LoadedModel", "Recipe", "Report", "VideoState", "__version__"]
+__all__ += ["ask", "evaluate", "load", "load_recipe", "load_state", "read_video", "train"]
 
 check_links()
 fill_when_used(globals())

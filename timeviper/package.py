@@ -14,9 +14,11 @@ NAMES = {
     "config": "Recipe",
     "config.load": "load_recipe",
     "datamodules.frames.video": "Frames read_video",
-    "inference.ask": "Answer LoadedModel ask load",
+    "inference.answer": "Answer",
+    "inference.ask": "LoadedModel ask load load_state",
     "inference.eval_report": "Report",
     "inference.evaluate": "evaluate",
+    "inference.video_state": "VideoState",
     "trainer": "train",
 }
 

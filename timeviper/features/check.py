@@ -56,7 +56,7 @@ def fingerprint(recipe: Recipe, towers: nn.ModuleDict, frames: FramesConfig | No
     configs = {name: asdict(tower) for name, tower in recipe.model.towers.items()}
     for name, config in configs.items():
         del config["weights"]  # a place
-        config["sha256"] = _weights_digest(towers[name].state_dict(), _dtype(recipe))
+        config["sha256"] = weights_digest(towers[name].state_dict(), _dtype(recipe))
     return Fingerprint(
         towers=configs,
         image_size=max(config["image_size"] for config in configs.values()),
@@ -69,7 +69,8 @@ def _dtype(recipe: Recipe) -> torch.dtype:
     return getattr(torch, recipe.parallel.param_dtype)
 
 
-def _weights_digest(state: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+def weights_digest(state: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+    """32 hexadecimal digits of the weights as they are in a dtype."""
     digest = sha256()
     for name, tensor in sorted(state.items()):
         if tensor.is_floating_point():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
 from numpy.typing import ArrayLike
@@ -17,66 +17,22 @@ from torch import Tensor
 from timeviper.config import Recipe
 from timeviper.console import ProgressLine
 from timeviper.datamodules.build import pack_format
-from timeviper.datamodules.chat import Encoded
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, read_video
-from timeviper.inference.generate import check_sampling, write
+from timeviper.errors import one_of
+from timeviper.features.check import weights_digest
+from timeviper.inference.answer import Answer, Followed, Sampling, check_question, written
 from timeviper.inference.given import Video, media_of
 from timeviper.inference.question import Question, read_question
+from timeviper.inference.state_file import StateFile
+from timeviper.inference.state_key import StateError, StateKey, content_of, decoder_settings, sampler_of
+from timeviper.inference.video_state import Tier, VideoState
+from timeviper.inference.watch import NOTHING, watching
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
-from timeviper.pack import Kind
-from timeviper.tokenizer import Tokenizer
-from timeviper.weights.export import find_export, load_export, pick_device
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote, and what it was shown; `str` of it is the text."""
-
-    question: str
-    text: str
-    video: str
-    """The path; empty for frames in memory."""
-    duration: float
-    """Seconds that the video lasts; 0 for a picture."""
-    frame_times: list[float]
-    """Seconds at which a player shows each frame that the model was shown."""
-    prompt_tokens: int
-    """Of the whole prompt, those of the frames among them."""
-    vision_tokens: int
-    kept: dict[str, int]
-    """Vision tokens that are left after each TransV stage, by its name."""
-    survivors: dict[str, list[int]]
-    """How many of them each frame has, in the order of `frame_times`."""
-
-    def __str__(self) -> str:
-        return self.text
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `timeviper ask --json` prints: times to the millisecond."""
-        return {
-            "question": self.question,
-            "answer": self.text,
-            "video": self.video,
-            "duration": self.duration,
-            "frame_times": [round(seconds, 3) for seconds in self.frame_times],
-            "tokens": {"prompt": self.prompt_tokens, "vision": self.vision_tokens, "kept": self.kept},
-            "survivors": self.survivors,
-        }
-
-
-@dataclass(frozen=True)
-class Followed:
-    """An answer, and what it came from."""
-
-    answer: Answer
-    asked: Question
-    prompt: Encoded
-    ids: Tensor
-    """`[n]` int64: what was written, without a stop."""
-    survivors: dict[str, Tensor]
-    """Which vision tokens each TransV stage left, `[n]` int64 on the host, the video's first one being 0."""
+from timeviper.tokenizer import Message, Tokenizer
+from timeviper.weights.export import DTYPES, find_export, is_export, load_export, pick_device
+from timeviper.weights.lineage import WeightsDigest, read_lineage
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +46,7 @@ class LoadedModel:
     recipe: Recipe = field(repr=False)
     """Settings of the stage, with the overrides of `load`."""
     tokenizer: Tokenizer = field(repr=False)
+    overrides: tuple[str, ...] = field(default=(), repr=False)
 
     def ask(
         self,
@@ -131,9 +88,9 @@ class LoadedModel:
             TypeError: for a video of another kind, or a question that is no text.
             ValueError: for frames of another type or shape, or times that do not fit them, with what is allowed.
         """
-        how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "generator": generator}
         medium = self.media(video, times, fps, duration)
         path = str(video) if isinstance(video, (str, Path)) else ""
+        how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "generator": generator}
         return self.follow(question, medium, path, **how, stream=stream, progress=progress).answer
 
     def media(
@@ -160,56 +117,100 @@ class LoadedModel:
         progress: bool = False,
     ) -> Followed:
         """`ask`, for who wants to know how it came about."""
-        if not isinstance(question, str):
-            raise TypeError(f"question must be text, got {type(question).__name__}; the video comes after it")
-        cfg, form = self.recipe.eval, pack_format(self.recipe)
-        longest = cfg.max_new_tokens if max_new_tokens is None else max_new_tokens
-        check_sampling(temperature, top_p, longest)
+        check_question(question)
         asked = Question([{"role": "user", "content": question}], [medium], path)
-        decoder = self.tokenizer.stream()
-
-        def show(ids: list[int]) -> None:
-            sys.stdout.write(decoder.step(ids[0]))
-            sys.stdout.flush()
-
+        cfg = self.recipe.eval
+        how = Sampling.of(cfg.max_new_tokens, max_new_tokens, temperature, top_p, generator, stream)
         dispatch.configure(**vars(self.recipe.model.kernel))  # here, because another model may have been asked since
-        with ProgressLine(sys.stderr, stays=False) if progress else nullcontext() as line:
+        with _telling(progress) as told:
             prompt, start = read_question(
                 self.model,
                 self.tokenizer,
-                form,
+                pack_format(self.recipe),
                 asked,
                 tokens_per_piece=cfg.tokens_per_piece,
-                max_new_tokens=longest,
-                on_frames=line and partial(line.count, unit="frames"),
+                max_new_tokens=how.max_new_tokens,
+                on_frames=told,
             )
-        ids = write(
-            self.model.decoder,
-            start,
-            longest,
-            temperature=temperature,
-            top_p=top_p,
-            stop_ids=self.tokenizer.stop_ids,
-            generator=generator,
-            on_token=show if stream else None,
-        )[0]
-        if stream:
-            print(flush=True)
-        answer = Answer(
-            question=question,
-            text=self.tokenizer.decode(ids.tolist()),
-            video=path,
-            duration=medium.duration,
-            frame_times=medium.times.tolist(),
-            prompt_tokens=len(prompt.ids),
-            vision_tokens=int((prompt.kind == Kind.VISION).sum()),
-            kept={stage: counts[0] for stage, counts in start.kept.items()},
-            survivors={
-                stage: torch.bincount(which.cpu() // self.model.tokens_per_frame, minlength=len(medium.times)).tolist()
-                for stage, (which,) in start.survivors.items()
-            },
+        return written(self.model, self.tokenizer, asked, medium, prompt, start, how)
+
+    def watch(
+        self,
+        video: Video,
+        *,
+        times: ArrayLike | Tensor | None = None,
+        fps: float | None = None,
+        duration: float | None = None,
+        messages: Sequence[Message] = NOTHING,
+        tier: Tier = "state",
+        max_bytes: int | None = None,
+        salt: str = "",
+        progress: bool = False,
+    ) -> VideoState:
+        """Read a video once, for any number of questions: `state.ask(question)` costs about the question alone, and
+        gives what `ask` gives with the video.
+
+        video, times, fps, duration, progress: as for `ask`. messages: a conversation that begins as those will that
+        are asked, where a system message or other text stands before the video. tier: `state`, or `features` for a
+        sixth of the size and a prefill at the first question. max_bytes: the most that the state may take; counted
+        before anything is decoded. salt: makes the key one's own.
+
+        Raises as `ask` does; TooLongError too for more than `max_bytes`.
+        """
+        steps = self.watch_in_steps(
+            video, times=times, fps=fps, duration=duration, messages=messages, tier=tier, max_bytes=max_bytes, salt=salt
         )
-        return Followed(answer, asked, prompt, ids, {stage: which.cpu() for stage, (which,) in start.survivors.items()})
+        with _telling(progress) as told:
+            while True:
+                try:
+                    done, total = next(steps)
+                except StopIteration as end:
+                    return end.value
+                if told is not None:
+                    told(done, total)
+
+    def watch_in_steps(
+        self,
+        video: Video,
+        *,
+        times: ArrayLike | Tensor | None = None,
+        fps: float | None = None,
+        duration: float | None = None,
+        messages: Sequence[Message] = NOTHING,
+        tier: Tier = "state",
+        max_bytes: int | None = None,
+        salt: str = "",
+    ) -> Generator[tuple[int, int], None, VideoState]:
+        """`watch`, piece by piece of the prompt: after each one yields the frames done and their number; the generator
+        returns the state. In between the model may be used for other things; closing it frees what was computed."""
+        if tier not in get_args(Tier):
+            raise ValueError(f"tier must be {one_of(get_args(Tier))}, got {tier!r}")
+        medium = self.media(video, times, fps, duration)
+        content = content_of(video, None if isinstance(medium, FrameStream) else medium)
+        sampler = sampler_of(video, self.recipe.data.frames)
+        key = self.state_key.with_(content=content, sampler=sampler, salt=salt)
+        path = str(video) if isinstance(video, (str, Path)) else ""
+        return watching(self, medium, key, messages=messages, tier=tier, max_bytes=max_bytes, video=path)
+
+    @cached_property
+    def state_key(self) -> StateKey:
+        """What a video's state depends on, as far as the model says it."""
+        towers, model = {}, self.recipe.model
+        dtype = self.model.decoder.embeddings.weight.dtype
+        for name, tower in model.towers.items():
+            settings = {k: v for k, v in asdict(tower).items() if k != "weights"}
+            towers[name] = settings | {"sha256": weights_digest(self.model.towers[name].state_dict(), dtype)}
+        return StateKey(
+            content="",
+            sampler={},
+            tower=towers,
+            decoder=decoder_settings(model.decoder),
+            weights=read_lineage(self.export).get("weights") or _digest(self.model),
+            transv=asdict(model.transv),
+            time={"time": self.recipe.chat.time, "frames_per_time": self.recipe.chat.frames_per_time},
+            prefix="",
+            dtype=str(dtype).removeprefix("torch."),
+        )
 
     def read_video(self, path: str | Path) -> Frames:
         """The frames of a file as `ask` takes them: `pixels` uint8 `[F, 3, S, S]`, `times` `[F]` seconds.
@@ -240,7 +241,55 @@ def load(
     """
     export = find_export(run)
     place = pick_device() if device is None else torch.device(device)
-    return LoadedModel(export, place, *load_export(export, overrides, device=place, dtype=dtype))
+    return LoadedModel(export, place, *load_export(export, overrides, device=place, dtype=dtype), tuple(overrides))
+
+
+def load_state(
+    path: str | Path,
+    run: str | Path | LoadedModel | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: str | None = None,
+    overrides: Sequence[str] = (),
+    on_host: bool = False,
+) -> VideoState:
+    """A state that `VideoState.save` or `timeviper prefill` wrote, with its model.
+
+    run: the model that made it, loaded or as for `load`; None: where the file says that it came from, with the
+    overrides of then. device, dtype, overrides: as for `load`. on_host: leave the state in the host's memory, of which
+    each question fetches what it needs.
+
+    Raises StateError for a file that is missing, truncated, from a newer version, or of another model, with the field
+    that differs; and as `load` does.
+    """
+    file = StateFile(path)
+    if not isinstance(run, LoadedModel):
+        made = file.header.get("run", ""), file.header.get("overrides", [])
+        if run is None and not is_export(Path(str(made[0]))):
+            raise StateError(str(path), f"was made by {made[0]}, which is not there any more: say where it is (--run)")
+        dtype = dtype or dict(file.header.get("key", {})).get("dtype")
+        before = [] if run is not None else [str(word) for word in made[1]]
+        dtype = dtype if dtype in DTYPES else None
+        run = load(run or str(made[0]), device=device, dtype=dtype, overrides=[*before, *overrides])
+    return VideoState.read(file, run, "cpu" if on_host else None)
+
+
+def _digest(model: TimeViper) -> str:
+    """Of weights whose export is older than digests."""
+    digest = WeightsDigest()
+    for _ in digest.passing(sorted(model.state_dict().items())):
+        pass
+    return digest.result()
+
+
+@contextmanager
+def _telling(progress: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What shows on stderr how many frames are done."""
+    if not progress:
+        yield None
+        return
+    with ProgressLine(sys.stderr, stays=False) as line:
+        yield partial(line.count, unit="frames")
 
 
 def ask(

@@ -108,11 +108,22 @@ def prefill_chunks(
     if last is None:
         raise ValueError("the prompt has no token: give at least one chunk that is not empty")
     kept = {segment.name: [sum(n)] for segment, n in zip(decoder.segments[1:], left[1:])}
-    survivors, there = dict[str, list[Tensor]](), torch.arange(sum(left[0]))
-    for segment in decoder.segments[1:]:
-        there = there[masks[segment.name]] if segment.name in masks else there
-        survivors[segment.name] = [there]
-    return Prefilled(decoder.norm_f(last), state, kept, survivors)
+    return Prefilled(decoder.norm_f(last), state, kept, left_by(decoder, left, masks))
+
+
+def left_by(decoder: Decoder, left: list[list[int]], masks: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The places of the vision tokens that each stage leaves of one prompt, its first being 0. left: how many reach
+    each segment, by group; masks: as `stream_through` fills them; a stage that only counts needs none."""
+    found, there = dict[str, list[Tensor]](), torch.arange(sum(left[0]))
+    for i, segment in enumerate(decoder.segments[1:], 1):
+        if left[i] != left[i - 1] and segment.stage is not None:
+            mask, selection = masks.get(segment.name), SELECTIONS[segment.stage.select]
+            if mask is None:
+                assert isinstance(selection, ByCount)
+                mask = selection.mask(left[i - 1], left[i], torch.device("cpu"))
+            there = there[mask]
+        found[segment.name] = [there]
+    return found
 
 
 def stream_through(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from timeviper.inference.prefill import Prefilled, counted, through
+from timeviper.inference.prefill import Prefilled, counted, left_by, through
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.boundary import Boundary, question_cut, schedule
 from timeviper.model.decoder import Decoder
@@ -82,18 +82,18 @@ def go_on(decoder: Decoder, boundary: Boundary, ids: Tensor, kind: Tensor, more:
     left = schedule(decoder.segments, [boundary.vision])
     states = _states(decoder, boundary, left, len(ids) + more)
     boundary = boundary.to(weight.device)  # what is on the host goes there for this question alone
-    text = iter(_text(decoder, boundary, ids, kind, size))
+    text, masks = iter(_text(decoder, boundary, ids, kind, size)), dict[str, Tensor]()
     stream = (_follow(decoder, boundary, states, chunk) for chunk in text)
     if boundary.cut < len(decoder.segments):
         stream = _after(boundary.waiting(size), stream)
-        stream = through(decoder, stream, left, states, range(boundary.cut, len(states)), {})
+        stream = through(decoder, stream, left, states, range(boundary.cut, len(states)), {}, masks)
     last = None
     for chunk in stream:
         last = chunk.x[-1:] if len(chunk.x) else last
     assert last is not None
     state = DecoderState(states, weight.device, [boundary.seen + len(ids)])
     kept = {segment.name: [sum(n)] for segment, n in zip(decoder.segments[1:], left[1:])}
-    return Prefilled(decoder.norm_f(last), state, kept)
+    return Prefilled(decoder.norm_f(last), state, kept, left_by(decoder, left, masks))
 
 
 @torch.inference_mode()

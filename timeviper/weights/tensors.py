@@ -20,7 +20,7 @@ from timeviper.files import TEMPORARY, put, write_whole
 log = logging.getLogger("timeviper")
 
 # What safetensors files call dtypes.
-_DTYPES = {
+FILE_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
 }  # fmt: skip
@@ -67,7 +67,7 @@ class TensorFolder:
     def dtype(self, name: str) -> str:
         """In torch's words, or the file's where it has others."""
         stored = str(self._handle(self.files[name]).get_slice(name).get_dtype())
-        return _DTYPES.get(stored, stored.lower())
+        return FILE_DTYPES.get(stored, stored.lower())
 
     def quantised(self, names: Iterable[str]) -> list[str]:
         """A line for each dtype that holds no weights: with or without its scales, its numbers mean something else."""
