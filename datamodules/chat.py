@@ -72,16 +72,20 @@ class _Writer:
         """
         timed = media.kind == "video"
         times = np.asarray(media.times, np.float64).tolist()
-        frame = [0] * self.tokens_per_frame
-        for i, seconds in enumerate(times):
-            if timed and self.chat.time == "frames" and i % self.chat.frames_per_time == 0:
-                self.write(_short_ids(self.tokenizer, time_text(seconds)))
-            self.write(frame, Kind.VISION)
-            self.prompt_kind = Kind.INSTRUCTION
+        self.frames(times, timed)
         if timed and self.chat.time in ("sentence", "tokens"):
             self.write(self.tokenizer.encode(time_sentence(media.duration, len(times))))
             return True
         return False
+
+    def frames(self, times: Sequence[float], timed: bool, first: int = 0) -> None:
+        """Frames from number `first` on, with the times that stand between them."""
+        frame = [0] * self.tokens_per_frame
+        for i, seconds in enumerate(times, first):
+            if timed and self.chat.time == "frames" and i % self.chat.frames_per_time == 0:
+                self.write(_short_ids(self.tokenizer, time_text(seconds)))
+            self.write(frame, Kind.VISION)
+            self.prompt_kind = Kind.INSTRUCTION
 
     def encoded(self) -> Encoded:
         # numpy, because a torch operation costs more than such short arrays do
@@ -156,6 +160,16 @@ def encode_chat(
             f"the conversation takes {len(writer.ids)} tokens, {vision} of them for {vision // tokens_per_frame} "
             f"frames, and the context holds {max_tokens}: shorten the text or read fewer frames"
         )
+    return writer.encoded()
+
+
+def encode_frames(
+    tokenizer: Tokenizer, times: Sequence[float], first: int, tokens_per_frame: int, chat: ChatConfig
+) -> Encoded:
+    """The tokens that further frames of a video add to a prompt, from frame number `first` on, which is not 0."""
+    writer = _Writer(tokenizer, tokens_per_frame, chat)
+    writer.prompt_kind = Kind.INSTRUCTION
+    writer.frames(times, timed=True, first=first)
     return writer.encoded()
 
 

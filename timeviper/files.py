@@ -7,6 +7,7 @@ Each is written beside its place under a name that ends in `.tmp`, and takes the
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
         put(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Nobody else who asks writes `path` again and again meanwhile. OSError, naming it, where somebody does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{path.name}.lock")
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{path} is being written by another process: name another file, or end that one") from error
+        yield
+        lock.unlink(missing_ok=True)  # still held: who takes the name next makes a file of his own
+    finally:
+        os.close(handle)
 
 
 def new_folder(path: str | Path) -> Path:

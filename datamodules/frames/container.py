@@ -117,7 +117,7 @@ class Container:
 
     def _open(self) -> None:
         """(Re)open at the first packet, with one decoder thread: the loader's processes are the parallelism."""
-        self.file = _open_file(self.source, self.where)
+        self.file = self._opened()
         try:
             with named(self.where):
                 self.stream = _video_stream(self.file, self.where)
@@ -132,6 +132,9 @@ class Container:
         self._base = base.numerator, base.denominator
         self.tick = float(base)
         """Seconds of one unit of the stream's time stamps."""
+
+    def _opened(self) -> InputContainer:
+        return _open_file(self.source, self.where)
 
     def __enter__(self) -> Container:
         return self

@@ -17,8 +17,9 @@ from timeviper.inference.generate import write
 from timeviper.inference.prefill import prefill
 from timeviper.inference.watching import advance, go_on, watch_prompt
 from timeviper.kernels.bounds import Bounds
-from timeviper.model.boundary import Boundary, boundary_bytes, counting_cut, shape_of
+from timeviper.model.boundary import Boundary, counting_cut, shape_of
 from timeviper.model.decoder import Decoder
+from timeviper.model.state_size import boundary_bytes
 from timeviper.pack import Kind
 
 CLOSE = dict(rtol=0, atol=1e-10)

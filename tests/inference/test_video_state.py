@@ -26,7 +26,7 @@ from timeviper.inference.prefill import Prefilled
 from timeviper.inference.question import Question, TooLongError, read_question
 from timeviper.inference.state_file import METADATA
 from timeviper.inference.state_key import StateError
-from timeviper.inference.state_size import frames_within, state_bytes
+from timeviper.model.state_size import frames_within, state_bytes
 from timeviper.tokenizer import Message
 
 COUNT = 90

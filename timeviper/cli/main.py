@@ -18,7 +18,9 @@ import typer
 from timeviper.cli import analyse_flow  # noqa: F401  verbs of `analyse`
 from timeviper.cli.analyse import analyse
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
+from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, StateFileOption, Until
 from timeviper.cli.shards import HELP, STOPPED, shards
+from timeviper.cli.states import prefill, watch
 from timeviper.errors import ConfigError, one_of
 from timeviper.planning.hardware import GPUS
 
@@ -58,18 +60,6 @@ def common(
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny/stage2_instruct.yaml.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe, such as optim.lr=1e-4."),
-]
-
-MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of an answer at most; eval.max_new_tokens of the recipe if not said.")
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="Compute in float32 or bfloat16; if not said, as in training on a GPU, in float32 elsewhere."),
 ]
 
 
@@ -222,12 +212,18 @@ def needles(
         raise typer.Exit(STOPPED) from None
 
 
+app.command(context_settings=OVERRIDES)(prefill)
+app.command(context_settings=OVERRIDES)(watch)
+
+
 @app.command(context_settings=OVERRIDES)
 def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about the video.")],
-    run: Annotated[Path, typer.Option(help="A run folder or an export.")],
-    video: Annotated[Path, typer.Option(help="Any video or image file that PyAV opens.")],
     overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="A run folder or an export; that of the state if not said.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Any video or image file that PyAV opens.")] = None,
+    state: StateFileOption = None,
+    until: Until = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with times and kept tokens.")] = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token; above: drawn.")] = 0.0,
@@ -235,25 +231,26 @@ def ask(
     seed: Annotated[int, typer.Option(help="What is drawn: the same seed gives the same answer.")] = 0,
     dtype: Dtype = None,
 ) -> None:
-    """Ask a trained model about one video file, of any length: frames are read as they are needed."""
+    """Ask a trained model about one video file, of any length: frames are read as they are needed.
+
+    With --state, about a video that was read before; with --video too, the state is made if it is not there yet.
+    """
     from json import dumps
 
     import torch
 
-    from timeviper.inference.ask import load
+    from timeviper.cli.states import asked_about
     from timeviper.inference.generate import check_sampling
 
     check_sampling(temperature, top_p, 0 if max_new_tokens is None else max_new_tokens)
-    model = load(run, dtype=dtype, overrides=overrides or [])
-    answer = model.ask(
+    model, put = asked_about(run, video, state, overrides=overrides or [], dtype=dtype, until=until)
+    answer = put(
         question,
-        video,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         generator=torch.Generator(model.device).manual_seed(seed),
         stream=not json,
-        progress=True,
     )
     if json:
         print(dumps(answer.as_dict(), ensure_ascii=False, indent=2))
@@ -313,19 +310,24 @@ def look(
 
 @app.command("chat", context_settings=OVERRIDES)
 def chat_about(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an export.")],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder or an export; that of the state if not said.")
+    ] = None,
     overrides: Overrides = None,
     video: Annotated[Path | None, typer.Option(help="What the first questions are about.")] = None,
+    state: StateFileOption = None,
+    until: Until = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Each question stands for itself.")] = False,
     max_new_tokens: MaxNewTokens = None,
     dtype: Dtype = None,
 ) -> None:
-    """Ask several questions, line by line, of a model that is loaded once."""
+    """Talk about a video, line by line: it is read once, and what was said before is remembered."""
     from timeviper.cli.chat import chat
-    from timeviper.inference.ask import load
 
-    model = load(run, dtype=dtype, overrides=overrides or [])
-    person = sys.stdin.isatty()
-    chat(video, lambda q, v: model.ask(q, v, max_new_tokens=max_new_tokens, stream=True, progress=person), person)
+    words = overrides or []
+    if run is not None and "=" in str(run) and not run.exists():
+        run, words = None, [str(run), *words]
+    chat(run, video, state, words, until=until, alone=alone, max_new_tokens=max_new_tokens, dtype=dtype)
 
 
 @app.command(context_settings=OVERRIDES)

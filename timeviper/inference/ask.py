@@ -23,6 +23,7 @@ from timeviper.errors import one_of
 from timeviper.features.check import weights_digest
 from timeviper.inference.answer import Answer, Followed, Sampling, check_question, written
 from timeviper.inference.given import Video, media_of
+from timeviper.inference.live import LiveState
 from timeviper.inference.question import Question, read_question
 from timeviper.inference.state_file import StateFile
 from timeviper.inference.state_key import StateError, StateKey, content_of, decoder_settings, sampler_of
@@ -212,6 +213,14 @@ class LoadedModel:
             dtype=str(dtype).removeprefix("torch."),
         )
 
+    def watch_live(
+        self, *, messages: Sequence[Message] = NOTHING, max_bytes: int | None = None, video: str = ""
+    ) -> LiveState:
+        """What frames can be given to as they come, and that can be asked about what there is so far: see `LiveState`.
+
+        messages, max_bytes: as for `watch`; once the bytes are used up, no more frames are taken. video: its name."""
+        return LiveState(self, messages, max_bytes, video)
+
     def read_video(self, path: str | Path) -> Frames:
         """The frames of a file as `ask` takes them: `pixels` uint8 `[F, 3, S, S]`, `times` `[F]` seconds.
 
@@ -252,12 +261,14 @@ def load_state(
     dtype: str | None = None,
     overrides: Sequence[str] = (),
     on_host: bool = False,
+    until: float | None = None,
 ) -> VideoState:
     """A state that `VideoState.save` or `timeviper prefill` wrote, with its model.
 
     run: the model that made it, loaded or as for `load`; None: where the file says that it came from, with the
     overrides of then. device, dtype, overrides: as for `load`. on_host: leave the state in the host's memory, of which
-    each question fetches what it needs.
+    each question fetches what it needs. until: of a video that was watched as it came, only what was there at the last
+    mark not after so many seconds.
 
     Raises StateError for a file that is missing, truncated, from a newer version, or of another model, with the field
     that differs; and as `load` does.
@@ -271,7 +282,7 @@ def load_state(
         before = [] if run is not None else [str(word) for word in made[1]]
         dtype = dtype if dtype in DTYPES else None
         run = load(run or str(made[0]), device=device, dtype=dtype, overrides=[*before, *overrides])
-    return VideoState.read(file, run, "cpu" if on_host else None)
+    return VideoState.read(file, run, "cpu" if on_host else None, until)
 
 
 def _digest(model: TimeViper) -> str:

@@ -97,7 +97,8 @@ def _apart(place: str, there: object, here: object) -> tuple[str, object, object
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if len(names) == 1:
         return _apart(f"{place}.{names[0]}", there.get(names[0]), here.get(names[0]))
-    return place, *({name: side.get(name) for name in names} for side in (there, here))
+    there, here = ({name: side.get(name) for name in names} for side in (there, here))
+    return place, there, here
 
 
 def _cut(value: object) -> str:

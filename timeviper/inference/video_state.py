@@ -26,6 +26,7 @@ from timeviper.datamodules.chat import Encoded
 from timeviper.datamodules.frames.stored import StoredFrames
 from timeviper.datamodules.shards.schema import PLACEHOLDER, PLACEHOLDERS
 from timeviper.inference.answer import Answer, Sampling, check_question, written
+from timeviper.inference.marks import boundary_at, last_mark, read_marks
 from timeviper.inference.prefill import Prefilled
 from timeviper.inference.question import Question, check_fits
 from timeviper.inference.reading import drained, read_video_prompt
@@ -160,20 +161,26 @@ class VideoState:
 
     def _read(self, messages: Sequence[Message], encoded: Encoded) -> Boundary:
         """The boundary of a prompt, which `encoded` begins with."""
-        tokens = head_of(encoded)
-        same = digest_of(encoded, tokens) == self.head
-        decoder = self.model.model.decoder
-        if self.boundary is not None and same:
-            if self.boundary.cut < question_cut(decoder.segments, schedule(decoder.segments, [self.boundary.vision])):
-                self.boundary = advance(decoder, self.boundary, self.model.recipe.eval.tokens_per_piece)
-            return self.boundary
-        if self.tier == "features":  # any text may stand before the video
-            made = drained(read_video_prompt(self.model.model, encoded, self.medium, self._piece))
-            self.boundary, self.head = made, digest_of(encoded, tokens)
-            self.messages, self.key = messages, self.key.with_(prefix=prefix_of(encoded))
-            return made
-        self.key.check(self.key.with_(prefix=prefix_of(encoded)), self.where)
-        raise StateError(self.where, "its prompt tells other times of its frames: make it anew", "time")
+        decoder, tokens = self.model.model.decoder, head_of(encoded)
+        if self.boundary is None or (self.tier == "features" and digest_of(encoded, tokens) != self.head):
+            # Of features: any text may stand before the video.
+            self.boundary = drained(read_video_prompt(self.model.model, encoded, self.medium, self._piece))
+            self.head, self.messages = digest_of(encoded, tokens), messages
+            self.key = self.key.with_(prefix=prefix_of(encoded))
+        self._check(encoded)
+        if self.boundary.cut < question_cut(decoder.segments, schedule(decoder.segments, [self.boundary.vision])):
+            self.boundary = advance(decoder, self.boundary, self._piece)
+        return self.boundary
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """StateError where a conversation has another text before the video than this state."""
+        if self.tier == "state":
+            self._check(self._encode(messages))
+
+    def _check(self, encoded: Encoded) -> None:
+        if digest_of(encoded, head_of(encoded)) != self.head:
+            self.key.check(self.key.with_(prefix=prefix_of(encoded)), self.where)
+            raise StateError(self.where, "its prompt tells other times of its frames: make it anew", "time")
 
     @property
     def _piece(self) -> int:
@@ -225,8 +232,15 @@ class VideoState:
         return found
 
     @classmethod
-    def read(cls, file: StateFile, model: LoadedModel, device: torch.device | str | None = None) -> VideoState:
-        """From a file, for a model. StateError if it is not whole, or is not of this model, naming what differs."""
+    def read(
+        cls,
+        file: StateFile,
+        model: LoadedModel,
+        device: torch.device | str | None = None,
+        until: float | None = None,
+    ) -> VideoState:
+        """From a file, for a model. StateError if it is not whole, or is not of this model, naming what differs. until:
+        as for `load_state`."""
         where, header = str(file.path), file.header
         try:
             key = StateKey.from_dict(header["key"])
@@ -248,13 +262,24 @@ class VideoState:
             features = {name.removeprefix("features."): t.to(place) for name, t in found.items() if name != "times"}
             medium = medium_of(facts, found["times"].numpy(), features)
             return cls(model, ours, medium, messages, None, head, str(header.get("video", "")))
-        like = _meta(model, file, frames)
-        boundary = {name: t for name, t in like.tensors().items()}
-        found = file.read(expected | {f"boundary.{name}": t for name, t in boundary.items()})
-        own = {n.removeprefix("boundary."): t for n, t in found.items() if n != "times"}
-        medium = medium_of(facts, found["times"].numpy(), {})
-        made = Boundary.of(own, like).to(place)
-        return cls(model, key, medium, messages, made, head, str(header.get("video", "")))
+        like, name = _meta(model, file, frames), str(header.get("video", ""))
+        marks = read_marks(header.get("marks", []), frames, like.seen, where)
+        if until is not None and not marks:
+            raise StateError(where, "was watched whole, without marks: ask about all of it (no --until)")
+        mark = last_mark(marks, until, where) if marks else None
+        wanted = {f"boundary.{name}": t for name, t in like.tensors().items()}
+        at = "" if mark is None or mark is marks[-1] else f"marks.{marks.index(mark)}."
+        if at:
+            wanted |= {f"{at}{n}": t for n, t in like.tensors().items() if n.endswith((".conv", ".ssm"))}
+        found = file.read(expected | wanted)
+        times = found["times"].numpy()
+        made = Boundary.of({n.removeprefix("boundary."): t for n, t in found.items()}, like)
+        if mark is not None:
+            mark.states = {n.removeprefix(at): t for n, t in found.items() if at and n.startswith(at)}
+            made = boundary_at(made, mark, mark.frames * model.model.tokens_per_frame)
+            times, head, key = times[: mark.frames], mark.head, key.with_(content=mark.content)
+            facts |= {"duration": mark.seconds, "count": mark.frames}
+        return cls(model, key, medium_of(facts, times, {}), messages, made.to(place), head, name)
 
 
 def _meta(model: LoadedModel, file: StateFile, frames: int) -> Boundary:

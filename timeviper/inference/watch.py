@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from timeviper.config import ModelConfig
 from timeviper.datamodules.build import pack_format
 from timeviper.datamodules.chat import Encoded
 from timeviper.datamodules.frames.stored import StoredFrames
 from timeviper.datamodules.frames.stream import FramesDifferError, FrameStream
 from timeviper.datamodules.frames.video import Frames
-from timeviper.inference.question import Question, check_fits
+from timeviper.inference.question import Question, TooLongError, check_fits
 from timeviper.inference.reading import counted, read_features, read_video_prompt
 from timeviper.inference.state_key import StateKey, digest_of, head_of, prefix_of
-from timeviper.inference.state_size import check_budget
 from timeviper.inference.video_state import FACTS, Tier, VideoState, medium_of
 from timeviper.kernels import dispatch
+from timeviper.model.state_size import frames_within, state_bytes
 from timeviper.tokenizer import Message
 
 if TYPE_CHECKING:
@@ -76,3 +77,21 @@ def watching(
         # Outside of the `except`, which holds all that was computed.
         log.warning("%s: some frames cannot be decoded; they are counted, then it begins again", video)
         differs.recount()
+
+
+def check_budget(model: ModelConfig, tier: str, frames: int, text: int, e: int, budget: int) -> None:
+    """TooLongError, before any frame is decoded, with how many frames would fit."""
+    needed = state_bytes(model, tier, frames, text, e)
+    if needed <= budget:
+        return
+    fit = frames_within(model, tier, budget, e, text / max(frames, 1))
+    others = (
+        ""
+        if tier == "features"
+        else f" or keep features alone ({state_bytes(model, 'features', frames, 0, e) / 1e6:,.1f} MB; --tier features)"
+    )
+    advice = f"take fewer frames (data.frames.max_frames={fit})" if fit else "no frame fits: give more"
+    raise TooLongError(
+        f"the state of {frames:,} frames takes {needed / 1e6:,.1f} MB, and {budget / 1e6:,.1f} MB are allowed "
+        f"(--max-bytes): {advice}{others}"
+    )

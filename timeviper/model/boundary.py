@@ -4,13 +4,7 @@ shares, as tensors with names.
 Up to a cut, numbers alone decide what TransV drops, so nothing there depends on what will be asked: the states of all
 blocks, keys and values of the dropped tokens for the text that comes, and the residual stream that waits before the
 first stage that ranks by the question. Without such a stage the cut is the end, and a question costs its own tokens.
-With V[i] vision tokens behind stage i, T tokens of text before the last of them, e bytes an element, that takes
-(`boundary_bytes`; the cut stands before segment c)
-
-    each Mamba-2 block before it      4 * H * P * N  +  C * (K - 1) * e
-    each attention block behind i     (V[i] + T) * 2 * Hkv * P * e
-    each transfer before it           (V[i-1] - V[i]) * 2 * Hkv * P * e      (V[i-1] with `transv.keys: all`)
-    the stream that waits             (V[c-1] + T) * (D * e + 5)             with kind and place of each token
+How large that is stands in `timeviper.model.state_size`.
 
 A video that is still being watched is cut earlier, before the first stage that counts (`counting_cut`): how many vision
 tokens there will be is not known.
@@ -174,24 +168,3 @@ def shape_of(
     x = torch.empty(held, cfg.width, dtype=dtype, device="meta")
     kind, index = (torch.empty(held, dtype=d, device="meta") for d in (torch.uint8, torch.int32))
     return Boundary(states, x, kind, index, vision, vision + text, dropped)
-
-
-def boundary_bytes(cfg: DecoderConfig, transv: TransVConfig, vision: int, text: int, e: int) -> dict[str, int]:
-    """The formula above, by its four lines: `mamba`, `keys`, `dropped` and `waiting`. e: bytes an element, of what the
-    model computes in."""
-    segments = cut_layout(cfg.layout, transv)
-    left = schedule(segments, [vision])
-    cut = question_cut(segments, left)
-    pair, channels = 2 * cfg.kv_heads * cfg.head_dim * e, cfg.ssm_heads * cfg.ssm_head_dim
-    channels += 2 * cfg.ssm_groups * cfg.ssm_state
-    ssm = max(e, 4) * cfg.ssm_heads * cfg.ssm_head_dim * cfg.ssm_state
-    found = {"mamba": 0, "keys": 0, "dropped": 0, "waiting": 0}
-    for i, segment in enumerate(segments[:cut]):
-        letters = cfg.layout[segment.blocks.start : segment.blocks.stop]
-        found["mamba"] += letters.count("M") * (ssm + channels * (cfg.conv_kernel - 1) * e)
-        found["keys"] += letters.count("*") * (left[i][0] + text) * pair
-        if i and left[i] != left[i - 1] and segment.stage is not None and segment.stage.has_weights:
-            found["dropped"] += (left[i - 1][0] - (0 if transv.keys == "all" else left[i][0])) * pair
-    if cut < len(segments):
-        found["waiting"] = (left[cut - 1][0] + text) * (cfg.width * e + BESIDE)
-    return found
