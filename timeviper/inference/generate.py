@@ -13,7 +13,8 @@ from timeviper.inference.prefill import Prefilled, prefill, prefill_chunks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder
 from timeviper.model.viper import TimeViper
-from timeviper.pack import Kind, Pack
+from timeviper.model.vision.tower import FRAMES_PER_CHUNK
+from timeviper.pack import Kind, Pack, text_runs, vision_groups
 
 ENDED = -1  # what `on_token` is shown for a sequence that has stopped
 
@@ -101,6 +102,41 @@ def prefill_pack(model: TimeViper, pack: Pack) -> Prefilled:
 
 
 Part = Tensor | Mapping[str, Tensor]  # of the frames: uint8 `[f, 3, H, W]`, or their features `[f, T, C]` by tower
+
+
+@torch.inference_mode()
+def read_prompt(
+    model: TimeViper,
+    ids: Tensor,
+    kind: Tensor,
+    seconds: Tensor,
+    parts: Callable[[int], Iterable[Part]],
+    *,
+    tokens_per_piece: int,
+    max_new_tokens: int = 0,
+) -> Prefilled:
+    """The decoder's state after one prompt about frames: read whole, or in pieces as frames are asked for.
+
+    ids int64 and kind uint8 `[n]` as in a pack, on any device; seconds `[F]` of each frame, on the host; parts: all
+    frames, so many at a time. A prompt of more than `tokens_per_piece` tokens goes through the decoder so many at a
+    time (0: all go whole). Raises ValueError as `embed_frames` and `prefill_chunks` do.
+    """
+    device, frames = model.decoder.embeddings.weight.device, len(seconds)
+    tokens, vision = len(ids), frames * model.tokens_per_frame
+    whole = tokens_per_piece == 0 or tokens <= tokens_per_piece
+    count = max(frames, 1) if whole else frames_at_once(tokens_per_piece, model.tokens_per_frame)
+    embedded = embed_frames(model, ids.to(device), kind.to(device), parts(count), seconds)
+    if whole:
+        x = torch.cat([x for x, _ in embedded])
+        return prefill(model.decoder, x, Bounds([tokens], device), kind.to(device))
+    groups = vision_groups(text_runs(kind.cpu(), [tokens])[0], vision)
+    pieces = in_pieces(embedded, tokens_per_piece)
+    return prefill_chunks(model.decoder, pieces, groups, tokens - vision + max_new_tokens)
+
+
+def frames_at_once(tokens_per_piece: int, tokens_per_frame: int) -> int:
+    """Frames of about a piece: whole chunks of the tower's."""
+    return max(tokens_per_piece // (tokens_per_frame * FRAMES_PER_CHUNK), 1) * FRAMES_PER_CHUNK
 
 
 def embed_frames(

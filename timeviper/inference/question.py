@@ -19,12 +19,10 @@ from timeviper.datamodules.frames.stored import StoredFrames
 from timeviper.datamodules.frames.stream import FramesDifferError, FrameStream
 from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.reader import PackFormat
-from timeviper.inference.generate import Part, embed_frames, in_pieces
-from timeviper.inference.prefill import Prefilled, prefill, prefill_chunks
-from timeviper.kernels.bounds import Bounds
+from timeviper.inference.generate import Part, read_prompt
+from timeviper.inference.prefill import Prefilled
 from timeviper.model.viper import TimeViper
-from timeviper.model.vision.tower import FRAMES_PER_CHUNK
-from timeviper.pack import Kind, text_runs, vision_groups
+from timeviper.pack import Kind
 from timeviper.tokenizer import Message, Tokenizer
 
 log = logging.getLogger("timeviper")
@@ -132,7 +130,6 @@ def check_fits(encoded: Encoded, num_frames: int, max_new_tokens: int, cfg: Deco
     )
 
 
-@torch.inference_mode()
 def _prefill(
     model: TimeViper,
     encoded: Encoded,
@@ -142,29 +139,16 @@ def _prefill(
     change: Change | None,
     on_frames: OnFrames | None,
 ) -> Prefilled:
-    device = model.decoder.embeddings.weight.device
-    ids, kind = encoded.ids.to(device), encoded.kind.to(device)
-    tokens, vision = len(ids), question.num_frames * model.tokens_per_frame
-    whole = tokens_per_piece == 0 or tokens <= tokens_per_piece
-    count = max(question.num_frames, 1) if whole else frames_at_once(tokens_per_piece, model.tokens_per_frame)
-    parts = question.parts(count)
-    if change is not None:
-        parts = map(change, parts)
-    if on_frames is not None and not whole:
-        parts = _told(parts, question.num_frames, on_frames)
+    whole = tokens_per_piece == 0 or len(encoded.ids) <= tokens_per_piece
+
+    def parts(count: int) -> Iterator[Part]:
+        found = question.parts(count)
+        found = found if change is None else map(change, found)
+        return found if whole or on_frames is None else _told(found, question.num_frames, on_frames)
+
     seconds = torch.cat([torch.zeros(0, dtype=torch.float64), *(torch.as_tensor(m.times) for m in question.media)])
-    embedded = embed_frames(model, ids, kind, parts, seconds)
-    if whole:
-        x = torch.cat([x for x, _ in embedded])
-        return prefill(model.decoder, x, Bounds([tokens], device), kind)
-    groups = vision_groups(text_runs(encoded.kind, [tokens])[0], vision)
-    text = tokens - vision + max_new_tokens
-    return prefill_chunks(model.decoder, in_pieces(embedded, tokens_per_piece), groups, text)
-
-
-def frames_at_once(tokens_per_piece: int, tokens_per_frame: int) -> int:
-    """Frames of about a piece: whole chunks of the tower's."""
-    return max(tokens_per_piece // (tokens_per_frame * FRAMES_PER_CHUNK), 1) * FRAMES_PER_CHUNK
+    sizes = dict(tokens_per_piece=tokens_per_piece, max_new_tokens=max_new_tokens)
+    return read_prompt(model, encoded.ids, encoded.kind, seconds, parts, **sizes)
 
 
 def _told(parts: Iterator[Part], total: int, on_frames: OnFrames) -> Iterator[Part]:
