@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from timeviper.config.model import ModelConfig
 from timeviper.serving.hub.remote.form import FORM, MODEL_TYPE, check_config, model_of, sizes
@@ -42,3 +43,5 @@ class TimeViperConfig(PretrainedConfig):
 
 
 TimeViperConfig.register_for_auto_class()
+# Where `transformers serve` looks up what a model takes; it has no other way for the code of a folder.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(MODEL_TYPE, "TimeViperForConditionalGeneration")
