@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -71,9 +71,24 @@ class Counts:
 
     videos: int = 0
     questions: int = 0
+    groups: int = 0
     by: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Questions for each value of a label."""
-    groups: int = 0
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Questions of other splits and versions, by what they are: who has that many has those."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An entry of an annotation file that could not be read: it is reported, not dropped in silence."""
+
+    where: str
+    reason: str
+
+
+Read = Callable[[Sequence[Path]], Iterable[Item | Unread]]
+"""Items of annotation files in their order, with videos (and subtitles) that are only named: `VideoRef.path` empty,
+`SubtitleRef.path` as the set calls the file. ValueError for a file that cannot be read at all."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +100,24 @@ class TestSet:
     name: str
     """As it is typed: videomme."""
     title: str
-    """As it is printed: Video-MME (v1)."""
+    """As it is printed: Video-MME."""
     task: Task
     """Of most items."""
-    files: str
-    """The annotation files that are read, and what comes with them, for people: a sentence."""
-    read: Callable[[Path], Iterator[Item]]
-    """Items of an annotation file or folder, in its order, with videos that are only named (`VideoRef.name`, `.path`
-    empty, `.member` empty); what cannot be read raises ValueError."""
-    matches: Callable[[Path], bool]
-    """Whether a file or folder looks like annotations of this set; quick."""
-    counts: Counts
+    patterns: tuple[str, ...]
+    """Names of annotation files, alternatives: of a folder all that match the first one that any matches."""
+    read: Read
+    download: str
+    """What one downloads, for people: a sentence."""
     forms: Mapping[str, Form]
-    """"official" first; "lmms" is lmms-eval's."""
+    """"official" first; "lmms" is that of lmms-eval."""
     policies: Mapping[str, Policy]
-    """How the set's own scorer counts ("official", first), and others ("lmms", "vlmeval", "timeviper")."""
+    """How the set's own scorer counts ("official", first), and others ("lmms", "vlmeval", "timeviper", "fixed")."""
+    counts: Counts = Counts()  # noqa: RUF009
     defects: Mapping[str, int] = field(default_factory=dict)
-    """Items with each known defect, by the names of `Item.notes`."""
+    """How many items have each known defect, by the names of `Item.notes`; 0: some, the number was not published."""
+    remarks: tuple[str, ...] = ()
+    """What else is known to go wrong, sentences."""
     licence: str = ""
-    """What one accepts by downloading it, a sentence."""
-    accept: str = ""
-    """A file that proves it, which `check` looks for beside the annotations; "" if there is none."""
+    """Under what terms it is given, a sentence."""
+    gated: bool = False
+    """Whether these are accepted in an account before the download."""
