@@ -1,4 +1,4 @@
-"""Annotation files as rows: Parquet, JSON, JSONL, CSV and TSV, with messages that name the file, the entry, the field."""
+"""Annotation files as rows: Parquet, JSON, JSONL, CSV, TSV; what is wrong is told by file, entry and field."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class TestSet:
     """"official" first; "lmms" is that of lmms-eval."""
     policies: Mapping[str, Policy]
     """How the set's own scorer counts ("official", first), and others ("lmms", "vlmeval", "timeviper", "fixed")."""
-    counts: Counts = Counts()  # noqa: RUF009
+    counts: Counts = Counts()
     defects: Mapping[str, int] = field(default_factory=dict)
     """How many items have each known defect, by the names of `Item.notes`; 0: some, the number was not published."""
     remarks: tuple[str, ...] = ()
