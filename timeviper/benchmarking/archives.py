@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -118,7 +119,7 @@ def parts_of(path: Path) -> list[Path]:
     near = path.name[: -len(found["part"])]
     parts = sorted(p for p in path.parent.iterdir() if p.name.startswith(near) and PART.fullmatch(p.name))
     ends = [p.name[len(near) :] for p in parts]
-    for before, after in zip(ends, ends[1:]):
+    for before, after in pairwise(ends):
         if _number(after) != _number(before) + 1:
             raise ArchiveError(path, f"the part between {near}{before} and {near}{after} is missing: {AGAIN}")
     return parts
