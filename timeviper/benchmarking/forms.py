@@ -35,3 +35,5 @@ COUNTED = Form(
     max_new_tokens=64,
 )
 """With duration and frames, and `x to y`: TimeViper's."""
+BARE = Form("{question}", max_new_tokens=64)
+"""The question alone: for models that were never shown options, whose words are compared with those of the options."""

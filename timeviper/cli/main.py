@@ -17,6 +17,7 @@ import typer
 
 from timeviper.cli import analyse_flow  # noqa: F401  verbs of `analyse`
 from timeviper.cli.analyse import analyse
+from timeviper.cli.bench import bench
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
 from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, StateFileOption, Until
 from timeviper.cli.shards import HELP, STOPPED, shards
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(shards, name="shards")
 app.add_typer(analyse, name="analyse")
+app.add_typer(bench, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from timeviper.benchmarking.defects import BEYOND_END, windowed
-from timeviper.benchmarking.forms import COUNTED, PAIR, WORKED
+from timeviper.benchmarking.forms import BARE, COUNTED, PAIR, WORKED
 from timeviper.benchmarking.item import Item, VideoRef
 from timeviper.benchmarking.rows import CLOCK, Row, each, rows, seconds, window
 from timeviper.benchmarking.testset import Counts, Policy, TestSet, Unread
@@ -79,7 +79,7 @@ CHARADES = TestSet(
     patterns=("*charades_sta_test.txt", "*sta_test*.txt", "*.txt", "test-*.parquet", "*.parquet"),
     read=read,
     download="charades_sta_test.txt, Charades_v1_test.csv, Charades_v1_480.zip",
-    forms={"official": PAIR, "lmms": WORKED, "timeviper": COUNTED},
+    forms={"official": PAIR, "lmms": WORKED, "timeviper": COUNTED, "bare": BARE},
     policies={"official": Policy(), "lmms": Policy(), "timeviper": Policy(strict=True)},
     counts=Counts(videos=1334, questions=3720, others={"the training split": 12408}),
     defects={BEYOND_END: 0},

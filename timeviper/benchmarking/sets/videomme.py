@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from timeviper.benchmarking.defects import REPEATS, choice
-from timeviper.benchmarking.forms import LETTER
+from timeviper.benchmarking.forms import BARE, LETTER
 from timeviper.benchmarking.item import Item, SubtitleRef
 from timeviper.benchmarking.rows import Row, each, rows
 from timeviper.benchmarking.testset import Counts, Form, Policy, TestSet, Unread
@@ -43,7 +43,7 @@ VIDEOMME = TestSet(
     name="videomme",
     title="Video-MME",
     task="mcq",
-    patterns=("videomme/test-*.parquet", "test-*.parquet", "*.parquet"),
+    patterns=("videomme/test-*.parquet", "test-*.parquet", "*.parquet", "test-*.jsonl"),
     read=read,
     download="test-00000-of-00001.parquet, the video zips (videos_chunked_*.zip), subtitle.zip",
     forms={
@@ -70,6 +70,7 @@ VIDEOMME = TestSet(
             prefix="Best Option: (",
             max_new_tokens=64,
         ),
+        "bare": BARE,
     },
     policies={
         "official": Policy(unparsed="dropped"),

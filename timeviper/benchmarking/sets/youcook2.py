@@ -62,6 +62,7 @@ YOUCOOK2 = TestSet(
     forms={
         "official": Form("{question}", max_new_tokens=1024),
         "timeviper": Form("{question}", max_new_tokens=128),
+        "world": Form("Tell what happens and when.", max_new_tokens=256),
     },
     policies={"official": Policy(average="video", strict=True)},
     counts=Counts(videos=457, questions=457),
