@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,19 @@ class Overlap:
     """What could not be compared, by look at least, and why."""
 
 
+class Openable(Protocol):
+    """A video or an image, wherever it lies; it travels to other processes."""
+
+    @property
+    def name(self) -> str:
+        """With the ending of its type."""
+        ...
+
+    def open(self) -> IO[bytes]:
+        """Its bytes. ValueError, with what is wrong, where they cannot be had."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Medium:
     """A file, or a member of a tar."""
@@ -78,17 +91,22 @@ class _Seen:
 
 
 def find_overlap(
-    shards: str | Path, media: str | Path, workers: int = 0, progress: Progress = None, state: str | Path | None = None
+    shards: str | Path,
+    media: str | Path | Iterable[Openable],
+    workers: int = 0,
+    progress: Progress = None,
+    state: str | Path | None = None,
 ) -> Overlap:
-    """Look for each of `media` (below a folder: files, or shards of them; or one file) in `shards`.
+    """Look for each of `media` (below a folder: files, or shards of them; or one file; or what opens) in `shards`.
 
     `state`: where a check of the shards has remembered what it found, which then is not read again. ValueError if
     there is nothing to compare.
     """
-    shards, media = Path(shards), Path(media)
+    shards = Path(shards)
     tars, overlap = find_shards(shards), Overlap()
     theirs: list[tuple[str, _Seen]] = []
-    for medium, seen in ordered(_look, _media_of(media, overlap), workers, lambda _: _Seen(problem="ends its decoder")):
+    listed = _media_of(Path(media), overlap) if isinstance(media, str | Path) else media
+    for medium, seen in ordered(_look, listed, workers, lambda _: _Seen(problem="ends its decoder")):
         theirs.append((medium.name, seen))
         if seen.problem:
             overlap.unreadable.append((medium.name, seen.problem))
@@ -139,9 +157,13 @@ def _media_of(source: Path, overlap: Overlap) -> Iterator[_Medium]:
             yield _Medium(name, path)
 
 
-def _look(medium: _Medium) -> _Seen:
+def _look(medium: Openable) -> _Seen:
     strong = blake2b(digest_size=16)
-    with medium.open() as file:
+    try:
+        opened = medium.open()
+    except ValueError as error:
+        return _Seen(problem=str(error))
+    with opened as file:
         while chunk := file.read(CHUNK):
             strong.update(chunk)
         seen = _Seen(strong.digest())

@@ -11,15 +11,59 @@ from timeviper.benchmarking.defects import mark_repeats
 from timeviper.benchmarking.item import Item
 from timeviper.benchmarking.media import Library, resolve
 from timeviper.benchmarking.rows import annotation_files
+from timeviper.benchmarking.sets.activitynet import ACTIVITYNET
 from timeviper.benchmarking.sets.charades import CHARADES
+from timeviper.benchmarking.sets.egoschema import EGOSCHEMA, EGOSCHEMA_FULL
+from timeviper.benchmarking.sets.longvideobench import LONGVIDEOBENCH
+from timeviper.benchmarking.sets.lvbench import LVBENCH
+from timeviper.benchmarking.sets.mlvu import MLVU, MLVU_OPEN
+from timeviper.benchmarking.sets.mvbench import MVBENCH
+from timeviper.benchmarking.sets.nextqa import NEXTQA
+from timeviper.benchmarking.sets.own import OWN_SETS
+from timeviper.benchmarking.sets.qvhighlights import QVHIGHLIGHTS
+from timeviper.benchmarking.sets.tempcompass import (
+    TEMPCOMPASS,
+    TEMPCOMPASS_CAPTION,
+    TEMPCOMPASS_MATCHING,
+    TEMPCOMPASS_YESNO,
+)
+from timeviper.benchmarking.sets.timelens import TIMELENS
+from timeviper.benchmarking.sets.tvgbench import TVGBENCH
+from timeviper.benchmarking.sets.vdc import VDC
 from timeviper.benchmarking.sets.videomme import VIDEOMME
+from timeviper.benchmarking.sets.videomme_v2 import VIDEOMME_V2
+from timeviper.benchmarking.sets.vnbench import VNBENCH
+from timeviper.benchmarking.sets.vniah import VNIAH
 from timeviper.benchmarking.sets.youcook2 import YOUCOOK2
 from timeviper.benchmarking.testset import TestSet, Unread
 from timeviper.errors import did_you_mean, one_of
 
-SETS: dict[str, TestSet] = {s.name: s for s in (VIDEOMME, CHARADES, YOUCOOK2)}
-OWN = ("mcq", "grounding", "caption", "dense")
-"""Generic forms, which many files look like."""
+PUBLIC = (
+    VIDEOMME,
+    VIDEOMME_V2,
+    LVBENCH,
+    MLVU,
+    MLVU_OPEN,
+    LONGVIDEOBENCH,
+    MVBENCH,
+    TEMPCOMPASS,
+    TEMPCOMPASS_YESNO,
+    TEMPCOMPASS_MATCHING,
+    TEMPCOMPASS_CAPTION,
+    EGOSCHEMA,
+    EGOSCHEMA_FULL,
+    NEXTQA,
+    CHARADES,
+    ACTIVITYNET,
+    QVHIGHLIGHTS,
+    TVGBENCH,
+    TIMELENS,
+    YOUCOOK2,
+    VDC,
+    VNIAH,
+    VNBENCH,
+)
+SETS: dict[str, TestSet] = {s.name: s for s in (*PUBLIC, *OWN_SETS)}
 
 
 @dataclass
@@ -28,7 +72,7 @@ class Loaded:
 
     set: TestSet
     files: list[Path]
-    """Annotation files, in the order in which they were read."""
+    """Annotation files in the order in which they were read, then those beside them."""
     digest: str
     """sha256 over their names and bytes."""
     items: list[Item] = field(default_factory=list)
@@ -56,10 +100,15 @@ def load_set(
     """
     wanted = set_named(name)
     files = annotation_files(Path(annotations), wanted.patterns)
-    loaded = Loaded(wanted, files, digest_of(files))
+    folders = dict.fromkeys(path.parent for path in files)
+    beside = [p for folder in folders for name in wanted.beside if (p := folder / name).is_file() and p not in files]
+    loaded = Loaded(wanted, [*files, *beside], digest_of([*files, *beside]))
     try:
         for one in wanted.read(files):
-            (loaded.items if isinstance(one, Item) else loaded.unread).append(one)  # pyright: ignore[reportArgumentType]
+            if isinstance(one, Item):
+                loaded.items.append(one)
+            else:
+                loaded.unread.append(one)
     except ValueError as error:
         raise ValueError(f"{error}{_looks_like(files, name)}") from error
     if not loaded.items:
@@ -86,7 +135,7 @@ def digest_of(files: Sequence[Path]) -> str:
 
 def _looks_like(files: Sequence[Path], name: str) -> str:
     """A sentence with the other sets whose reader takes the first entry; empty if none does."""
-    found = [other.name for other in SETS.values() if other.name not in (name, *OWN) and _takes(other, files)]
+    found = [other.name for other in PUBLIC if other.name != name and _takes(other, files)]
     return f"; it looks like annotations of {one_of(found)}" if found else ""
 
 

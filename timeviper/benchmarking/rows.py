@@ -230,3 +230,18 @@ def each(found: Iterable[Row | Unread], make: Callable[[Row], Made]) -> Iterator
             yield Unread(row.where, str(error))
             continue
         yield from items
+
+
+def moments(path: Path, times: str, texts: str) -> Iterator[Row | Unread]:
+    """{video: {duration, <times>: [...], <texts>: [...]}} as a row for each text, with `video` and `number` from 1."""
+    for video, entry in keyed(path).items():
+        where = f"{path.name}, {video}"
+        lists = [entry.get(name) for name in (times, texts)] if isinstance(entry, dict) else [None]
+        if not all(isinstance(one, list) for one in lists):
+            yield Unread(where, f"has no lists {times} and {texts}")
+        elif len(lists[0]) != len(lists[1]):
+            yield Unread(where, f"has {len(lists[0])} {times} for {len(lists[1])} {texts}")
+        else:
+            told = {"video": video, "duration": entry.get("duration")}
+            for number, (time, text) in enumerate(zip(*lists), 1):
+                yield Row({**told, "number": number, times: time, texts: text}, where)

@@ -111,7 +111,9 @@ class TestSet:
     forms: Mapping[str, Form]
     """"official" first; "lmms" is that of lmms-eval."""
     policies: Mapping[str, Policy]
-    """How the set's own scorer counts ("official", first), and others ("lmms", "vlmeval", "timeviper", "fixed")."""
+    """How the set's own scorer counts ("official", first), and others ("lmms", "vlmeval", "timeviper")."""
+    beside: tuple[str, ...] = ()
+    """Names of files that are read, too, if they lie beside the annotations."""
     counts: Counts = Counts()
     defects: Mapping[str, int] = field(default_factory=dict)
     """How many items have each known defect, by the names of `Item.notes`; 0: some, the number was not published."""

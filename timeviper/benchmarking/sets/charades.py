@@ -18,6 +18,7 @@ from timeviper.benchmarking.rows import CLOCK, Row, each, rows, seconds, window
 from timeviper.benchmarking.testset import Counts, Policy, TestSet, Unread
 from timeviper.datamodules.formats.text_files import read_lines
 
+LENGTHS = ("Charades_v1_test.csv", "Charades_v1_train.csv")
 LINE = re.compile(r"(\S+)\s+(\S+)\s+(\S+?)\s*##\s*(.+)")
 
 
@@ -32,7 +33,7 @@ def read(files: Sequence[Path]) -> Iterator[Item | Unread]:
 def _lengths(folder: Path) -> dict[str, float]:
     """Seconds of the videos, from the CSVs of Charades in a folder; empty without one."""
     found = {}
-    for path in sorted(folder.glob("Charades*.csv")):
+    for path in (folder / name for name in LENGTHS if (folder / name).is_file()):
         with path.open(encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file):
                 if row.get("id") and row.get("length"):
@@ -78,6 +79,7 @@ CHARADES = TestSet(
     task="grounding",
     patterns=("*charades_sta_test.txt", "*sta_test*.txt", "*.txt", "test-*.parquet", "*.parquet"),
     read=read,
+    beside=LENGTHS,
     download="charades_sta_test.txt, Charades_v1_test.csv, Charades_v1_480.zip",
     forms={"official": PAIR, "lmms": WORKED, "timeviper": COUNTED, "bare": BARE},
     policies={"official": Policy(), "lmms": Policy(), "timeviper": Policy(strict=True)},
