@@ -1,0 +1,114 @@
+"""Windows of time in replies, and how well they are met: IoU, recall at a threshold (> or >=), mean IoU.
+
+Evaluators differ in what they read ("2 to 3" inside a sentence, MM:SS), in rounding, and in whether a threshold that is
+just reached counts. `READERS` and `Meets` name each of these rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+Window = tuple[float, float]
+"""[start, end] in seconds."""
+
+THRESHOLDS = (0.3, 0.5, 0.7)
+
+
+def iou(a: Window, b: Window) -> float:
+    """Intersection over union of two windows; 0 where one of them has no length."""
+    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = max(0.0, a[1] - a[0]) + max(0.0, b[1] - b[0]) - shared
+    return shared / union if shared > 0 else 0.0
+
+
+def best_iou(said: Window | None, true: Iterable[Window]) -> float:
+    """Of a reply's window with the true one that it meets best (QVHighlights has several); 0 without a window."""
+    return 0.0 if said is None else max((iou(said, window) for window in true), default=0.0)
+
+
+def meets(value: float, threshold: float, strictly: bool) -> bool:
+    """Whether an IoU counts. strictly: it must be above (TimeViper, time-r1), else it may just reach it (lmms-eval,
+    TimeLens, VTimeLLM, moment_detr). As floats are: 5/10 reaches 0.5."""
+    return value > threshold if strictly else value >= threshold
+
+
+def recall(values: Sequence[float], threshold: float, strictly: bool) -> float:
+    """Share of questions whose first window meets the threshold: R1@threshold, 0 to 1."""
+    return sum(meets(value, threshold, strictly) for value in values) / len(values) if values else 0.0
+
+
+def mean_iou(values: Sequence[float]) -> float:
+    """0 to 1."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def recall_at(
+    said: Sequence[Sequence[Window]], true: Sequence[Sequence[Window]], k: int, threshold: float, strictly: bool
+) -> float:
+    """R@k: share of questions of which one of the first k windows that were said meets the threshold."""
+    hit = [any(meets(best_iou(w, truth), threshold, strictly) for w in one[:k]) for one, truth in zip(said, true)]
+    return sum(hit) / len(hit) if hit else 0.0
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_CLOCK = re.compile(r"(?<![\d.])(?:(\d+):)?(\d{1,2}):(\d{2}(?:\.\d+)?)(?!\d|:\d)")
+_UNIT = r"(?:\s*(?:seconds?|secs?|s)\b)?"
+_PAIR = re.compile(rf"({_NUMBER}){_UNIT}\s*(?:-|–|—|~|\bto\b|\band\b|\buntil\b)\s*({_NUMBER}){_UNIT}", re.IGNORECASE)
+
+WindowReader = Callable[[str], Window | None]
+
+
+def seconds_of(text: str) -> str:
+    """A text with every MM:SS or H:MM:SS as seconds."""
+    return _CLOCK.sub(lambda m: f"{int(m[1] or 0) * 3600 + int(m[2]) * 60 + float(m[3]):g}", text)
+
+
+def last_numbers(reply: str) -> Window | None:
+    """The last two numbers of a reply, if the second is the greater: what `timeviper eval` reads."""
+    numbers = [float(n) for n in re.findall(_NUMBER, reply)][-2:]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] < numbers[1] else None
+
+
+def last_pair(reply: str) -> Window | None:
+    """TimeViper's and time-r1's: the last "x to y" or "x and y"."""
+    found = re.findall(rf"({_NUMBER})\s*(?:seconds?|s)?\s*(?:to|and)\s*({_NUMBER})", reply)
+    return (float(found[-1][0]), float(found[-1][1])) if found else None
+
+
+def first_dashed(reply: str) -> Window | None:
+    """lmms-eval's and VideoChat-Flash's: every "to" becomes "-", even within a word; then the first "x - y"."""
+    found = re.search(rf"({_NUMBER})\s*-\s*({_NUMBER})", reply.replace("to", "-").replace("and", "-"))
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def whole_seconds(reply: str) -> Window | None:
+    """TimeLens-Bench's: the first pair, rounded to whole seconds."""
+    found = any_pair(reply)
+    return None if found is None else (float(round(found[0])), float(round(found[1])))
+
+
+def any_pair(reply: str) -> Window | None:
+    """Ours: the first of "x - y", "x to y", "x and y" with or without a unit, MM:SS as seconds."""
+    return next(iter(all_pairs(reply)), None)
+
+
+def all_pairs(reply: str) -> list[Window]:
+    """All of them in order, such as a ranked list; those whose end is before their start left out."""
+    pairs = [(float(a), float(b)) for a, b in _PAIR.findall(seconds_of(reply))]
+    if not pairs:  # "from 3 seconds, it ends at 5": two numbers and no sign between them
+        numbers = [float(n) for n in re.findall(_NUMBER, seconds_of(reply))]
+        pairs = list(pairwise(numbers)) if len(numbers) == 2 else []
+    return [pair for pair in pairs if pair[0] <= pair[1]]
+
+
+READERS: dict[str, WindowReader] = {
+    "careful": any_pair,
+    "last-numbers": last_numbers,
+    "timeviper": last_pair,
+    "lmms-eval": first_dashed,
+    "timelens": whole_seconds,
+}
