@@ -52,7 +52,7 @@ class Attention(nn.Module):
     @torch.compiler.disable  # its work depends on the lengths of the sequences: a graph for each pack
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: Span, state: AttentionState | None) -> Tensor:
         if state is not None:
-            k, v = state.append(k, v, span)
+            return state.attend(q, k, v, span)
         return attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
 
     def rank(self, x: Tensor, span: Span, ranker: Ranker) -> Tensor:

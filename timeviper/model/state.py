@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from timeviper.kernels.attention import attention
 from timeviper.kernels.bounds import Bounds
 from timeviper.kernels.host import on_device
 from timeviper.model.pieces import Piece
@@ -35,6 +36,11 @@ class AttentionState:
 
     keys: Tensor
     values: Tensor
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+        """Store the keys and values `[L, Hkv, P]` of new tokens; what their queries `[L, H, P]` read, `[L, H, P]`."""
+        k, v = self.append(k, v, span)
+        return attention(q, k, v, span.bounds, span.keys, causal=span.visible is None, visible=span.visible)
 
     def append(self, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Store the new tokens' keys and values; returns all that the queries of `span` may look at."""

@@ -1,0 +1,367 @@
+"""One thread that owns the model: prompts are read in slices between the steps in which all answers grow by a token.
+
+A request waits in a queue of bounded length until the bytes that it is predicted to keep fit the budget; then its
+prompt is read piece by piece, a piece of one prompt after each step, so that answers under way are not held up; then
+its answers join the rows. A row leaves at the step at which it ends, or at which its client has gone. Greedy answers
+are the same bits alone and among others (see `rows.py`), and what goes wrong with one row ends that row alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+
+from timeviper.inference.prefill import Prefilled
+from timeviper.kernels import dispatch
+from timeviper.model.viper import TimeViper
+from timeviper.serving.rows import Rows, copies
+from timeviper.serving.turns import Pause, Turns
+from timeviper.serving.writing import Shown, Style, Writer
+from timeviper.tokenizer import Tokenizer
+
+log = logging.getLogger("timeviper")
+
+IDLE = 0.5  # seconds after which an idle engine looks around unasked
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may."""
+
+    def __init__(self, waiting: int, seconds: int) -> None:
+        super().__init__(f"{waiting} requests are waiting, which is as many as may")
+        self.seconds = seconds
+        """After which to try again, from how long requests took lately."""
+
+
+class TooLargeError(ValueError):
+    """A request that the memory given to the engine will never hold."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request as the engine sees it. The callbacks run in the engine's thread, and must be quick."""
+
+    read: Callable[[Pause], Prefilled]
+    """Reads the prompt, calling `pause` between pieces."""
+    style: Style
+    num_bytes: int
+    """That its states will take at most, over all of its answers."""
+    on_text: Callable[[int, Shown], None]
+    """Told the number of an answer and what was added to it."""
+    on_start: Callable[[Prefilled], None] = lambda _: None
+    """Told that the prompt has been read."""
+    on_error: Callable[[Exception], None] = lambda _: None
+    """Told why there will be no (more) text."""
+    ready: Callable[[], bool] = lambda: True
+    """Whether the next piece can be read without waiting for anything."""
+    priority: int = 0
+    """Lower ones come first."""
+    gone: bool = False
+    """Nobody wants it any more; see `Engine.abort`."""
+    began: float = field(default_factory=time.monotonic)
+    open_rows: int = 0
+
+
+@dataclass(eq=False)
+class _Row:
+    """One answer that is being written, and where."""
+
+    job: Job
+    number: int
+    writer: Writer
+    group: Rows
+    place: int
+    last: int
+    """The token that the next step reads."""
+
+
+@dataclass
+class Counts:
+    """What has happened so far."""
+
+    steps: int = 0
+    requests: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    refused: int = 0
+    tokens: int = 0
+    slices: int = 0
+    prompts: int = 0
+    most_rows: int = 0
+
+
+class Engine:
+    """The thread, its queue and its rows."""
+
+    def __init__(
+        self,
+        model: TimeViper,
+        tokenizer: Tokenizer,
+        *,
+        width: int = 16,
+        queue: int = 256,
+        prompts: int = 4,
+        num_bytes: int = 1 << 40,
+        kernel: dict[str, str] | None = None,
+    ) -> None:
+        """width: rows of a step; more answers than that take several. queue: requests that wait at most. prompts: that
+        are read in turns at a time. num_bytes: of states of all requests that are read or written."""
+        self.model, self.tokenizer = model, tokenizer
+        self.width, self.queue, self.prompts, self.budget = width, queue, prompts, num_bytes
+        self.counts, self.held = Counts(), 0
+        self._kernel = kernel
+        self._waiting: list[tuple[int, int, Job]] = []
+        self._order = count()
+        self._reading: deque[tuple[Job, Turns[Prefilled]]] = deque()
+        self._groups: list[Rows] = []
+        self._rows: list[_Row] = []
+        self._calls: deque[Turns[object]] = deque()
+        self._lock, self._wake, self._stop = threading.Lock(), threading.Event(), False
+        self._seconds = 1.0  # that a request takes lately
+        self._thread = threading.Thread(target=self._run, name="timeviper-engine", daemon=True)
+
+    def start(self) -> Engine:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End the thread; whoever waits is told that it has ended."""
+        self._stop = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Something that a prompt waited for has come."""
+        self._wake.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def rows(self) -> int:
+        """Answers that are being written."""
+        return len(self._rows)
+
+    @property
+    def reading(self) -> int:
+        return len(self._reading)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def check_room(self) -> None:
+        """QueueFullError where `submit` would refuse any request."""
+        if len(self._waiting) >= self.queue:
+            self.counts.refused += 1
+            raise QueueFullError(len(self._waiting), self.retry_after())
+
+    def retry_after(self) -> int:
+        """Seconds until about a tenth of the queue has gone."""
+        return min(max(math.ceil(self._seconds * max(len(self._waiting), 1) / 10), 1), 60)
+
+    def submit(self, job: Job) -> None:
+        """Queue a request. Raises QueueFullError, and TooLargeError for one that can never be taken."""
+        if job.num_bytes > self.budget:
+            raise TooLargeError(
+                f"its states would take {job.num_bytes / 1e6:,.0f} MB, and the server has {self.budget / 1e6:,.0f} MB "
+                "for all: take fewer frames or a shorter answer"
+            )
+        with self._lock:
+            self.check_room()
+            self.counts.requests += 1
+            heapq.heappush(self._waiting, (job.priority, next(self._order), job))
+        self._wake.set()
+
+    def abort(self, job: Job) -> None:
+        """Forget a request: its rows are free before the next step but one."""
+        job.gone = True
+        self._wake.set()
+
+    # ---- the thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        if self._kernel is not None:
+            dispatch.configure(**self._kernel)
+        with torch.inference_mode():
+            while not self._stop:
+                if not self.turn():
+                    self._wake.wait(IDLE)
+                    self._wake.clear()
+        self._end_all()
+
+    def turn(self) -> bool:
+        """One round: who has gone leaves, who fits comes in, a slice of one prompt, a token of every answer. Whether
+        there was anything to do."""
+        self._wake.clear()
+        self._drop_gone()
+        self._admit()
+        worked = self._read_a_slice()
+        for group in list(self._groups):
+            worked |= self._step(group)
+        self._gather()
+        return worked
+
+    def _drop_gone(self) -> None:
+        with self._lock:
+            if any(job.gone for *_, job in self._waiting):
+                self.counts.aborted += sum(job.gone for *_, job in self._waiting)
+                self._waiting = [entry for entry in self._waiting if not entry[2].gone]
+                heapq.heapify(self._waiting)
+        for job, turns in [pair for pair in self._reading if pair[0].gone]:
+            turns.close()
+            self._reading.remove((job, turns))
+            self._leave(job, "aborted")
+        for row in [row for row in self._rows if row.job.gone]:
+            self._end_row(row, "aborted")
+
+    def _admit(self) -> None:
+        with self._lock:
+            while self._waiting and len(self._reading) < self.prompts:
+                job = self._waiting[0][2]
+                if self.held + job.num_bytes > self.budget:
+                    return  # nobody overtakes: a large request must come in some day
+                heapq.heappop(self._waiting)
+                self.held += job.num_bytes
+                self._reading.append((job, Turns(job.read)))
+
+    def _read_a_slice(self) -> bool:
+        """Of the first prompt that has its next piece; it goes to the end of the line."""
+        for _ in range(len(self._reading)):
+            job, turns = self._reading.popleft()
+            try:
+                if not job.ready():
+                    self._reading.append((job, turns))
+                    continue
+                self.counts.slices += 1
+                if turns.step():
+                    self._join(job, turns.result)
+                else:
+                    self._reading.append((job, turns))
+            except Exception as error:
+                self._fail(job, error)
+            return True
+        return False
+
+    def _join(self, job: Job, start: Prefilled) -> None:
+        """The first token of each answer, then its row."""
+        logits = self.model.decoder.project(start.hidden)
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError("the logits after the prompt are not finite: the weights or the frames hold NaN")
+        self.counts.prompts += 1
+        job.on_start(start)
+        likeliest, device = int(logits.argmax(-1)), logits.device
+        job.open_rows = job.style.choices
+        for number, state in enumerate(copies(start.state, job.style.choices)):
+            writer = Writer(self.tokenizer, job.style, number, device)
+            token = writer.choose(logits, likeliest)
+            shown = writer.take(token, logits, self.tokenizer.stop_ids)
+            self.counts.tokens += 1
+            job.on_text(number, shown)
+            if shown.end:
+                self._close(job)
+                continue
+            group = self._group_with_room()
+            place = group.put(state, job.style.max_new_tokens)
+            self._rows.append(_Row(job, number, writer, group, place, token))
+        self.counts.most_rows = max(self.counts.most_rows, len(self._rows))
+
+    def _group_with_room(self) -> Rows:
+        group = next((group for group in self._groups if group.count < self.width), None)
+        if group is None:
+            group = Rows(self.model.decoder, self.width)
+            self._groups.append(group)
+        return group
+
+    def _step(self, group: Rows) -> bool:
+        rows = [row for row in self._rows if row.group is group]
+        if not rows:
+            return False
+        ids = [0] * self.width
+        for row in rows:
+            ids[row.place] = row.last
+        self.counts.steps += 1
+        try:
+            logits = group.step(ids)
+            likeliest = logits.argmax(-1).tolist()
+        except Exception as error:  # of no row in particular, such as a device without memory
+            for row in rows:
+                row.job.gone = True
+                row.job.on_error(error)
+            log.exception("a step of the engine failed")
+            return True
+        for row in rows:
+            try:
+                self._extend(row, logits[row.place : row.place + 1], likeliest[row.place])
+            except Exception as error:
+                self._end_row(row, "failed")
+                row.job.on_error(error)
+        return True
+
+    def _extend(self, row: _Row, logits: torch.Tensor, likeliest: int) -> None:
+        if row.job.gone:
+            return self._end_row(row, "aborted")
+        row.last = row.writer.choose(logits, likeliest)
+        shown = row.writer.take(row.last, logits, self.tokenizer.stop_ids)
+        self.counts.tokens += 1
+        if shown.end:
+            self._end_row(row, "finished")
+        if shown.text or shown.end or shown.logprobs:
+            row.job.on_text(row.number, shown)
+
+    def _gather(self) -> None:
+        """Rows of the last group move to free places of others: fewer groups are fewer steps."""
+        while len(self._groups) > 1 and len(self._rows) <= self.width * (len(self._groups) - 1):
+            last = self._groups.pop()
+            for row in [row for row in self._rows if row.group is last]:
+                state = last.take(row.place)
+                row.group = self._group_with_room()
+                row.place = row.group.put(state, row.job.style.max_new_tokens - row.writer.count)
+
+    # ---- ends -----------------------------------------------------------------------------------------------
+
+    def _end_row(self, row: _Row, how: str) -> None:
+        row.group.drop(row.place)
+        self._rows.remove(row)
+        self._close(row.job, how)
+
+    def _close(self, job: Job, how: str = "finished") -> None:
+        """One answer of a request has ended."""
+        job.open_rows -= 1
+        if job.open_rows == 0:
+            self._leave(job, how)
+
+    def _leave(self, job: Job, how: str) -> None:
+        self.held -= job.num_bytes
+        setattr(self.counts, how, getattr(self.counts, how) + 1)
+        if how == "finished":
+            self._seconds += 0.1 * (time.monotonic() - job.began - self._seconds)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        for row in [row for row in self._rows if row.job is job]:
+            row.group.drop(row.place)
+            self._rows.remove(row)
+        self._leave(job, "failed")
+        job.on_error(error)
+
+    def _end_all(self) -> None:
+        ended = RuntimeError("the server is going down")
+        jobs = {*(row.job for row in self._rows), *(job for job, _ in self._reading), *(e[2] for e in self._waiting)}
+        for _, turns in self._reading:
+            turns.close()
+        self._rows, self._waiting = [], []
+        self._reading.clear()
+        for job in jobs:
+            job.on_error(ended)
