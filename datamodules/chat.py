@@ -38,6 +38,28 @@ class Media:
     kind: Literal["video", "image"] = "video"
 
 
+class Cut(str):
+    """A content whose media stand where they were put, not where `<video>` is written: whoever types that into a
+    question gets no medium."""
+
+    parts: list[str]
+    """The texts before, between and behind the media."""
+
+    @classmethod
+    def of(cls, parts: Sequence[str | None]) -> Cut:
+        """From texts and media (None) in order. Beside media and other texts a text stands on lines of its own."""
+        texts = [""]
+        for i, part in enumerate(parts):
+            if part is None:
+                texts[-1] += "\n" if texts[-1] else ""
+                texts.append("")
+            else:
+                texts[-1] += ("\n" if i else "") + part
+        made = cls("".join(texts))
+        made.parts = texts
+        return made
+
+
 @dataclass
 class Encoded:
     """One conversation as tokens; see `Pack` for the meaning of each value."""
@@ -272,15 +294,16 @@ def _check_roles(roles: tuple[str, ...], generate: bool) -> None:
         )
 
 
+def _parts(content: str) -> list[str]:
+    return content.parts if isinstance(content, Cut) else PLACEHOLDER.split(content)
+
+
 def _texts(messages: Sequence[Message], num_media: int) -> list[list[str]]:
     """Contents of the messages, a user's cut at the placeholders of media.
 
     Without placeholders, the media come first in the first user message, on a line of their own.
     """
-    texts = [
-        PLACEHOLDER.split(message["content"]) if message["role"] == "user" else [message["content"]]
-        for message in messages
-    ]
+    texts = [_parts(message["content"]) if message["role"] == "user" else [message["content"]] for message in messages]
     found = sum(len(text) - 1 for text in texts)
     if found == 0 and num_media:
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
