@@ -7,7 +7,7 @@
 # OUT     folder that holds data/ and runs/
 # NPROC   processes on this node, one a GPU; NNODES nodes, each with the same command and HEAD=host:port of one
 # SCALE   size of the default data: default or small
-# RUN, VIDEO, Q  for `ask` and `eval`; A and B are the runs that `compare` compares
+# RUN, VIDEO, Q  for `ask`, `eval` and `serve`; A and B are the runs that `compare` compares
 SIZE ?= tiny
 RECIPE ?=
 ARGS ?=
@@ -59,7 +59,7 @@ train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))
 table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
-        eval compare needles ask shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
+        eval compare needles ask serve shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
         bench-seeds bench-transfer \
         cache check-real-weights check-real-data docs clean
 
@@ -186,6 +186,15 @@ needles: $(READY) ## what RUN finds by length and depth of a needle in long vide
 ask: $(READY) ## a question about a file: make ask VIDEO=clip.mp4 Q="What happens?" RUN=runs/tiny/stage2_instruct
 	@test -n "$(VIDEO)" || { echo 'error: name a file: make ask VIDEO=clip.mp4 Q="What happens?"'; exit 1; }
 	$(IN_OUT)$(TIMEVIPER) ask --run $(RUN) --video '$(call here,$(VIDEO))' $(call typed,Q) $(ARGS)
+
+# What the extra `serve` brings; once, when it is first wanted.
+SERVED := .venv/.served
+$(SERVED): $(READY)
+	@$(PIP) --editable '.[serve]'
+	@touch $@
+
+serve: $(SERVED) ## RUN for many, over OpenAI's API and on a page: http://127.0.0.1:8000 (ARGS="--port 8080 --media-root videos")
+	$(IN_OUT)$(TIMEVIPER) serve $(RUN) $(ARGS)
 
 shards: $(READY) ## the default data; with DATA=clips.jsonl (or a folder of media) your own, into data/mine
 ifdef DATA

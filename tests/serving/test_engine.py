@@ -79,7 +79,7 @@ def run(engine: Engine, most: int = 5000) -> None:
     raise AssertionError("the engine does not come to an end")
 
 
-# ---- the same bits alone and in company -----------------------------------------------------------------------------
+# ---- the same bits alone and in company ----
 
 
 @torch.inference_mode()
@@ -168,7 +168,7 @@ def test_drawn_answers_depend_on_their_seed_alone(model: LoadedModel) -> None:
         assert [said.text[i] for i in range(3)] == expected
 
 
-# ---- turns, queue, budget -------------------------------------------------------------------------------------------
+# ---- turns, queue, budget ----
 
 
 def test_answers_go_on_while_a_long_prompt_is_read(model: LoadedModel) -> None:
@@ -323,7 +323,7 @@ def test_turns_are_taken_one_at_a_time() -> None:
     assert idle.ended
 
 
-# ---- text -----------------------------------------------------------------------------------------------------------
+# ---- text ----
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from timeviper.cli import analyse_flow  # noqa: F401  verbs of `analyse`
+from timeviper.cli import analyse_flow, serve  # noqa: F401  verbs of `analyse`
 from timeviper.cli.analyse import analyse
 from timeviper.cli.bench import bench
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
@@ -43,6 +43,7 @@ app = typer.Typer(
 app.add_typer(shards, name="shards")
 app.add_typer(analyse, name="analyse")
 app.add_typer(bench, name="bench")
+serve.register(app)
 
 
 def _version(wanted: bool) -> None:

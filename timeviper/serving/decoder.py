@@ -8,9 +8,11 @@ bytes, never a name, and what goes wrong in it ends that child. A child says wha
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
+import pkgutil
 import resource
 import signal
 import socket
@@ -44,6 +46,13 @@ def send(to: IO[bytes], kind: bytes, *parts: bytes | memoryview) -> None:
     for part in parts:
         to.write(part)
     to.flush()
+
+
+def load_all() -> None:
+    """Every module that PyAV would import when a file needs it: a child can open none."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if module.name.rpartition(".")[2] != "__main__":
+            importlib.import_module(module.name)
 
 
 def serve(link: socket.socket) -> None:
@@ -150,4 +159,5 @@ def _buffers(times: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Iterator[
 
 
 if __name__ == "__main__":
+    load_all()
     serve(socket.socket(fileno=sys.stdin.fileno()))

@@ -157,16 +157,18 @@ class Reply:
             with suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)
 
-    def message(self) -> tuple[bytes, bytes]:
+    def _read(self, size: int) -> bytearray:
+        """So many bytes, which may be written over: they become tensors."""
+        found = bytearray(size)
+        if self._file.readinto(found) < size:
+            raise MediaError("ended")
+        return found
+
+    def message(self) -> tuple[bytes, bytearray]:
         """The next one, J(SON), P(ixels) or the E(nd). Raises MediaError for what the child says is wrong."""
         while True:
-            head = self._file.read(HEAD.size)
-            if len(head) < HEAD.size:
-                raise MediaError("ended")
-            kind, size = HEAD.unpack(head)
-            body = self._file.read(size)
-            if len(body) < size:
-                raise MediaError("ended")
+            kind, size = HEAD.unpack(self._read(HEAD.size))
+            body = self._read(size)
             if kind != b"J":
                 self._done = kind == b"E"
                 return kind, body
@@ -180,7 +182,7 @@ class Reply:
                 return kind, body
 
 
-def _frames(body: bytes, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+def _frames(body: bytes | bytearray, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Seconds `[F]` and pixels `[F, 3, S, S]`."""
     (count,) = struct.unpack_from("<Q", body)
     times = np.frombuffer(body, "<f8", count, 8)
@@ -278,7 +280,7 @@ class _Reader:
     """A thread that reads pieces from a child, a few ahead of who takes them."""
 
     def __init__(self, decoders: Decoders, opener: Opener, request: dict[str, Any], wake: Callable[[], None]) -> None:
-        self._queue: queue.Queue[bytes | MediaError] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[bytearray | MediaError] = queue.Queue(AHEAD)
         self._wake, self._closed = wake, False
         opened = opener()
         try:
@@ -304,7 +306,7 @@ class _Reader:
         except (OSError, ValueError):  # closed under its hands
             self._put(MediaError("ended"))
 
-    def _put(self, value: bytes | MediaError) -> None:
+    def _put(self, value: bytearray | MediaError) -> None:
         while not self._closed:
             try:
                 self._queue.put(value, timeout=0.2)
@@ -313,7 +315,7 @@ class _Reader:
             self._wake()
             return
 
-    def bodies(self, pause: Pause | None) -> Iterator[bytes]:
+    def bodies(self, pause: Pause | None) -> Iterator[bytearray]:
         while True:
             while pause is not None and self._queue.empty():
                 pause()

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import torch
 
@@ -50,15 +51,16 @@ class TooLargeError(ValueError):
 class Job:
     """A request as the engine sees it. The callbacks run in the engine's thread, and must be quick."""
 
-    read: Callable[[Pause], Prefilled]
-    """Reads the prompt, calling `pause` between pieces."""
-    style: Style
+    read: Callable[[Pause], Any]
+    """Reads the prompt, calling `pause` between pieces, and returns it as `Prefilled`."""
+    style: Style | None
+    """None: nothing is to be written, and what `read` returns is all."""
     num_bytes: int
     """That its states will take at most, over all of its answers."""
-    on_text: Callable[[int, Shown], None]
+    on_text: Callable[[int, Shown], None] = lambda *_: None
     """Told the number of an answer and what was added to it."""
-    on_start: Callable[[Prefilled], None] = lambda _: None
-    """Told that the prompt has been read."""
+    on_start: Callable[[Any], None] = lambda _: None
+    """Told what `read` has returned."""
     on_error: Callable[[Exception], None] = lambda _: None
     """Told why there will be no (more) text."""
     ready: Callable[[], bool] = lambda: True
@@ -69,6 +71,8 @@ class Job:
     """Nobody wants it any more; see `Engine.abort`."""
     began: float = field(default_factory=time.monotonic)
     open_rows: int = 0
+    tokens: int = 0
+    """Written so far, over all answers."""
 
 
 @dataclass(eq=False)
@@ -122,10 +126,9 @@ class Engine:
         self._kernel = kernel
         self._waiting: list[tuple[int, int, Job]] = []
         self._order = count()
-        self._reading: deque[tuple[Job, Turns[Prefilled]]] = deque()
+        self._reading: deque[tuple[Job, Turns[Any]]] = deque()
         self._groups: list[Rows] = []
         self._rows: list[_Row] = []
-        self._calls: deque[Turns[object]] = deque()
         self._lock, self._wake, self._stop = threading.Lock(), threading.Event(), False
         self._seconds = 1.0  # that a request takes lately
         self._thread = threading.Thread(target=self._run, name="timeviper-engine", daemon=True)
@@ -247,7 +250,7 @@ class Engine:
                     continue
                 self.counts.slices += 1
                 if turns.step():
-                    self._join(job, turns.result)
+                    self._begin(job, turns.result)
                 else:
                     self._reading.append((job, turns))
             except Exception as error:
@@ -255,26 +258,33 @@ class Engine:
             return True
         return False
 
-    def _join(self, job: Job, start: Prefilled) -> None:
+    def _begin(self, job: Job, result: Any) -> None:
+        """What follows a prompt that has been read."""
+        job.on_start(result)
+        if job.style is None:
+            self._leave(job, "finished")
+        else:
+            self._join(job, job.style, result)
+
+    def _join(self, job: Job, style: Style, start: Prefilled) -> None:
         """The first token of each answer, then its row."""
         logits = self.model.decoder.project(start.hidden)
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("the logits after the prompt are not finite: the weights or the frames hold NaN")
         self.counts.prompts += 1
-        job.on_start(start)
         likeliest, device = int(logits.argmax(-1)), logits.device
-        job.open_rows = job.style.choices
-        for number, state in enumerate(copies(start.state, job.style.choices)):
-            writer = Writer(self.tokenizer, job.style, number, device)
+        job.open_rows = style.choices
+        for number, state in enumerate(copies(start.state, style.choices)):
+            writer = Writer(self.tokenizer, style, number, device)
             token = writer.choose(logits, likeliest)
             shown = writer.take(token, logits, self.tokenizer.stop_ids)
-            self.counts.tokens += 1
+            self._count(job)
             job.on_text(number, shown)
             if shown.end:
                 self._close(job)
                 continue
             group = self._group_with_room()
-            place = group.put(state, job.style.max_new_tokens)
+            place = group.put(state, style.max_new_tokens)
             self._rows.append(_Row(job, number, writer, group, place, token))
         self.counts.most_rows = max(self.counts.most_rows, len(self._rows))
 
@@ -315,11 +325,15 @@ class Engine:
             return self._end_row(row, "aborted")
         row.last = row.writer.choose(logits, likeliest)
         shown = row.writer.take(row.last, logits, self.tokenizer.stop_ids)
-        self.counts.tokens += 1
+        self._count(row.job)
         if shown.end:
             self._end_row(row, "finished")
         if shown.text or shown.end or shown.logprobs:
             row.job.on_text(row.number, shown)
+
+    def _count(self, job: Job) -> None:
+        self.counts.tokens += 1
+        job.tokens += 1
 
     def _gather(self) -> None:
         """Rows of the last group move to free places of others: fewer groups are fewer steps."""
@@ -328,7 +342,7 @@ class Engine:
             for row in [row for row in self._rows if row.group is last]:
                 state = last.take(row.place)
                 row.group = self._group_with_room()
-                row.place = row.group.put(state, row.job.style.max_new_tokens - row.writer.count)
+                row.place = row.group.put(state, row.writer.style.max_new_tokens - row.writer.count)
 
     # ---- ends -----------------------------------------------------------------------------------------------
 

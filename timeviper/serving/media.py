@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import unquote
 
 import numpy as np
@@ -34,7 +33,7 @@ class Bytes:
     opener: Opener
     content: str
     """SHA-256."""
-    held: IO[bytes] | None = None
+    held: object = None
     """What must stay open as long as they are read."""
 
 
@@ -46,6 +45,21 @@ class OpenMedium:
     content: str
     """SHA-256 of its bytes; empty where it has none of its own."""
     wanted: Wanted
+
+
+class Temporary:
+    """A file that is gone when nobody holds this."""
+
+    def __init__(self, folder: Path) -> None:
+        number, name = tempfile.mkstemp(dir=folder)
+        self.file, self.path = os.fdopen(number, "wb"), Path(name)
+
+    def open(self) -> int:
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
 
 
 class MediaRoom:
@@ -84,7 +98,8 @@ class MediaRoom:
 
     def config_of(self, wanted: Wanted) -> FramesConfig:
         """Which frames are taken."""
-        most = min(wanted.max_frames or self.frames.max_frames, self.settings.max_frames)
+        usual = self.settings.max_frames if wanted.fps else self.frames.max_frames  # a rate that is asked for binds
+        most = min(wanted.max_frames or usual, self.settings.max_frames)
         if wanted.num_frames:
             most = wanted.num_frames
             return FramesConfig(wanted.fps or self.frames.fps, most, most)
@@ -97,23 +112,22 @@ class MediaRoom:
             return Bytes(lambda: files.open(file.id), file.sha256)
         if isinstance(place, OnDisk):
             return self._on_disk(place.path)
-        held = tempfile.NamedTemporaryFile(dir=self.work)  # noqa: SIM115
+        held = Temporary(self.work)
         digest = hashlib.sha256()
 
         def write(data: bytes) -> None:
             digest.update(data)
-            held.write(data)
+            held.file.write(data)
 
         try:
             if isinstance(place, Elsewhere):
                 self.fetcher.fetch(place.url, write)
             elif isinstance(place, Inline):
                 write(place.data)
-            held.flush()
+            held.file.close()
         except OSError:
             raise ApiError(507, "the server's disk does not take the file") from None
-        name = held.name
-        return Bytes(lambda: os.open(name, os.O_RDONLY | os.O_CLOEXEC), digest.hexdigest(), held)
+        return Bytes(held.open, digest.hexdigest(), held)
 
     # ---- files of the media root ----------------------------------------------------------------------------
 
@@ -170,14 +184,13 @@ class MediaRoom:
     # ---- frames that the request brings along ---------------------------------------------------------------
 
     def _pictures(self, place: Pictures) -> Frames:
-        cuts, start = [], 0
-        with tempfile.NamedTemporaryFile(dir=self.work) as held:
+        cuts, start, held = [], 0, Temporary(self.work)
+        with held.file:
             for data in place.data:
-                held.write(data)
+                held.file.write(data)
                 cuts.append((start, len(data)))
                 start += len(data)
-            held.flush()
-            opened = os.open(held.name, os.O_RDONLY | os.O_CLOEXEC)
+        opened = held.open()
         try:
             pixels = self.decoders.stills(opened, cuts, self.size)
         finally:

@@ -11,8 +11,8 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from timeviper.serving.problems import ApiError
@@ -52,6 +52,7 @@ class Fetcher:
     """For one file, whole."""
     resolve: Resolve = addresses
     public: Callable[[str], bool] = is_public
+    ports: Mapping[str, int] = field(default_factory=lambda: PORTS)
 
     def fetch(self, url: str, write: Callable[[bytes], object]) -> None:
         """Hand the bytes of a file to `write`. Raises ApiError: 400 where nothing is fetched, 422 where it cannot."""
@@ -79,7 +80,7 @@ class Fetcher:
         except ValueError:
             raise ApiError(400, "the url is none: letters, digits and %XX alone", "url") from None
         host = (parts.hostname or "").rstrip(".").lower()
-        if parts.scheme not in PORTS or parts.username is not None or port not in (None, PORTS.get(parts.scheme)):
+        if parts.scheme not in PORTS or parts.username is not None or port not in (None, self.ports[parts.scheme]):
             raise ApiError(400, "the url must be http(s)://HOST/PATH, without user and port", "url")
         if not any(host == domain or host.endswith("." + domain) for domain in self.domains):
             raise ApiError(400, "this server fetches nothing from that host", "url")
@@ -87,7 +88,7 @@ class Fetcher:
 
     def _get(self, parts: SplitResult, until: float, write: Callable[[bytes], object]) -> str | None:
         """The body to `write`; or where else it is."""
-        host, port = (parts.hostname or "").rstrip("."), PORTS[parts.scheme]
+        host, port = (parts.hostname or "").rstrip("."), self.ports[parts.scheme]
         found = self.resolve(host, port)
         if not found or not all(self.public(address) for address in found):
             raise ValueError(host)

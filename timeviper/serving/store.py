@@ -75,9 +75,8 @@ class Incoming:
     def keep(self, name: str, type: str) -> StoredFile:
         """The file, stored; the one that is there already, if it is the same."""
         self._file.close()
-        found = StoredFile(
-            f"file-{self._digest.hexdigest()[:32]}", name[-NAME:], type[:80], self.size, int(time.time())
-        )
+        digest, now = self._digest.hexdigest(), int(time.time())
+        found = StoredFile(f"file-{digest[:32]}", name[-NAME:], type[:80], self.size, now, digest)
         (self._folder / "meta.json").write_text(json.dumps(asdict(found)))
         with self._store.lock:
             place = self._store.folder / found.id

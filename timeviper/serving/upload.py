@@ -1,4 +1,4 @@
-"""The file of a `multipart/form-data` body, written where it belongs as it comes, never whole in memory or on disk twice."""
+"""The file of a `multipart/form-data` body, written where it belongs as it comes: never whole in memory."""
 
 from __future__ import annotations
 
