@@ -12,15 +12,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from openai import OpenAI
 
 from timeviper.inference.ask import LoadedModel
-from timeviper.serving.app import make_app
 from timeviper.serving.remote import Fetcher
+from timeviper.serving.running import Running, listen
 from timeviper.serving.server import Server
 from timeviper.serving.settings import ServeSettings
-from timeviper.serving.socket import listen
 
 
 class Reply:
@@ -87,8 +85,7 @@ def serving(model: LoadedModel, store: Path, fetcher: Fetcher | None = None, **s
     made = ServeSettings(store=store, port=0, **settings)
     server = Server(model, made, fetcher)
     link = listen(made.host, made.port)
-    config = uvicorn.Config(make_app(server), log_level="error", ws="none", timeout_graceful_shutdown=1)
-    running = uvicorn.Server(config)
+    running = Running(server)
     thread = threading.Thread(target=lambda: running.run(sockets=[link]), daemon=True)
     thread.start()
     while not running.started:

@@ -63,11 +63,12 @@ def serve(
     if lacking := [name for name in NEEDS if find_spec(name) is None]:
         raise ConfigError("serve", [Problem("packages", lacking, "are not installed: pip install 'timeviper[serve]'.")])
     from timeviper.inference.ask import load
+    from timeviper.serving.running import listen
     from timeviper.serving.settings import ServeSettings
 
     given = {"max_frames": max_frames} if max_frames is not None else {}
     settings = ServeSettings(
-        store=store or Path(run) / "serve",
+        store=store or _store_of(run),
         host=host,
         port=port,
         keys=_keys(key_file),
@@ -80,7 +81,8 @@ def serve(
         max_upload=int(max_upload_gb * GB),
         **given,
     )
-    settings.check()  # before the slow part
+    settings.check()  # and a port that is taken: before the slow part
+    link = listen(settings.host, settings.port)
     model = load(run, device=device, dtype=dtype, overrides=overrides or [])
     free = _free_bytes(model.device)
     changes: dict[str, Any] = {
@@ -89,44 +91,37 @@ def serve(
     }
     if max_frames is None:
         changes["max_frames"] = model.recipe.data.frames.max_frames
-    _run(model, settings, changes)
+    _run(model, settings, changes, link)
 
 
-def _run(model: Any, settings: Any, changes: dict[str, Any]) -> None:
+def _run(model: Any, settings: Any, changes: dict[str, Any], link: Any) -> None:
     from dataclasses import replace
 
     from timeviper.training.lock import run_lock
 
     settings = replace(settings, **changes)
     with run_lock(settings.store, "name another folder with --store"):
-        _listen(model, settings)
+        _answer(model, settings, link)
 
 
-def _listen(model: Any, settings: Any) -> None:
-    import uvicorn
-
-    from timeviper.serving.app import make_app
+def _answer(model: Any, settings: Any, link: Any) -> None:
+    from timeviper.serving.running import Running
     from timeviper.serving.server import Server
-    from timeviper.serving.socket import listen
 
     server = Server(model, settings)
-    link = listen(settings.host, settings.port)
     host, port = link.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"{server.names[0]} on http://{shown}:{port} (the page; OpenAI's API below /v1)", flush=True)
     if settings.keys:
         print("a browser asks for a name (any) and a password: the key", flush=True)
-    config = uvicorn.Config(
-        make_app(server),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-        ws="none",
-        proxy_headers=False,
-    )
-    uvicorn.Server(config).run(sockets=[link])
+    Running(server).run(sockets=[link])
+
+
+def _store_of(run: Path) -> Path:
+    """Beside the export, in the run's folder."""
+    from timeviper.weights.lineage import find_export
+
+    return find_export(run).absolute().parent / "serve"
 
 
 def _free_bytes(device: Any) -> int:

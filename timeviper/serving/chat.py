@@ -12,10 +12,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from timeviper.inference.question import TooLongError
 from timeviper.inference.state_key import StateError
 from timeviper.serving.asking import Prepared, Tenant
 from timeviper.serving.decoders import MediaError
-from timeviper.serving.engine import Job, QueueFullError, TooLargeError
+from timeviper.serving.engine import EndedError, Job, QueueFullError, TooLargeError
 from timeviper.serving.fields import parse_json
 from timeviper.serving.problems import ApiError
 from timeviper.serving.replies import Completion, comment, event
@@ -92,8 +93,10 @@ def problem_of(error: Exception) -> ApiError:
         return ApiError(422, f"the video: {error}", "messages")
     if isinstance(error, StateError):
         return ApiError(422, f"the video's state: {error.reason}", "messages")
-    if "going down" in str(error):
-        return ApiError(503, "the server is going down", retry_after=5)
+    if isinstance(error, TooLongError):
+        return ApiError(400, str(error), "messages")
+    if isinstance(error, EndedError):
+        return ApiError(503, str(error), retry_after=5)
     log.error("a request failed in the engine", exc_info=error)
     return ApiError(500, "the server failed at this request; its log says why")
 

@@ -47,6 +47,10 @@ class TooLargeError(ValueError):
     """A request that the memory given to the engine will never hold."""
 
 
+class EndedError(Exception):
+    """The engine ends before the answer."""
+
+
 @dataclass(eq=False)
 class Job:
     """A request as the engine sees it. The callbacks run in the engine's thread, and must be quick."""
@@ -371,7 +375,7 @@ class Engine:
         job.on_error(error)
 
     def _end_all(self) -> None:
-        ended = RuntimeError("the server is going down")
+        ended = EndedError("the server is going down")
         jobs = {*(row.job for row in self._rows), *(job for job, _ in self._reading), *(e[2] for e in self._waiting)}
         for _, turns in self._reading:
             turns.close()

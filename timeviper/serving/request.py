@@ -47,6 +47,7 @@ class ChatRequest:
     salt: str = ""
     """Requests with another one share no state."""
     priority: int = 0
+    """Above 0: lets others go first. Nobody gets before those who say nothing."""
 
     @classmethod
     def read(cls, value: object, limits: ServeSettings, usual_tokens: int) -> ChatRequest:
@@ -72,7 +73,7 @@ class ChatRequest:
         usage.end()
         made = cls(
             model, messages, media, _style(body, limits, usual_tokens), stream, at_end, always,
-            body.text("cache_salt", "", 256), body.integer("priority", -(1 << 31), 1 << 31, 0),
+            body.text("cache_salt", "", 256), body.integer("priority", 0, 1 << 31, 0),
         )  # fmt: skip
         body.end(IGNORED)
         return made

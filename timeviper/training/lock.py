@@ -152,6 +152,6 @@ def _held(path: Path, run: Path, hint: str) -> Held:
             break
         time.sleep(0.05)
     return Held(
-        f"{run} is in use: {_who(about)} is training there ({path}). Nothing was changed. Wait until it ends, "
+        f"{run} is in use: {_who(about)} is at work there ({path}). Nothing was changed. Wait until it ends, "
         f"stop it, or {hint}."
     )
