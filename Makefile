@@ -51,6 +51,7 @@ TORCHRUN := $(call here,.venv/bin/torchrun) --nnodes $(NNODES) --nproc-per-node 
 LAUNCH := $(if $(filter 11,$(SINGLE)),,$(TORCHRUN) )$(TIMEVIPER)
 
 WORLD := $(OUT)/data/world/.complete
+GLIMPSES := $(OUT)/data/glimpses/.complete
 recipe = recipes/$(SIZE)/$(1).yaml
 export = $(OUT)/runs/$(SIZE)/$(1)/export/lineage.json
 MINE := $(if $(DATA),data.sources.mine.shards=$(abspath $(DATA)))
@@ -58,7 +59,7 @@ MINE := $(if $(DATA),data.sources.mine.shards=$(abspath $(DATA)))
 train = $(IN_OUT)$(LAUNCH) train $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1)))) $(MINE) $(ARGS)
 
-.PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 \
+.PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 train-glimpses \
         eval compare needles ask serve shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
         bench-seeds bench-transfer \
         cache check-real-weights check-real-data docs clean
@@ -148,6 +149,10 @@ train-stage3: $(READY) ## long videos with a frame curriculum, and all that it n
 	$(call train,stage3_long)
 	$(call table,stage3_long)
 
+train-glimpses: $(READY) ## what TransV is for, in small: many objects, nine of ten tokens gone, and all that it needs before
+	$(call train,glimpses)
+	$(call table,glimpses)
+
 # The tiny recipes stand on each other and on the default data, which are made when they are missing.
 # (On one process: they have one pack a step, and ARGS are for the stage that is named.)
 # The published ones need weights and data that only you can bring: the stage says which.
@@ -155,10 +160,12 @@ ifeq ($(SIZE),tiny)
 train-stage1: | $(FITS) $(WORLD) $(call export,stage0_tower)
 train-stage2: | $(FITS) $(WORLD) $(call export,stage1_align)
 train-stage3: | $(FITS) $(WORLD) $(call export,stage2_instruct)
+train-glimpses: | $(FITS) $(GLIMPSES) $(call export,glimpses_learn)
 endif
 train-stage1: STAGE = stage1_align
 train-stage2: STAGE = stage2_instruct
 train-stage3: STAGE = stage3_long
+train-glimpses: STAGE = glimpses
 
 .PHONY: fits
 fits: | $(READY)
@@ -168,9 +175,14 @@ $(OUT)/runs/tiny/%/export/lineage.json: | $(READY) $(WORLD)
 	$(IN_OUT)$(if $(filter 1,$(NNODES)),$(TIMEVIPER),$(LAUNCH)) train $(call here,recipes/tiny/$*.yaml)
 $(call export,stage1_align): | $(call export,stage0_tower)
 $(call export,stage2_instruct): | $(call export,stage1_align)
+$(call export,glimpses_learn): | $(GLIMPSES) $(call export,stage1_align)
 
 $(WORLD): | $(READY)
 	$(IN_OUT)$(TIMEVIPER) shards world data/world --scale $(SCALE)
+	@touch $@
+
+$(GLIMPSES): | $(READY)
+	$(IN_OUT)$(TIMEVIPER) shards world data/glimpses --kind glimpses --scale $(SCALE)
 	@touch $@
 
 eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines; NPROC=8 shares the questions
@@ -258,9 +270,9 @@ CHAINS = .venv/bin/python benchmarks/bench_chains.py runs/$(SIZE)/chains --seeds
 bench-seeds: $(READY) $(WORLD) ## stages 0, 1 and 2 from nothing with each of SEEDS: mean and spread of the table, into benchmarks/
 	$(CHAINS) --title "Stages 0 to 2 from nothing" --last TransV=$(SIZE)/stage2_instruct --out benchmarks/$(SIZE)_chains_cpu_$$(date +%F).md
 
-bench-transfer: $(READY) $(WORLD) ## what TransV is worth: beside trained pure drop, no compression and other rules, over whole chains
-	$(CHAINS) --title "What TransV is worth" --out benchmarks/$(SIZE)_transfer_cpu_$$(date +%F).md \
-	  --last TransV=$(SIZE)/stage2_instruct "pure drop=experiments/no_transfer" "no compression=experiments/no_transv"
+bench-transfer: $(READY) $(WORLD) $(GLIMPSES) ## what TransV is worth: beside trained pure drop and no compression, over whole chains
+	$(CHAINS) $(SIZE)/glimpses_learn --title "What TransV is worth" --out benchmarks/$(SIZE)_transfer_cpu_$$(date +%F).md \
+	  --last TransV=$(SIZE)/glimpses "pure drop=experiments/glimpses_drop" "no compression=experiments/glimpses_whole"
 
 # Pages, and the files that they link to, as they lie in the repository.
 PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests

@@ -30,6 +30,14 @@ def draw_crowd(
 ) -> Scene:
     """`count` objects, all different in colour or shape, one at a time. held_out: whether the look of one at least is
     among those that training never shows; else none is."""
+    looks = draw_looks_of_pairs(rng, count, held_out)
+    times = draw_times(rng, duration, count, *lasting)
+    events = tuple(draw_event(rng, look, *when) for look, when in zip(looks, times))
+    return Scene(duration, fps, events, int(rng.integers(2**31)), pixels)
+
+
+def draw_looks_of_pairs(rng: Generator, count: int, held_out: bool) -> list[tuple[str, str, str]]:
+    """`count` (size, colour, shape), no two of the same colour and shape; held_out: as in `draw_crowd`."""
     if count > MOST:
         raise ValueError(f"{count} objects: there are {MOST} pairs of colour and shape")
     pairs, sizes = [(colour, shape) for colour in COLOURS for shape in SHAPES], list(SIZES)
@@ -38,13 +46,9 @@ def draw_crowd(
         looks = [(sizes[z], *pair) for z, pair in zip(rng.integers(len(sizes), size=count), chosen)]
         if held_out:
             if any(map(is_held_out, looks)):
-                break
+                return looks
         else:  # the other size of a pair may be shown
-            looks = [_shown(look) for look in looks]
-            break
-    times = draw_times(rng, duration, count, *lasting)
-    events = tuple(draw_event(rng, look, *when) for look, when in zip(looks, times))
-    return Scene(duration, fps, events, int(rng.integers(2**31)), pixels)
+            return [_shown(look) for look in looks]
 
 
 def _shown(look: tuple[str, str, str]) -> tuple[str, str, str]:

@@ -60,6 +60,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "How many objects are there between {}?",
         "Count the objects between {}.",
     ),
+    "where": ("Where is the {}?", "At which place is the {}?", "Name the place of the {}."),
     "seen": ("Does the {} appear?", "Is the {} in the video?", "Is there a {}?"),
     "needle": ("What object appears?", "What appears in the video?", "Name the object that appears."),
     "needle_colour": ("What colour is the object that appears?", "Which colour does the object have?"),

@@ -25,6 +25,7 @@ from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_path
 from timeviper.datamodules.shards.writer import write_shard
 from timeviper.datamodules.world.crowd import crowd_questions, draw_crowd
+from timeviper.datamodules.world.glimpses import draw_glimpses, glimpse_questions
 from timeviper.datamodules.world.questions import (
     clip_questions,
     image_questions,
@@ -101,7 +102,16 @@ CROWDED = (
     CrowdSource("val/crowd", "crowd", 100, 50, "n32", (128, 128), (3, 4), (24, 32)),
 )
 
-WORLDS: dict[str, tuple[WorldSource, ...]] = {"default": SOURCES, "crowded": CROWDED}
+# An object a second in nearly every second. One frame a second, which is all that is read: more would be drawn in vain.
+GLIMPSES = (
+    CrowdSource("train/glimpses", "glimpses", 3000, 250, "n08", (8, 8), (1, 1), (6, 8)),
+    CrowdSource("train/glimpses", "glimpses", 3000, 250, "n16", (16, 16), (1, 1), (12, 16)),
+    CrowdSource("train/glimpses", "glimpses", 5000, 250, "n32", (32, 32), (1, 1), (24, 32)),
+    CrowdSource("val/glimpses", "glimpses", 100, 100, "n08", (8, 8), (1, 1), (6, 8)),
+    CrowdSource("val/glimpses", "glimpses", 240, 80, "n32", (32, 32), (1, 1), (24, 32)),
+)
+
+WORLDS: dict[str, tuple[WorldSource, ...]] = {"default": SOURCES, "crowded": CROWDED, "glimpses": GLIMPSES}
 
 
 def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[dict[str, Any]]]:
@@ -121,6 +131,12 @@ def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[d
             seconds, objects = (float(rng.integers(low, high + 1)) for low, high in (source.seconds, source.objects))
             scene = draw_crowd(rng, seconds, FPS, int(objects), held_out, source.lasting)
             return scene, crowd_questions(scene, rng)
+        case "glimpses":
+            assert isinstance(source, CrowdSource)
+            scene = draw_glimpses(
+                rng, source.seconds[0], 1.0, int(rng.integers(*source.objects, endpoint=True)), held_out
+            )
+            return scene, glimpse_questions(scene, rng)
         case "video" if source.train:
             scene = _draw(rng, source, 1 + int(rng.integers(3)), held_out)
             return scene, video_questions(scene, rng)
