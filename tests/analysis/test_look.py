@@ -1,4 +1,4 @@
-"""`timeviper look`: frames, times and survivors as `ask` has them, every kind of model, and what is no good question."""
+"""`timeviper look`: frames, times and survivors as `ask` has them, every kind of model, and bad questions."""
 
 from __future__ import annotations
 

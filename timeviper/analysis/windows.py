@@ -23,9 +23,8 @@ from torch import Tensor
 
 from timeviper.analysis.look import Look, teach
 from timeviper.inference.ask import Followed, LoadedModel
-from timeviper.inference.generate import embed_frames, in_pieces
+from timeviper.inference.generate import embed_frames, frames_at_once, in_pieces
 from timeviper.inference.prefill import prefill, prefill_chunks
-from timeviper.inference.question import frames_at_once
 from timeviper.kernels.bounds import Bounds
 from timeviper.pack import Kind
 

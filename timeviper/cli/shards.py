@@ -33,7 +33,9 @@ def shards_world(
     scale: Annotated[str, typer.Option(help="How much: small (a smoke test), default, or a factor.")] = "default",
     workers: Annotated[int, typer.Option(help="Processes that draw and encode; 0: one a core.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
-    kind: Annotated[str, typer.Option(help="default; crowded: many objects; glimpses: an object a second.")] = "default",
+    kind: Annotated[
+        str, typer.Option(help="default; crowded: many objects; glimpses: an object a second.")
+    ] = "default",
 ) -> None:
     """Draw the default data: a procedural video world with captions and questions."""
     from timeviper.datamodules.world.world import build_world

@@ -14,8 +14,8 @@ from torch import Tensor
 from timeviper.datamodules.chat import Encoded
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames
-from timeviper.inference.generate import embed_frames, in_pieces
-from timeviper.inference.question import Question, frames_at_once
+from timeviper.inference.generate import embed_frames, frames_at_once, in_pieces
+from timeviper.inference.question import Question
 from timeviper.inference.state_key import head_of
 from timeviper.inference.watching import watch_prompt
 from timeviper.model.boundary import Boundary

@@ -21,9 +21,9 @@ from timeviper.inference.ask import LoadedModel
 from timeviper.inference.prefill import Prefilled, kept_bytes
 from timeviper.inference.question import Question, TooLongError, check_fits, read_question
 from timeviper.inference.state_key import StateKey, head_of
-from timeviper.inference.state_size import state_bytes
 from timeviper.inference.video_state import VideoState
 from timeviper.inference.watch import watching
+from timeviper.model.state_size import state_bytes
 from timeviper.pack import Kind, text_runs, vision_groups
 from timeviper.serving.decoders import ApartStream
 from timeviper.serving.media import MediaRoom, OpenMedium
