@@ -72,12 +72,12 @@ class Tower(nn.Module):
     def forward(self, frames: Tensor, tokens: int | None = None) -> Tensor:
         """uint8 `[F, 3, H, W]` -> `[F, N, C]`, or `[F, tokens, C]` merged where `tokens` is given.
 
-        Frozen, it runs without gradients and merges chunk by chunk, so that the features of all patches
+        Frozen, or where no gradients are wanted, it merges chunk by chunk, so that the features of all patches
         of a long video (17 GB for 10,000 frames of SigLIP) are never held; and a frame's result depends on no
         other frame, to the last bit. One call a pack whatever the number of frames, 0 included: under sharding
         every rank gathers this module's weights equally often.
         """
-        if any(p.requires_grad for p in self.parameters()):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return self._encode(frames, tokens)
         with torch.no_grad():
             if frames.shape[0] == 0:

@@ -11,6 +11,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from timeviper.package import VERSION
@@ -41,7 +42,12 @@ def generated(families: Iterable[str]) -> dict[str, str]:
         as_modules |= whole
         waiting += needs
     found[f"{ENTRIES}.{MODELING}"] += _BY_NAME + "".join(f"from .{flat(name)} import TOWER\n" for name in towers)
-    return {f"{flat(name)}.py": text + (_THIS if name in as_modules else "") for name, text in sorted(found.items())}
+    files = {f"{flat(name)}.py": text + (_THIS if name in as_modules else "") for name, text in sorted(found.items())}
+    # transformers remembers the model's class by the config's, and that by what its file and those it imports hold: two
+    # folders with other code must not share a config.
+    digest = sha256("".join(files.values()).encode()).hexdigest()[:16]
+    files[f"{CONFIGURATION}.py"] += f"\n# Of the folder whose code has the digest {digest}.\n"
+    return files
 
 
 def flat(module: str) -> str:
