@@ -27,15 +27,15 @@ from typing import Any
 
 from bench_ask import EARLY, MALLOC, QUESTION, peak_mb, video
 
-# The published blocks, state, groups and stages; a sixteenth of width, heads and hidden units.
+# The published blocks, state, frames and stages; a sixteenth of all widths, of groups (but one) and of heads.
 NARROW = [
     "model.decoder.layout=M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-",
     *("model.decoder.width=280", "model.decoder.mlp_width=980", "model.decoder.heads=2", "model.decoder.kv_heads=1"),
-    *("model.decoder.head_dim=128", "model.decoder.ssm_heads=8", "model.decoder.ssm_head_dim=80"),
-    *("model.decoder.ssm_state=128", "model.decoder.ssm_groups=8", "model.towers.main.tokens=16", "chat.time=sentence"),
+    *("model.decoder.ssm_heads=8", "model.decoder.ssm_head_dim=80", "model.decoder.ssm_state=128"),
+    *("model.decoder.ssm_groups=1", "model.towers.main.tokens=16", "chat.time=sentence"),
     *("model.transv.stages.early.layer=7", "model.transv.stages.late.layer=39"),
 ]
-SIZES = {"early": EARLY, "tiny": [], "narrow": NARROW}
+SIZES = {"early": EARLY, "narrow": NARROW}
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,8 @@ class Result:
 
 
 LENGTHS = (5000, 10_000, 20_000)  # frames: 20,000, 40,000 and 80,000 tokens
-TINY = [
-    *(Case("early", verb, seconds) for verb in ("ask", "look", "relevance") for seconds in LENGTHS),
-    *(Case("tiny", "look", seconds) for seconds in (2500, 5000)),
-]
-LARGE = [Case("narrow", verb, 10_240) for verb in ("ask", "look")]
+FLAT = [Case("early", verb, seconds) for verb in ("ask", "look", "relevance") for seconds in LENGTHS]
+LARGE = [Case("narrow", "look", frames) for frames in (640, 10_240)]
 
 
 def run_folder(cache: Path, size: str) -> Path:
@@ -193,10 +190,9 @@ One frame a second of videos of 32 pixels that the project's world draws; random
 process of its own; CPU seconds without loading. `tokens` of the prompt, `rows` that were looked at. `start` is the peak
 when a video of 20 seconds has been looked at; `kept` what the formula of the prefill says that must be kept, `look`
 what that of `timeviper/analysis/watch.py` adds; `rest` is the peak without both, beside that of the fewest tokens.
-`early` has one attention block, the last, which a tenth of the vision tokens reaches, and no times in the prompt;
-`tiny` is the default recipe, with times beside its frames. `narrow` is the published layout with all its blocks,
-states of 128, 8 groups and both stages, at a sixteenth of width and heads, on as many frames as the paper shows:
-163,840 vision tokens.
+`early` has one attention block, the last, which a tenth of the vision tokens reaches, and no times in the prompt.
+`narrow` is the published layout with all its blocks, states of 128 and both stages, at a sixteenth of its widths and
+heads; its longer row has as many frames as the paper shows, 163,840 vision tokens.
 """
 HEAD = "| model | verb | frames | tokens | rows | CPU s | start MB | peak MB | kept MB | look MB | rest |"
 
@@ -246,15 +242,15 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/tiny/stage2_instruct"), help="a trained run")
     parser.add_argument("--shards", type=Path, default=Path("data/world/val/videos"), help="its held-out videos")
     parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--part", choices=("tiny", "narrow", "windows"), help="only this; prints, writes no page")
+    parser.add_argument("--part", choices=("flat", "narrow", "windows"), help="only this; prints, writes no page")
     parser.add_argument("--one", help="a case as JSON: measured in this process, and printed")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     if args.one:
         print(json.dumps(vars(measure(Case(**json.loads(args.one)), args.cache))))
         return
-    if args.part in ("tiny", "narrow"):
-        tables(TINY if args.part == "tiny" else LARGE, args.cache)
+    if args.part in ("flat", "narrow"):
+        tables(FLAT if args.part == "flat" else LARGE, args.cache)
         return
     found = told(windows(args.run, args.shards, args.questions), str(args.run))
     if args.part:
@@ -262,7 +258,7 @@ def main() -> None:
         return
     hardware = f"{platform.machine()}-cpu-1thread"
     head = [f"# Looking at which seconds an answer used, {hardware}", "", f"{date.today()}, made by", ""]
-    lines = [*head, "    python benchmarks/bench_look.py", "", *tables([*TINY, *LARGE], args.cache), "", *found, ""]
+    lines = [*head, "    python benchmarks/bench_look.py", "", *tables([*FLAT, *LARGE], args.cache), "", *found, ""]
     path = args.out / f"look_{hardware}_{date.today()}.md"
     path.write_text("\n".join(lines))
     print(f"written: {path}")

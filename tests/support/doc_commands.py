@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 from tree import ROOT
 
-PAGES = ("README.md", *(f"docs/{n}.md" for n in ("features", "your-data", "recipes", "planning", "extending", "api")))
+PAGES = (
+    "README.md",
+    *(f"docs/{n}.md" for n in ("features", "your-data", "recipes", "planning", "look-inside", "extending", "api")),
+)
 PAGES = (*PAGES, "recipes/README.md")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

@@ -28,7 +28,8 @@ from timeviper.kernels.ssd_chunked import chunked_scan
 
 Measure = Literal["signed", "absolute", "mass"]
 """Of an entry: itself; its size; its size times that of the x or v that it weighs, which is in units of y."""
-BLOCK = 1 << 22  # entries of rows at a time: 32 MB in float64
+BLOCK = 1 << 21  # entries of rows at a time: 16 MB in float64
+AT_ONCE = 1024  # tokens whose rows are added to buckets at a time: they are of 1024 buckets at most
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ def add_rows(
 
 def scatter(out: Tensor, found: Tensor, bucket: Tensor) -> None:
     """Add `found [..., n]` to `out [..., F]` by `bucket [n]`: a product, since buckets beside each other are few."""
-    used, which = bucket.unique(return_inverse=True)
-    chosen = F.one_hot(which, len(used)).to(found.dtype)  # [n, f]
-    out.index_add_(-1, used, (found @ chosen).to(out.dtype))
+    for part, here in zip(found.split(AT_ONCE, -1), bucket.split(AT_ONCE)):
+        used, which = here.unique(return_inverse=True)
+        chosen = F.one_hot(which, len(used)).to(found.dtype)  # [n, f]
+        out.index_add_(-1, used, (part @ chosen).to(out.dtype))
 
 
 # ---- over all queries --------------------------------------------------------------------------------------

@@ -89,7 +89,9 @@ def look(model: LoadedModel, question: str, video: str, options: Options, on_fra
     form = pack_format(model.recipe)
     first = Question([{"role": "user", "content": question}], [medium], video)
     longest = options.max_new_tokens or model.recipe.eval.max_new_tokens
-    room = behind_media(first.encode(model.tokenizer, form).kind) + longest + 1
+    room = (
+        behind_media(first.encode(model.tokenizer, form).kind) + longest + 16
+    )  # a damaged file may make the text longer
     exact = options.method == "relevance"
     with watch_tails(decoder, blocks, room, exact) as tails:
         followed = model.follow(question, medium, video, max_new_tokens=longest, progress=on_frames is not None)

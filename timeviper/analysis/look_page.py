@@ -136,13 +136,9 @@ def _reading(look: Look) -> list[str]:
 
 
 def _warnings(look: Look) -> list[str]:
-    kinds = {one.kind for one in look.lines}
-    found = []
-    if "mamba" not in kinds and "M" not in look.layout:
-        found.append(f"This decoder has no Mamba block ({look.layout}): there is attention alone to look at.")
-    if "*" not in look.layout:
-        found.append(f"This decoder has no attention block ({look.layout}): its scans alone read the video.")
-    return found
+    if "M" in look.layout:
+        return []
+    return [f"This decoder has no Mamba block ({look.layout}): there is attention alone to look at."]
 
 
 def _figures(found: Found) -> list[Figure]:
