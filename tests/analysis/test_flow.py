@@ -223,7 +223,7 @@ def test_a_transformer_is_told_that_it_has_no_mamba_blocks() -> None:
 def test_the_verb(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Writes what it says, continues what was stopped, and says what it cannot look at."""
     run = random_run(tmp_path / "run", val=world / "val/videos")
-    common = ["analyse", "flow", str(run), "edges=V-I", "samples=6"]
+    common = ["analyse", "flow", str(run), "edges=V-I", "mixers=*,M,*M", "samples=6"]
     app([*common, "at=0,3", "--json"], standalone_mode=False)
     told, folder = json.loads(capsys.readouterr().out), run / "analysis"
     assert sorted(p.suffix for p in folder.iterdir()) == [".html", ".json", ".svg", ".svg", ".svg"]

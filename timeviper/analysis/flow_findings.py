@@ -30,6 +30,18 @@ def _reached(flow: Flow) -> Iterable[str]:
         f"time, on grey frames {blind.mean:.3f}, the model as it is {flow.bands[WHOLE, 'right'].mean:.3f}: {verdict} "
         f"between the first two ({signed(gap)})."
     )
+    for curve in (flow.curve("V-IA", roads) for roads in flow.options.roads):
+        if (
+            curve is not None
+            and flow.options.sweep.kind == "from"
+            and {"*", "M"} & set(flow.layout) <= set(curve.roads)
+        ):
+            scores = flow.of(curve, min(curve.cuts))
+            gap = flow.difference(flow.scores[BLIND], scores, "right")
+            yield (
+                f"V-IA cut in {named(curve.roads)} from block {min(curve.cuts)} on is right "
+                f"{np.mean(scores.right):.3f} of the time: against blind {signed(gap)}."
+            )
 
 
 def _missed(flow: Flow) -> Iterable[str]:

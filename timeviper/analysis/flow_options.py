@@ -40,7 +40,8 @@ def read_options(words: Words, decoder: Decoder) -> FlowOptions:
 def _roads(words: Words, decoder: Decoder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is cut together, a curve each; what the model does not have is left out, and said."""
     there = {letter for letter in "M*" if letter in decoder.cfg.layout} | ({"T"} if len(decoder.transv) else set())
-    asked = [word.strip() for word in words.own.get("mixers", "*,M,*M").split(",") if word.strip()]
+    usual = "*,M,*M,*MT" if "T" in there else "*,M,*M"
+    asked = [word.strip() for word in words.own.get("mixers", usual).split(",") if word.strip()]
     if wrong := [word for word in asked if not set(word) <= ROADS.keys()]:
         legend = ", ".join(f"{letter} {name}" for letter, name in ROADS.items())
         words.wrong("mixers", ",".join(asked), f"has {wrong[0]}: write letters of {legend}, such as *,M,*M or *MT.")

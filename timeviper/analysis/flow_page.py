@@ -147,12 +147,16 @@ def terminal(flow: Flow) -> list[Table]:
 
 def _table(flow: Flow, edge: str) -> Table:
     made = [curve for curve in flow.curves if curve.edge == edge]
-    places = sorted(made[0].cuts)
     title = f"{edge}, cut {flow.options.sweep} block: answers right (KL, nats a token)"
-    found = table("cut", *(f"{p} {flow.layout[p]}" for p in places), title=title)
-    for curve in made:
-        found.add_row(_name(curve), *(_pair(flow.band(curve, p, "right"), flow.band(curve, p, "kl")) for p in places))
+    found = table("block", *(_letters(curve) for curve in made), title=title)
+    for place in sorted(made[0].cuts):
+        cells = (_pair(flow.band(curve, place, "right"), flow.band(curve, place, "kl")) for curve in made)
+        found.add_row(f"{place} {flow.layout[place]}", *cells)
     return found
+
+
+def _letters(curve: Curve) -> str:
+    return f"random {curve.roads}" if curve.null else curve.roads
 
 
 def _pair(right: Band, kl: Band) -> str:

@@ -44,7 +44,7 @@ class Words:
                 self.wrong(key, self.own[key], f"has no {name}: write {one_of(allowed)}.{did_you_mean(name, allowed)}")
         if not found:
             self.wrong(key, self.own[key], f"is empty: write {one_of(allowed)}, with commas between several.")
-        return tuple(dict.fromkeys(found))
+        return tuple(name for name in dict.fromkeys(found) if name in allowed)
 
     def numbers(self, key: str, fine: Callable[[float], bool], allowed: str, default: Sequence[float]) -> list[float]:
         """A list of numbers, each once, in the order given; allowed: in words."""
@@ -71,7 +71,7 @@ class Words:
         if not found or not set(found) <= set(there):
             message = f"names blocks of {layout} where tokens meet, with commas between: {', '.join(map(str, there))}."
             self.wrong(key, self.own[key], message)
-        return sorted(set(found))
+        return sorted(set(found) & set(there))
 
     def check(self) -> None:
         """Raises ConfigError with everything that is wrong."""

@@ -17,7 +17,7 @@ def flow(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[edges=V-I,V-A,V-IA] [layers=from] [mixers=*,M,*M] [at=BLOCKS] [samples=100] [KEY=VALUE]...",
+            metavar="[edges=V-I,V-A,V-IA] [layers=from] [mixers=*,M,*M,*MT] [at=BLOCKS] [samples=100] [KEY=VALUE]...",
             help="edges: vision to instruction, to answer, to both. layers: from, until, only, window:3 of each block. "
             "mixers: * attention, M Mamba-2, T TransV, and several at once. at: blocks, all if not said. Settings of "
             "the run.",

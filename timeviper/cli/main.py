@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from timeviper.cli import analyse_flow, serve  # noqa: F401  verbs of `analyse`
+from timeviper.cli import analyse_flow, analyse_redundancy, serve  # noqa: F401  verbs of `analyse`
 from timeviper.cli.analyse import analyse
 from timeviper.cli.bench import bench
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
