@@ -11,13 +11,14 @@ LIGHT, DARK = (239, 246, 252), (8, 56, 112)  # one hue from light to dark, told 
 # In the reader's colours: a page holds this once, a file of its own brings it along.
 STYLE = (
     "svg.tv{--ink:#1f2328;--soft:#57606a;--line:#d0d7de;--back:#fff;--truth:#15803d;--s0:#0b5cad;--s1:#b45309;"
-    "--s2:#15803d;--s3:#7c3aed;--s4:#be185d;--s5:#475569;font:13px system-ui,sans-serif}"
+    "--s2:#15803d;--s3:#7c3aed;--s4:#be185d;--s5:#475569;--s6:#0e7490;--s7:#737300;font:13px system-ui,sans-serif}"
     "@media(prefers-color-scheme:dark){svg.tv{--ink:#e6edf3;--soft:#9da7b3;--line:#3d444d;--back:#0d1117;"
-    "--truth:#4ade80;--s0:#6cb6ff;--s1:#f0a35e;--s2:#4ade80;--s3:#c4a1ff;--s4:#f78fb3;--s5:#a8b3c0}}"
+    "--truth:#4ade80;--s0:#6cb6ff;--s1:#f0a35e;--s2:#4ade80;--s3:#c4a1ff;--s4:#f78fb3;--s5:#a8b3c0;--s6:#67e8f9;--s7:#d4d43b}}"
     ".tv text{fill:var(--ink)}.tv .s{fill:var(--soft);font-size:12px}.tv .m{text-anchor:middle}"
-    ".tv .e{text-anchor:end}.tv .b{font-weight:600}.tv image{image-rendering:pixelated}"
+    ".tv .e{text-anchor:end}.tv .b{font-weight:600}.tv .px{image-rendering:pixelated}"
 )
-COLOURS = 6  # of lines, --s0 to --s5 of STYLE
+NARROW = 360  # pixels
+COLOURS = 8  # of lines, --s0 to --s7 of STYLE
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Drawing:
     desc: str
     """What is to be seen, in a sentence or two, with the numbers that matter."""
     body: str
+    narrow: Drawing | None = None
+    """The same for a telephone."""
 
     def inline(self) -> str:
         """For a page that holds STYLE."""

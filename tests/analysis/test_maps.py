@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from export_helpers import random_run
 from model_helpers import HYBRID, PLAIN, PLAIN_GUIDED, PUBLISHED
+from typer.testing import CliRunner
 from viper_helpers import TOWER, make_model, sample
 
 from timeviper.analysis.maps import BlockMap, curve, fitting, mixers, see, some
 from timeviper.analysis.maps_page import borders, pictures
 from timeviper.analysis.subject import AnalysisError
 from timeviper.cli.analyse import OptionError, whole
+from timeviper.cli.main import app
 from timeviper.config import ModelConfig, TransVConfig
 from timeviper.pack import Kind
 
@@ -110,7 +112,8 @@ def test_of_many_blocks_attention_and_some_scans_are_drawn() -> None:
 
 def test_the_command_writes_maps(tmp_path: Path, world: Path, cli) -> None:
     run = random_run(tmp_path / "run", val=world / "val/videos")
-    done = cli("analyse", "maps", str(run), "--without-dt", "--blocks", "0,3")
+    words = ["analyse", "maps", str(run), "--without-dt", "--blocks", "0,3"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert "share of attention to vision" in done.stdout
     folder = run / "analysis"
     numbers = json.loads((folder / "maps.json").read_text())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from timeviper.svg import COLOURS, Drawing, label, line, rect, short, text, ticks
+from timeviper.svg import COLOURS, NARROW, Drawing, label, line, rect, short, text, ticks
 
 WIDTH, HEIGHT = 680, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 62, 58  # of the field, in pixels
@@ -74,7 +75,7 @@ def lines(
     if not xs:
         raise ValueError(f"{title}: there is no point to draw")
     ys += [level.y for level in levels if not log_y or level.y > 0]
-    legend = _legend(curves)
+    legend = _legend(curves, width)
     top = TOP + LEGEND * max(len(legend) - 1, 0)
     right, bottom = width - RIGHT, top + height - TOP - BOTTOM
     across = (0.0, len(layout) - 1.0) if layout else (min(xs), max(xs))
@@ -96,7 +97,12 @@ def lines(
             for mark in _curve(one, _stroke(curves, i), _dash(curves, i), to_x, to_y)
         ),
     ]
-    return Drawing(width, bottom + BOTTOM, title, desc or _told(curves, x_name, y_name), "".join(body))
+    told = desc or _told(curves, x_name, y_name)
+    how: dict[str, Any] = {"levels": levels, "layout": layout, "log_x": log_x, "log_y": log_y, "y_range": y_range}
+    narrow = (
+        lines(title, series, x_name, y_name, **how, desc=told, width=NARROW, height=height) if width > NARROW else None
+    )
+    return Drawing(width, bottom + BOTTOM, title, told, "".join(body), narrow)
 
 
 def bars(title: str, items: Sequence[Bar], unit: str, *, desc: str = "", width: int = WIDTH) -> Drawing:
@@ -122,7 +128,8 @@ def bars(title: str, items: Sequence[Bar], unit: str, *, desc: str = "", width: 
         body.append(text(end + 6, y + 14, label(float(f"{one.value:.3g}")), "s"))
     body.append(text((left + width - 70) / 2, bottom + 34, unit, "s m"))
     told = desc or f"{unit}: " + "; ".join(f"{one.name} {one.value:.3g}" for one in items)
-    return Drawing(width, bottom + 44, title, told, "".join(body))
+    narrow = bars(title, items, unit, desc=told, width=NARROW) if width > NARROW else None
+    return Drawing(width, bottom + 44, title, told, "".join(body), narrow)
 
 
 def _finite(one: Line, log_x: bool, log_y: bool) -> Line:
@@ -222,14 +229,15 @@ def _curve(
             yield f'<circle cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.6" style="fill:{stroke}"/>'
 
 
-def _legend(curves: Sequence[Line]) -> list[str]:
+def _legend(curves: Sequence[Line], width: int) -> list[str]:
     """Names with n, beside each other in as many lines as they need; below the title."""
-    rows, x = [""], LEFT
+    left = LEFT if width > NARROW else 0
+    rows, x = [""], left
     for i, one in enumerate(curves):
         name = one.name + (f" (n = {one.n:,})" if one.n is not None else "")
         room = 42 + 7 * len(name)
-        if x > LEFT and x + room > WIDTH:
-            rows, x = [*rows, ""], LEFT
+        if x > left and x + room > width:
+            rows, x = [*rows, ""], left
         y = 34 - 4 + LEGEND * (len(rows) - 1)
         dash = f'{_dash(curves, i)} stroke-width="{2 if one.null else 3}"'
         rows[-1] += line(x, y, x + 24, y, _stroke(curves, i), dash) + text(x + 29, y + 4, name, "s")

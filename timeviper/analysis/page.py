@@ -126,7 +126,8 @@ a{color:inherit}.lead{font-size:1.05rem}.warn{border-left:4px solid var(--warn);
 figure{margin:0}.figures{display:flex;flex-wrap:wrap;gap:1.5rem 1rem;margin:1rem 0}
 figcaption,small,summary{color:var(--soft)}figcaption,summary{font-size:.9rem}
 .scroll{overflow-x:auto}.scroll svg.tv{display:block;max-width:100%;height:auto}
-@media(max-width:700px){.scroll svg.tv{max-width:none;height:auto;min-width:min(100%,560px)}}
+.thin{display:none}
+@media(max-width:700px){.wide{display:none}.thin{display:block}.scroll svg.tv{max-width:none}}
 table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;font-weight:600;padding:.25rem 0}
 th,td{padding:.2rem .6rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 tbody th{font-weight:400}.n{text-align:right;font-variant-numeric:tabular-nums}
@@ -151,7 +152,9 @@ background:var(--tint);padding:.5rem .75rem}dt{color:var(--soft)}dd{margin:0;min
 {% for figure in section.figures %}
 <figure style="width:min(100%,{{ [figure.drawing.width, 280] | max }}px)">
 <div class="scroll" tabindex="0" role="region" aria-label="{{ figure.drawing.title }}">
-{{ figure.drawing.inline() | safe }}</div>
+{% if figure.drawing.narrow %}<div class="wide">{{ figure.drawing.inline() | safe }}</div>
+<div class="thin">{{ figure.drawing.narrow.inline() | safe }}</div>
+{%- else %}{{ figure.drawing.inline() | safe }}{% endif %}</div>
 <figcaption>{{ figure.caption }}</figcaption>
 <details><summary>In words</summary><p>{{ figure.drawing.desc }}</p></details>
 {% if figure.table %}{{ grid(figure.table) }}{% endif %}</figure>

@@ -8,12 +8,13 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from timeviper.datamodules.world.render import encode_image
-from timeviper.svg import Drawing, colour, label, line, rect, short, text, ticks
+from timeviper.svg import COLOURS, NARROW, Drawing, colour, label, line, rect, short, text, ticks, wrapped
 
 WIDTH = 680
 KINDS = {"attention": "var(--s1)", "mamba": "var(--s0)"}  # a colour per mixer
@@ -64,7 +65,12 @@ def timeline(
     """
     if not strips or any(len(one.values) != len(edges) - 1 for one in strips):
         raise ValueError(f"{title}: {len(edges) - 1} stretches of time, but rows of {[len(s.values) for s in strips]}")
-    left, right, top = 20 + 7 * max(len(one.name) for one in strips), width - 64, 62 if truth else 46
+    values = np.array([one.values for one in strips], np.float64)
+    largest = [_largest(row) for row in values] if by_row else [_largest(values)] * len(strips)
+    scale = "each row from 0 to its largest" if by_row else f"from 0 to {largest[0]:.3g}"
+    said = wrapped(f"{unit}; {scale}", int(width / 6.6))
+    left, right = 20 + 7 * max(len(one.name) for one in strips), width - 64
+    top = 30 + 16 * len(said) + (16 if truth else 0)
     tall = 20 if len(strips) <= 24 else 12
     bottom = top + tall * len(strips)
     first, last = edges[0], edges[-1] if edges[-1] > edges[0] else edges[0] + 1
@@ -72,12 +78,7 @@ def timeline(
     def to_x(second: float) -> float:
         return left + (right - left) * (second - first) / (last - first)
 
-    values = np.array([one.values for one in strips], np.float64)
-    largest = [_largest(row) for row in values] if by_row else [_largest(values)] * len(strips)
-    body = [
-        text(0, 16, title, "b"),
-        text(0, 34, f"{unit}; " + ("each row from 0 to its largest" if by_row else f"from 0 to {largest[0]:.3g}"), "s"),
-    ]
+    body = [text(0, 16, title, "b"), *(text(0, 34 + 16 * i, words, "s") for i, words in enumerate(said))]
     shares = values / np.array([v or 1.0 for v in largest])[:, None]
     body += _cells(shares, edges, to_x, top, tall)
     for i, one in enumerate(strips):
@@ -88,11 +89,15 @@ def timeline(
     if truth:
         body += _truth(truth, to_x, (first, last), top, bottom)
     body += [line(to_x(m), bottom, to_x(m), bottom + 4, "var(--soft)") for m in marks if first <= m <= last]
-    for tick in ticks(first, last, 8):
+    for tick in ticks(first, last, 8 if width > NARROW else 4):
         body += [line(to_x(tick), bottom, to_x(tick), bottom + 7, "var(--soft)")]
         body += [text(to_x(tick), bottom + 21, label(tick), "s m")]
     body.append(text((left + right) / 2, bottom + 38, "seconds of the video", "s m"))
-    return Drawing(width, bottom + 46, title, desc or _told(strips, edges, unit, truth), "".join(body))
+    told, narrow = desc or _told(strips, edges, unit, truth), None
+    if width > NARROW:
+        how: dict[str, Any] = {"truth": truth, "by_row": by_row, "marks": marks, "desc": told, "width": NARROW}
+        narrow = timeline(title, strips, edges, unit, **how)
+    return Drawing(width, bottom + 46, title, told, "".join(body), narrow)
 
 
 def film(
@@ -113,7 +118,10 @@ def film(
     body = [text(0, 16, title, "b")]
     key = 34
     for k, name in enumerate(stages):
-        body += [rect(0, key - 9 + 16 * k, 10, 10, f"var(--s{k % 6})"), text(16, key + 16 * k, f"kept by {name}", "s")]
+        body += [
+            rect(0, key - 9 + 16 * k, 10, 10, f"var(--s{k % COLOURS})"),
+            text(16, key + 16 * k, f"kept by {name}", "s"),
+        ]
     top = 26 + 16 * len(stages)
     for i, one in enumerate(thumbs):
         body += _thumb(one, (i % columns) * step, top + (i // columns) * high, wide, tall)
@@ -190,7 +198,8 @@ def _coloured(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 def _image(pixels: NDArray[np.uint8], x: float, y: float, width: float, height: float, codec: str = "png") -> str:
     place = f'x="{short(x)}" y="{short(y)}" width="{short(width)}" height="{short(height)}"'
-    return f'<image {place} preserveAspectRatio="none" href="{image_uri(pixels, codec)}"/>'
+    kind = ' class="px"' if codec == "png" else ""  # cells stay cells, photos are smoothed
+    return f'<image{kind} {place} preserveAspectRatio="none" href="{image_uri(pixels, codec)}"/>'
 
 
 def _cells(shares: NDArray[np.floating], edges: Sequence[float], to_x, top: float, tall: float) -> Iterator[str]:
@@ -213,7 +222,9 @@ def _truth(truth: tuple[float, float], to_x, ends: tuple[float, float], top: flo
     yield rect(to_x(start), top - 3, box, bottom - top + 6, "none", "truth", more + ' stroke="#15803d"').replace(
         'style="fill:none"', 'style="fill:none;stroke:var(--truth)"'
     )
-    yield text(to_x(start), top - 6, f"truth {truth[0]:g} to {truth[1]:g} s", "s", ' style="fill:var(--truth)"')
+    right_half = start > (ends[0] + ends[1]) / 2  # so that the words stay in the picture
+    at, anchor = (to_x(stop), "s e") if right_half else (to_x(start), "s")
+    yield text(at, top - 6, f"truth {truth[0]:g} to {truth[1]:g} s", anchor, ' style="fill:var(--truth)"')
 
 
 def _thumb(one: Thumb, x: float, y: float, wide: float, tall: float) -> Iterator[str]:
@@ -225,7 +236,7 @@ def _thumb(one: Thumb, x: float, y: float, wide: float, tall: float) -> Iterator
     for k, share in enumerate(one.kept):
         up = y + tall + 20 + (BAR + 2) * k
         yield rect(x, up, wide, BAR - 2, "var(--line)")
-        yield rect(x, up, wide * share, BAR - 2, f"var(--s{k % 6})", f"{share:.0%} of its tokens")
+        yield rect(x, up, wide * share, BAR - 2, f"var(--s{k % COLOURS})", f"{share:.0%} of its tokens")
 
 
 def _colour_bar(x: float, y: float, tall: float, low: float, high: float, log: bool) -> Iterator[str]:

@@ -20,6 +20,7 @@ from timeviper.cli.analyse import analyse
 from timeviper.cli.bench import bench
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
 from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, StateFileOption, Until
+from timeviper.cli.report import report
 from timeviper.cli.shards import HELP, STOPPED, shards
 from timeviper.cli.states import prefill, watch
 from timeviper.errors import ConfigError, Problem, one_of
@@ -333,6 +334,9 @@ def chat_about(
     if run is not None and "=" in str(run) and not run.exists():
         run, words = None, [str(run), *words]
     chat(run, video, state, words, until=until, alone=alone, max_new_tokens=max_new_tokens, dtype=dtype)
+
+
+app.command("report", context_settings=OVERRIDES)(report)
 
 
 @app.command(context_settings=OVERRIDES)
