@@ -58,10 +58,15 @@ def sole_writer(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"{path} is being written by another process: name another file, or end that one") from error
-        yield
-        lock.unlink(missing_ok=True)  # still held: who takes the name next makes a file of his own
+            held = os.fstat(handle).st_nlink > 0  # else the one before has just gone, with the name
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise OSError(f"{path} is being written by another process: name another file, or end that one")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # still held: who takes the name next makes a file of his own
     finally:
         os.close(handle)
 

