@@ -76,7 +76,7 @@ def test_a_question_about_a_state_is_answered_as_about_the_video(
     expected, _ = typed("ask", QUESTION, "--run", run, "--video", clip, *DENSE)
     assert typed("ask", QUESTION, "--state", kept)[0] == expected, "run and settings are those of the state"
     told = json.loads(typed("ask", QUESTION, "--state", kept, "--json")[0])
-    assert told["answer"].startswith(expected.strip())  # half a character at the end is not shown
+    assert expected.strip() in told["answer"]  # half a character at the end is not shown
     assert told["tokens"]["vision"] == 240
     assert len(told["frame_times"]) == 60
     monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(f"{QUESTION}\nWhen?\n"))

@@ -26,6 +26,7 @@ from timeviper.inference.prefill import Prefilled
 from timeviper.inference.question import Question, TooLongError, read_question
 from timeviper.inference.state_file import METADATA
 from timeviper.inference.state_key import StateError
+from timeviper.inference.video_state import Tier
 from timeviper.model.state_size import frames_within, state_bytes
 from timeviper.tokenizer import Message
 
@@ -140,6 +141,27 @@ def test_features_are_a_sixth_and_serve_any_schedule(run: Path, model: LoadedMod
         assert load_state(path, other).ask(QUESTIONS[0]) == other.ask(QUESTIONS[0], clip)
 
 
+@pytest.mark.parametrize("tier", ["state", "features"])
+def test_bfloat16_is_kept_as_it_is(run: Path, clip: Path, tmp_path: Path, tier: Tier) -> None:
+    model = load(run, device="cpu", dtype="bfloat16", overrides=DENSE)
+    state = model.watch(clip, tier=tier)
+    again = load_state(state.save(tmp_path / "half.state"))  # in the dtype that it was made in
+    assert again.key.dtype == "bfloat16"
+    assert torch.equal(again.prompt("What?")[1].hidden, state.prompt("What?")[1].hidden)
+    assert again.bytes == state.bytes
+
+
+def test_damage_in_the_middle_is_counted_before(model: LoadedModel, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", COUNT, codec="mpeg4", options={"g": "1"})
+    data = bytearray(clip.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    clip.write_bytes(bytes(data))
+    state = load_state(model.watch(clip).save(tmp_path / "clip.state"), model)
+    assert 0 < COUNT - state.frames < COUNT / 2
+    assert state.ask("What?") == model.ask("What?", clip)
+    assert model.watch(clip, tier="features").ask("What?") == model.ask("What?", clip)
+
+
 def test_text_before_the_video_is_part_of_the_key(model: LoadedModel, clip: Path, folder: Path) -> None:
     before: list[Message] = [{"role": "system", "content": "Be brief."}, *said("Look at <video> this.")]
     state = load_state(model.watch(clip, messages=before).save(folder / "before.state"), model)
@@ -225,7 +247,10 @@ def rewritten(saved: Path, path: Path, change: Callable[[dict[str, Any], dict[st
     ("change", "says"),
     [
         (lambda h, t: h.update(version=99, timeviper="9.9"), r"from a newer version \(form 99, made by timeviper 9.9"),
-        (lambda h, t: h.pop("key"), "its header lacks what a state's has"),
+        (lambda h, t: h.pop("key"), "its header lacks the key of a state"),
+        (lambda h, t: h.update(messages=[7]), "its header lacks what a state's has"),
+        (lambda h, t: h.update(duration="long"), "its header lacks what a state's has"),
+        (lambda h, t: h.update(tier="best"), "its header lacks what a state's has"),
         (lambda h, t: h.update(vision=10**12), "its header says 1,000,000,000,000 vision tokens"),
         (lambda h, t: h.update(text=-1), "text = -1, which is no count"),
         (lambda h, t: h.update(cut=1, frames=COUNT), "boundary"),

@@ -9,7 +9,10 @@ from tree import ROOT
 
 PAGES = (
     "README.md",
-    *(f"docs/{n}.md" for n in ("features", "your-data", "recipes", "planning", "look-inside", "extending", "api")),
+    *(
+        f"docs/{n}.md"
+        for n in ("features", "your-data", "recipes", "planning", "look-inside", "ask-at-scale", "extending", "api")
+    ),
 )
 PAGES = (*PAGES, "recipes/README.md")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)

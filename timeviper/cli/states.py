@@ -184,5 +184,5 @@ def _recipe(run: Path, overrides: Sequence[str]):
     from timeviper.weights.lineage import find_export
 
     if means_recipe(run):
-        return load_recipe(run, overrides)
+        return load_recipe(run, overrides, to_train=False)
     return load_recipe(find_export(run) / CONFIG, overrides, to_train=False)

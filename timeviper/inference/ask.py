@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
@@ -20,20 +20,19 @@ from timeviper.datamodules.build import pack_format
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, read_video
 from timeviper.errors import one_of
-from timeviper.features.check import weights_digest
 from timeviper.inference.answer import Answer, Followed, Sampling, check_question, written
 from timeviper.inference.given import Video, media_of
 from timeviper.inference.live import LiveState
 from timeviper.inference.question import Question, read_question
 from timeviper.inference.state_file import StateFile
-from timeviper.inference.state_key import StateError, StateKey, content_of, decoder_settings, sampler_of
+from timeviper.inference.state_key import StateError, StateKey, content_of, model_key, sampler_of
 from timeviper.inference.video_state import Tier, VideoState
 from timeviper.inference.watch import NOTHING, watching
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
 from timeviper.tokenizer import Message, Tokenizer
 from timeviper.weights.export import DTYPES, find_export, is_export, load_export, pick_device
-from timeviper.weights.lineage import WeightsDigest, read_lineage
+from timeviper.weights.lineage import read_lineage
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,22 +195,7 @@ class LoadedModel:
     @cached_property
     def state_key(self) -> StateKey:
         """What a video's state depends on, as far as the model says it."""
-        towers, model = {}, self.recipe.model
-        dtype = self.model.decoder.embeddings.weight.dtype
-        for name, tower in model.towers.items():
-            settings = {k: v for k, v in asdict(tower).items() if k != "weights"}
-            towers[name] = settings | {"sha256": weights_digest(self.model.towers[name].state_dict(), dtype)}
-        return StateKey(
-            content="",
-            sampler={},
-            tower=towers,
-            decoder=decoder_settings(model.decoder),
-            weights=read_lineage(self.export).get("weights") or _digest(self.model),
-            transv=asdict(model.transv),
-            time={"time": self.recipe.chat.time, "frames_per_time": self.recipe.chat.frames_per_time},
-            prefix="",
-            dtype=str(dtype).removeprefix("torch."),
-        )
+        return model_key(self.model, self.recipe, read_lineage(self.export).get("weights"))
 
     def watch_live(
         self, *, messages: Sequence[Message] = NOTHING, max_bytes: int | None = None, video: str = ""
@@ -275,22 +259,15 @@ def load_state(
     """
     file = StateFile(path)
     if not isinstance(run, LoadedModel):
-        made = file.header.get("run", ""), file.header.get("overrides", [])
-        if run is None and not is_export(Path(str(made[0]))):
-            raise StateError(str(path), f"was made by {made[0]}, which is not there any more: say where it is (--run)")
-        dtype = dtype or dict(file.header.get("key", {})).get("dtype")
-        before = [] if run is not None else [str(word) for word in made[1]]
-        dtype = dtype if dtype in DTYPES else None
-        run = load(run or str(made[0]), device=device, dtype=dtype, overrides=[*before, *overrides])
+        made, before = str(file.header.get("run", "")), file.header.get("overrides")
+        if run is None and not is_export(Path(made)):
+            raise StateError(str(path), f"was made by {made}, which is not there any more: say where it is (--run)")
+        key = file.header.get("key")
+        if dtype is None and isinstance(key, dict) and key.get("dtype") in DTYPES:
+            dtype = key["dtype"]
+        then = [str(word) for word in before] if run is None and isinstance(before, list) else []
+        run = load(run or made, device=device, dtype=dtype, overrides=[*then, *overrides])
     return VideoState.read(file, run, "cpu" if on_host else None, until)
-
-
-def _digest(model: TimeViper) -> str:
-    """Of weights whose export is older than digests."""
-    digest = WeightsDigest()
-    for _ in digest.passing(sorted(model.state_dict().items())):
-        pass
-    return digest.result()
 
 
 @contextmanager

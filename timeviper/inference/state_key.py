@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from timeviper.config import FramesConfig
-from timeviper.config.model import TOUCH_NO_TENSOR
+from timeviper.config import FramesConfig, Recipe
 from timeviper.datamodules.chat import Encoded
 from timeviper.datamodules.frames.video import Frames
+from timeviper.features.check import weights_digest
+from timeviper.model.viper import TimeViper
 from timeviper.pack import Kind
 
 # Fields in the order in which they are compared, and what a difference means.
@@ -106,11 +107,25 @@ def _cut(value: object) -> str:
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
 
 
-def decoder_settings(decoder: Any) -> dict[str, Any]:
-    """Of a DecoderConfig, what decides numbers."""
-    return {
-        name: value for name, value in asdict(decoder).items() if name not in TOUCH_NO_TENSOR or name == "chunk_size"
-    }
+def model_key(model: TimeViper, recipe: Recipe, weights: str | None) -> StateKey:
+    """A key, as far as the model says it. weights: the digest of its export; None: of an export older than those."""
+    dtype = model.decoder.embeddings.weight.dtype
+    towers: dict[str, Any] = {}
+    for name, tower in recipe.model.towers.items():
+        settings = {k: v for k, v in asdict(tower).items() if k != "weights"}
+        towers[name] = settings | {"sha256": weights_digest(model.towers[name].state_dict(), dtype)}
+    decoder = asdict(recipe.model.decoder)
+    return StateKey(
+        content="",
+        sampler={},
+        tower=towers,
+        decoder={k: v for k, v in decoder.items() if k not in ("weights", "max_tokens")},
+        weights=weights or weights_digest(model.state_dict(), dtype),
+        transv=asdict(recipe.model.transv),
+        time={"time": recipe.chat.time, "frames_per_time": recipe.chat.frames_per_time},
+        prefix="",
+        dtype=str(dtype).removeprefix("torch."),
+    )
 
 
 def content_of(video: object, frames: Frames | None) -> str:

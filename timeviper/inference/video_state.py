@@ -26,15 +26,15 @@ from timeviper.datamodules.chat import Encoded
 from timeviper.datamodules.frames.stored import StoredFrames
 from timeviper.datamodules.shards.schema import PLACEHOLDER, PLACEHOLDERS
 from timeviper.inference.answer import Answer, Sampling, check_question, written
-from timeviper.inference.marks import boundary_at, last_mark, read_marks
 from timeviper.inference.prefill import Prefilled
 from timeviper.inference.question import Question, check_fits
 from timeviper.inference.reading import drained, read_video_prompt
 from timeviper.inference.state_file import StateFile, write_state
-from timeviper.inference.state_key import OF_FEATURES, StateError, StateKey, digest_of, head_of, prefix_of
+from timeviper.inference.state_key import FIELDS, OF_FEATURES, StateError, StateKey, digest_of, head_of, prefix_of
+from timeviper.inference.state_tensors import FACTS, read_boundary, read_facts, read_features
 from timeviper.inference.watching import advance, go_on
 from timeviper.kernels import dispatch
-from timeviper.model.boundary import Boundary, counting_cut, question_cut, schedule, shape_of
+from timeviper.model.boundary import Boundary, question_cut, schedule
 from timeviper.package import VERSION
 from timeviper.tokenizer import Message
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from timeviper.inference.ask import LoadedModel
 
 Tier = Literal["state", "features"]
-FACTS = ("duration", "count", "fps", "kind", "missing")  # of `Frames`, in the header
 
 
 @dataclass(eq=False)
@@ -241,59 +240,23 @@ class VideoState:
     ) -> VideoState:
         """From a file, for a model. StateError if it is not whole, or is not of this model, naming what differs. until:
         as for `load_state`."""
-        where, header = str(file.path), file.header
+        where, place = str(file.path), model.device if device is None else device
+        tier, messages, head, facts = read_facts(file)
         try:
-            key = StateKey.from_dict(header["key"])
-            tier, messages, head = header["tier"], header["messages"], header["head"]
-            facts = {name: header[name] for name in FACTS}
+            key = StateKey.from_dict(file.header["key"])
         except (KeyError, TypeError) as error:
-            raise StateError(where, f"its header lacks what a state's has ({error!r}): make it anew") from error
+            raise StateError(where, f"its header lacks the key of a state ({error!r}): make it anew") from error
         ours = model.state_key.with_(content=key.content, sampler=key.sampler, prefix=key.prefix, salt=key.salt)
-        key.check(ours, where, OF_FEATURES if tier == "features" else tuple(k for k in vars(key)))
-        frames, inner = file.number("frames"), model.model
-        expected = {"times": torch.empty(frames, dtype=torch.float64, device="meta")}
-        place = model.device if device is None else device
+        key.check(ours, where, OF_FEATURES if tier == "features" else tuple(FIELDS))
+        name = str(file.header.get("video", ""))
         if tier == "features":
-            dtype = inner.decoder.embeddings.weight.dtype
-            for name, tower in model.recipe.model.towers.items():
-                shape = (frames, tower.tokens, tower.width)
-                expected[f"features.{name}"] = torch.empty(shape, dtype=dtype, device="meta")
-            found = file.read(expected)
-            features = {name.removeprefix("features."): t.to(place) for name, t in found.items() if name != "times"}
-            medium = medium_of(facts, found["times"].numpy(), features)
-            return cls(model, ours, medium, messages, None, head, str(header.get("video", "")))
-        like, name = _meta(model, file, frames), str(header.get("video", ""))
-        marks = read_marks(header.get("marks", []), frames, like.seen, where)
-        if until is not None and not marks:
-            raise StateError(where, "was watched whole, without marks: ask about all of it (no --until)")
-        mark = last_mark(marks, until, where) if marks else None
-        wanted = {f"boundary.{name}": t for name, t in like.tensors().items()}
-        at = "" if mark is None or mark is marks[-1] else f"marks.{marks.index(mark)}."
-        if at:
-            wanted |= {f"{at}{n}": t for n, t in like.tensors().items() if n.endswith((".conv", ".ssm"))}
-        found = file.read(expected | wanted)
-        times = found["times"].numpy()
-        made = Boundary.of({n.removeprefix("boundary."): t for n, t in found.items()}, like)
+            times, features = read_features(file, model, place)
+            return cls(model, ours, medium_of(facts, times, features), messages, None, head, name)
+        times, boundary, mark = read_boundary(file, model, place, until)
         if mark is not None:
-            mark.states = {n.removeprefix(at): t for n, t in found.items() if at and n.startswith(at)}
-            made = boundary_at(made, mark, mark.frames * model.model.tokens_per_frame)
-            times, head, key = times[: mark.frames], mark.head, key.with_(content=mark.content)
+            head, key = mark.head, key.with_(content=mark.content)
             facts |= {"duration": mark.seconds, "count": mark.frames}
-        return cls(model, key, medium_of(facts, times, {}), messages, made.to(place), head, name)
-
-
-def _meta(model: LoadedModel, file: StateFile, frames: int) -> Boundary:
-    """What a file must hold, as far as its header's numbers may be believed."""
-    decoder, where = model.model.decoder, str(file.path)
-    vision, text, cut = (file.number(name) for name in ("vision", "text", "cut"))
-    if vision != frames * model.model.tokens_per_frame or vision + text > decoder.cfg.max_tokens:
-        detail = f"{frames:,} frames of {model.model.tokens_per_frame} tokens with {text:,} of text"
-        raise StateError(where, f"its header says {vision:,} vision tokens, but {detail}: make it anew")
-    usual = question_cut(decoder.segments, schedule(decoder.segments, [vision]))
-    if cut not in (usual, counting_cut(decoder.segments)):
-        raise StateError(where, f"its header says that it was cut before segment {cut}: make it anew")
-    empty = decoder.empty_state(1, "meta", decoder.embeddings.weight.dtype)
-    return shape_of(empty, decoder.cfg, decoder.transv_cfg, vision, text, cut)
+        return cls(model, key, medium_of(facts, times, {}), messages, boundary, head, name)
 
 
 def medium_of(facts: Any, times: np.ndarray, features: dict[str, Tensor]) -> StoredFrames:

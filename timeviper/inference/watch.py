@@ -18,7 +18,8 @@ from timeviper.datamodules.frames.video import Frames
 from timeviper.inference.question import Question, TooLongError, check_fits
 from timeviper.inference.reading import counted, read_features, read_video_prompt
 from timeviper.inference.state_key import StateKey, digest_of, head_of, prefix_of
-from timeviper.inference.video_state import FACTS, Tier, VideoState, medium_of
+from timeviper.inference.state_tensors import FACTS
+from timeviper.inference.video_state import Tier, VideoState, medium_of
 from timeviper.kernels import dispatch
 from timeviper.model.state_size import frames_within, state_bytes
 from timeviper.tokenizer import Message
