@@ -105,6 +105,11 @@ def test_frames_as_pictures_are_a_video(served: Served, model: LoadedModel, tmp_
         assert found["timeviper"]["tokens"]["prompt"] == expected.prompt_tokens
     plain = served.ask(*({"type": "image_url", "image_url": {"url": url}} for url in pictures[:2]), QUESTION).json
     assert [medium["kind"] for medium in plain["timeviper"]["media"]] == ["image", "image"]
+    many = [{"type": "image_url", "image_url": {"url": url}} for url in pictures * 3]
+    (video,) = served.ask(*many, QUESTION).json["timeviper"]["media"]
+    assert (video["kind"], video["frame_times"]) == ("video", list(range(15)))
+    (video,) = served.ask(*many, QUESTION, mm_processor_kwargs={"fps": 2}).json["timeviper"]["media"]
+    assert video["frame_times"][-1] == 7
 
 
 def test_frame_settings_of_a_request(served: Served, clips: list[Path]) -> None:
@@ -311,7 +316,7 @@ def test_a_full_queue_says_when_to_come_again(model: LoadedModel, tmp_path: Path
     with serving(model, tmp_path, queue=1, prompts=1) as served:
         engine = served.server.engine
         engine.check_room()
-        from timeviper.serving.engine import Job
+        from timeviper.serving.jobs import Job
         from timeviper.serving.writing import Style
 
         blocked = [True]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,13 @@ def mutated(rng: random.Random) -> Any:
         inside, key = rng.choice(found)
         what = rng.random()
         if what < 0.65:
-            inside[key] = rng.choice(ODD)
+            inside[key] = deepcopy(rng.choice(ODD))
         elif what < 0.8:
             del inside[key]
         elif isinstance(inside, dict):
-            inside[rng.choice(("fps", "nframes", "x", "type", "url", "duration"))] = rng.choice(ODD)
+            inside[rng.choice(("fps", "nframes", "x", "type", "url", "duration"))] = deepcopy(rng.choice(ODD))
         else:
-            inside.append(rng.choice(ODD))
+            inside.append(deepcopy(rng.choice(ODD)))
     return body
 
 

@@ -520,3 +520,41 @@ def test_weights_are_asked_for_by_name(served: Served) -> None:
     assert (reply.status, reply.json["error"]["param"]) == (404, "model")
     assert served.call("GET", "/v1/models/gpt-9").status == 404
     assert torch.get_num_threads() >= 1
+
+
+def test_a_disk_that_is_full(model: LoadedModel, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state answers from memory, and is not said to be kept; an upload is refused, and leaves nothing."""
+    from timeviper.inference import video_state
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with serving(model, tmp_path, media_root=media) as served:
+        monkeypatch.setattr(video_state, "write_state", full)
+        video = served.call("POST", "/v1/videos", {"path": "clip.mp4"}).json
+        assert video["saved"] is False
+        assert served.call("GET", "/v1/videos").json["data"] == []
+        found = served.ask(video_part("clip.mp4"), QUESTION).json
+        assert found["timeviper"]["video"] == video["id"]
+        assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == video["tokens"]
+        monkeypatch.setattr("timeviper.serving.store.put", full)
+        reply = served.upload(b"x" * 100)
+        assert (reply.status, reply.json["error"]["code"]) == (507, "storage_full")
+        assert list((tmp_path / "open/files").iterdir()) == []
+
+
+def test_two_who_watch_the_same_video_at_once(model: LoadedModel, media: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, media_root=media) as served:
+        found: list[Any] = []
+
+        def watch() -> None:
+            found.append(served.call("POST", "/v1/videos", {"path": "clip.mp4"}).json)
+
+        threads = [threading.Thread(target=watch) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({video["id"] for video in found}) == 1
+        assert len(served.call("GET", "/v1/videos").json["data"]) == 1
+        assert not list(tmp_path.rglob("*.tmp"))

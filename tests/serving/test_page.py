@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    model = load(random_run(tmp_path_factory.mktemp("run")), device="cpu", overrides=["eval.max_new_tokens=24"])
+    model = load(random_run(tmp_path_factory.mktemp("run")), device="cpu", overrides=["eval.max_new_tokens=64"])
     with serving(model, tmp_path_factory.mktemp("store")) as running:
         yield running
 
@@ -77,6 +78,14 @@ def says(monkeypatch: pytest.MonkeyPatch, served: Served, text: str) -> None:
     assert isinstance(served.server.engine, Engine)
 
 
+def until(page: Any, holds: str, timeout: float = 30_000) -> None:
+    """Playwright's own way of waiting is an eval, which the page's policy forbids."""
+    end = time.monotonic() + timeout / 1e3
+    while not page.evaluate(holds):
+        assert time.monotonic() < end, holds
+        page.wait_for_timeout(20)
+
+
 def asked(page: Any, question: str) -> None:
     page.fill("#question", question)
     page.press("#question", "Enter")
@@ -100,12 +109,12 @@ def test_upload_ask_seek_ask_again(page: Any, served: Served, clip: Path, monkey
     assert "tokens came from the kept state" in page.inner_text("article .quiet")
     assert "frames left something" in page.inner_text("#strip-note")
     assert page.locator("#strip .kept").count() >= 1
-    page.wait_for_function("document.querySelector('#player').readyState >= 1")
+    until(page, "document.querySelector('#player').readyState >= 1")
     times.nth(1).click()
-    page.wait_for_function("Math.abs(document.querySelector('#player').currentTime - 5) < 0.05")
+    until(page, "Math.abs(document.querySelector('#player').currentTime - 5) < 0.05")
     page.locator("#strip button").nth(2).click()
-    page.wait_for_function("Math.abs(document.querySelector('#player').currentTime - 2.5) < 0.2")
-    page.wait_for_function("[...document.querySelectorAll('#strip canvas')].every((c) => c.drawn)", timeout=20_000)
+    until(page, "Math.abs(document.querySelector('#player').currentTime - 2.5) < 0.2")
+    until(page, "[...document.querySelectorAll('#strip canvas')].every((c) => c.drawn)", timeout=20_000)
     shoot(page, "wide")
     page.check("#follow")
     asked(page, "And then?")
@@ -124,15 +133,17 @@ def test_a_phone(browser: Any, served: Served, clip: Path, monkeypatch: pytest.M
     page.wait_for_selector("#question:not([disabled])", timeout=30_000)
     asked(page, "What colour is the ring that appears in the middle of the picture?")
     page.wait_for_selector("article .quiet:not(:empty)", timeout=30_000)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
-        "nothing is wider than the screen"
+    shoot(page, "phone")
+    wide = page.evaluate(
+        """[...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 &&
+           !e.closest('#strip')).map((e) => e.outerHTML.slice(0, 80))"""
     )
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), wide
     small = page.evaluate(
         """[...document.querySelectorAll('button:not(.time)')]
            .filter((b) => b.offsetParent && b.offsetHeight < 40).length"""
     )
     assert small == 0, "buttons that a thumb hits"
-    shoot(page, "phone")
     context.close()
 
 
@@ -159,7 +170,7 @@ def test_what_cannot_be_read_is_said(page: Any, served: Served, tmp_path: Path) 
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video at all")
     page.set_input_files("#file", str(bad))
-    page.wait_for_function("document.querySelector('#status').textContent.includes('It did not work')", timeout=30_000)
+    until(page, "document.querySelector('#status').textContent.includes('It did not work')", timeout=30_000)
     assert "cannot be read as a video or picture" in page.inner_text("#status")
     shoot(page, "error")
     page.errors[:] = [error for error in page.errors if "422" not in error]  # the browser's own note of the reply
@@ -169,7 +180,7 @@ def test_a_video_of_before_is_there_after_a_reload(page: Any, served: Served, cl
     page.wait_for_selector("#earlier option:nth-child(2)", state="attached", timeout=10_000)
     page.select_option("#earlier", index=1)
     page.wait_for_selector("#question:not([disabled])", timeout=10_000)
-    page.wait_for_function("document.querySelector('#player').readyState >= 1")
+    until(page, "document.querySelector('#player').readyState >= 1")
     asked(page, "What?")
     page.wait_for_selector("article .quiet:not(:empty)", timeout=30_000)
     assert "kept state" in page.inner_text("article .quiet")
@@ -182,9 +193,9 @@ def test_a_stopped_answer(page: Any, served: Served, clip: Path, monkeypatch: py
     page.wait_for_selector("#earlier option:nth-child(2)", state="attached", timeout=10_000)
     page.select_option("#earlier", index=1)
     asked(page, "Tell me everything.")
-    page.wait_for_function("document.querySelector('article .answer')?.textContent.length > 20", timeout=30_000)
+    until(page, "document.querySelector('article .answer')?.textContent.length > 20", timeout=30_000)
     page.click("#stop")
-    page.wait_for_function("document.querySelector('article .quiet').textContent === 'Stopped.'")
+    until(page, "document.querySelector('article .quiet').textContent === 'Stopped.'")
     for _ in range(200):
         if engine.rows == 0:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +67,6 @@ def serve(
     from timeviper.serving.running import listen
     from timeviper.serving.settings import ServeSettings
 
-    given = {"max_frames": max_frames} if max_frames is not None else {}
     settings = ServeSettings(
         store=store or _store_of(run),
         host=host,
@@ -79,8 +79,9 @@ def serve(
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         max_upload=int(max_upload_gb * GB),
-        **given,
     )
+    if max_frames is not None:
+        settings = replace(settings, max_frames=max_frames)
     settings.check()  # and a port that is taken: before the slow part
     link = listen(settings.host, settings.port)
     model = load(run, device=device, dtype=dtype, overrides=overrides or [])
@@ -95,8 +96,6 @@ def serve(
 
 
 def _run(model: Any, settings: Any, changes: dict[str, Any], link: Any) -> None:
-    from dataclasses import replace
-
     from timeviper.training.lock import run_lock
 
     settings = replace(settings, **changes)

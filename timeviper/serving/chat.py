@@ -16,8 +16,8 @@ from timeviper.inference.question import TooLongError
 from timeviper.inference.state_key import StateError
 from timeviper.serving.asking import Prepared, Tenant
 from timeviper.serving.decoders import MediaError
-from timeviper.serving.engine import EndedError, Job, QueueFullError, TooLargeError
 from timeviper.serving.fields import parse_json
+from timeviper.serving.jobs import EndedError, Job, QueueFullError, TooLargeError
 from timeviper.serving.problems import ApiError
 from timeviper.serving.replies import Completion, comment, event
 from timeviper.serving.request import ChatRequest, check_model

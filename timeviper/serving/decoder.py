@@ -155,7 +155,7 @@ def _buffers(times: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Iterator[
     """Number of frames, their seconds, their pixels."""
     yield struct.pack("<Q", len(times))
     yield times.astype("<f8").tobytes()
-    yield memoryview(np.ascontiguousarray(pixels)).cast("B")
+    yield np.ascontiguousarray(pixels).data.cast("B")
 
 
 if __name__ == "__main__":

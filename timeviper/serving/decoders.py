@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from timeviper.config import FramesConfig
-from timeviper.datamodules.frames.part import Part
-from timeviper.datamodules.frames.stream import FramesDifferError, FrameStream
-from timeviper.serving.turns import Pause
 
 log = logging.getLogger("timeviper")
 
@@ -111,7 +105,7 @@ class Decoders:
     def stills(self, opened: int, cuts: list[tuple[int, int]], size: int) -> NDArray[np.uint8]:
         """Pictures `[F, 3, S, S]` from places (start, length) of an open file. Raises MediaError."""
         with self._room, self.ask("stills", opened, cuts=cuts, size=size, frames={}) as reply:
-            return _frames(reply.message()[1], size)[1]
+            return frames_of(reply.message()[1], size)[1]
 
     def _send(self, line: bytes, files: list[int]) -> None:
         with self._lock:
@@ -131,7 +125,7 @@ class Decoders:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "timeviper.serving.decoder"]
         environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.defpath, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, env=environment)
+        self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment)
         theirs.close()
         self._link = ours
 
@@ -182,153 +176,8 @@ class Reply:
                 return kind, body
 
 
-def _frames(body: bytes | bytearray, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+def frames_of(body: bytes | bytearray, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Seconds `[F]` and pixels `[F, 3, S, S]`."""
     (count,) = struct.unpack_from("<Q", body)
     times = np.frombuffer(body, "<f8", count, 8)
     return times, np.frombuffer(body, np.uint8, offset=8 + 8 * count).reshape(count, 3, size, size)
-
-
-class ApartStream(FrameStream):
-    """The frames of a file as `FrameStream` gives them, decoded elsewhere. MediaError in place of VideoError.
-
-    Whoever reads it in turns sets `pause`, which is called while nothing is there, and looks at `ready`.
-    """
-
-    def __init__(
-        self,
-        opener: Opener,
-        decoders: Decoders,
-        size: int,
-        frames: FramesConfig,
-        part: Part | None = None,
-        still: bool = False,
-    ) -> None:
-        self._opener, self._decoders, self._size = opener, decoders, size
-        self._request = {"size": size, "frames": asdict(frames), "part": part, "still": still}
-        self._sure = False
-        self._reader: _Reader | None = None
-        self._counting: threading.Thread | None = None
-        self.held: object = None
-        """What must live as long as this does."""
-        self.pause: Pause | None = None
-        self.wake: Callable[[], None] = lambda: None
-        self._take("facts")
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can go on without waiting."""
-        if self._counting is not None and self._counting.is_alive():
-            return False
-        return self._reader is None or self._reader.ready
-
-    def recount(self) -> None:
-        if self.pause is None:
-            self._take("recount")
-        else:
-            self._recount_apart(self.pause)
-        self._sure = True
-
-    def _recount_apart(self, pause: Pause) -> None:
-        """In a thread: it decodes the whole file, and the turn is another's meanwhile."""
-        errors: list[MediaError] = []
-
-        def run() -> None:
-            try:
-                self._take("recount")
-            except MediaError as error:
-                errors.append(error)
-            finally:
-                self.wake()
-
-        self._counting = threading.Thread(target=run, name="timeviper-recount", daemon=True)
-        self._counting.start()
-        while self._counting.is_alive():
-            pause()
-        if errors:
-            raise errors[0]
-
-    def pieces(self, count: int) -> Iterator[NDArray[np.uint8]]:
-        start = 0
-        reader = self._reader = _Reader(self._decoders, self._opener, {**self._request, "count": count}, self.wake)
-        try:
-            for body in reader.bodies(self.pause):
-                times, pixels = _frames(body, self._size)
-                end = start + len(times)
-                if not np.array_equal(times, self.times[start:end]):
-                    self._differ()
-                start = end
-                yield pixels
-            if start < len(self.times):
-                self._differ()
-        finally:
-            reader.close()
-            self._reader = None
-
-    def _take(self, do: str) -> None:
-        facts = self._decoders.facts(do, self._opener, **self._request)
-        self.times, self.duration = np.array(facts["times"]), facts["duration"]
-        self.kind, self.missing = facts["kind"], facts["missing"]
-
-    def _differ(self) -> None:
-        if self._sure:
-            raise MediaError("ended")
-        raise FramesDifferError(self)
-
-
-class _Reader:
-    """A thread that reads pieces from a child, a few ahead of who takes them."""
-
-    def __init__(self, decoders: Decoders, opener: Opener, request: dict[str, Any], wake: Callable[[], None]) -> None:
-        self._queue: queue.Queue[bytearray | MediaError] = queue.Queue(AHEAD)
-        self._wake, self._closed = wake, False
-        opened = opener()
-        try:
-            self._reply = decoders.ask("pieces", opened, **request)
-        finally:
-            os.close(opened)
-        self._thread = threading.Thread(target=self._run, name="timeviper-frames", daemon=True)
-        self._thread.start()
-
-    @property
-    def ready(self) -> bool:
-        return not self._queue.empty()
-
-    def _run(self) -> None:
-        try:
-            while not self._closed:
-                kind, body = self._reply.message()
-                self._put(body)
-                if kind == b"E":
-                    return
-        except MediaError as error:
-            self._put(error)
-        except (OSError, ValueError):  # closed under its hands
-            self._put(MediaError("ended"))
-
-    def _put(self, value: bytearray | MediaError) -> None:
-        while not self._closed:
-            try:
-                self._queue.put(value, timeout=0.2)
-            except queue.Full:
-                continue
-            self._wake()
-            return
-
-    def bodies(self, pause: Pause | None) -> Iterator[bytearray]:
-        while True:
-            while pause is not None and self._queue.empty():
-                pause()
-            value = self._queue.get()
-            if isinstance(value, MediaError):
-                raise value
-            if not value:
-                return
-            yield value
-
-    def close(self) -> None:
-        self._closed = True
-        while self._thread.is_alive():
-            self._reply.kill()  # or it might decode for minutes what nobody reads
-            self._thread.join(0.05)
-        self._reply.close()

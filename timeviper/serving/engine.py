@@ -14,8 +14,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -24,59 +23,15 @@ import torch
 from timeviper.inference.prefill import Prefilled
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
+from timeviper.serving.jobs import Counts, EndedError, Job, QueueFullError, TooLargeError
 from timeviper.serving.rows import Rows, copies
-from timeviper.serving.turns import Pause, Turns
-from timeviper.serving.writing import Shown, Style, Writer
+from timeviper.serving.turns import Turns
+from timeviper.serving.writing import Style, Writer
 from timeviper.tokenizer import Tokenizer
 
 log = logging.getLogger("timeviper")
 
 IDLE = 0.5  # seconds after which an idle engine looks around unasked
-
-
-class QueueFullError(Exception):
-    """As many requests wait as may."""
-
-    def __init__(self, waiting: int, seconds: int) -> None:
-        super().__init__(f"{waiting} requests are waiting, which is as many as may")
-        self.seconds = seconds
-        """After which to try again, from how long requests took lately."""
-
-
-class TooLargeError(ValueError):
-    """A request that the memory given to the engine will never hold."""
-
-
-class EndedError(Exception):
-    """The engine ends before the answer."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A request as the engine sees it. The callbacks run in the engine's thread, and must be quick."""
-
-    read: Callable[[Pause], Any]
-    """Reads the prompt, calling `pause` between pieces, and returns it as `Prefilled`."""
-    style: Style | None
-    """None: nothing is to be written, and what `read` returns is all."""
-    num_bytes: int
-    """That its states will take at most, over all of its answers."""
-    on_text: Callable[[int, Shown], None] = lambda *_: None
-    """Told the number of an answer and what was added to it."""
-    on_start: Callable[[Any], None] = lambda _: None
-    """Told what `read` has returned."""
-    on_error: Callable[[Exception], None] = lambda _: None
-    """Told why there will be no (more) text."""
-    ready: Callable[[], bool] = lambda: True
-    """Whether the next piece can be read without waiting for anything."""
-    priority: int = 0
-    """Lower ones come first."""
-    gone: bool = False
-    """Nobody wants it any more; see `Engine.abort`."""
-    began: float = field(default_factory=time.monotonic)
-    open_rows: int = 0
-    tokens: int = 0
-    """Written so far, over all answers."""
 
 
 @dataclass(eq=False)
@@ -90,22 +45,6 @@ class _Row:
     place: int
     last: int
     """The token that the next step reads."""
-
-
-@dataclass
-class Counts:
-    """What has happened so far."""
-
-    steps: int = 0
-    requests: int = 0
-    finished: int = 0
-    aborted: int = 0
-    failed: int = 0
-    refused: int = 0
-    tokens: int = 0
-    slices: int = 0
-    prompts: int = 0
-    most_rows: int = 0
 
 
 class Engine:
@@ -135,6 +74,7 @@ class Engine:
         self._rows: list[_Row] = []
         self._lock, self._wake, self._stop = threading.Lock(), threading.Event(), False
         self._seconds = 1.0  # that a request takes lately
+        self._step_seconds = 0.0  # that the last step took: half of the time is for prompts
         self._thread = threading.Thread(target=self._run, name="timeviper-engine", daemon=True)
 
     def start(self) -> Engine:
@@ -210,14 +150,22 @@ class Engine:
         self._end_all()
 
     def turn(self) -> bool:
-        """One round: who has gone leaves, who fits comes in, a slice of one prompt, a token of every answer. Whether
-        there was anything to do."""
+        """One round: who has gone leaves, who fits comes in, slices of prompts for as long as the step before took (one
+        at least), a token of every answer. Whether there was anything to do."""
         self._wake.clear()
         self._drop_gone()
-        self._admit()
-        worked = self._read_a_slice()
+        until, worked = time.monotonic() + self._step_seconds, False
+        while True:
+            self._admit()
+            if not self._read_a_slice():
+                break
+            worked = True
+            if time.monotonic() >= until:
+                break
+        began = time.monotonic()
         for group in list(self._groups):
             worked |= self._step(group)
+        self._step_seconds = time.monotonic() - began
         self._gather()
         return worked
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.video import Frames
-from timeviper.serving.decoders import ApartStream, Decoders, MediaError, Opener
+from timeviper.serving.apart import ApartStream
+from timeviper.serving.decoders import Decoders, MediaError, Opener
 from timeviper.serving.problems import ApiError
 from timeviper.serving.references import Elsewhere, Inline, Medium, OnDisk, Pictures, Stored, Wanted
 from timeviper.serving.remote import Fetcher

@@ -11,6 +11,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from timeviper.serving.fields import Fields
@@ -205,9 +206,12 @@ class Parts:
         return Pictures(data, times, seconds)
 
     def done(self) -> list[str | Medium]:
-        """Texts and media in order: pictures after a `<12.5 seconds>` each are one video; a question that stands before
-        the media stands behind them, as in training; what lies beside each other is parted by a line's end."""
+        """Texts and media in order: pictures after a `<12.5 seconds>` each are one video, and so are more of them side
+        by side than a request may have media; a question before the media stands behind them, as in training; what lies
+        beside each other is parted by a line's end."""
         parts = _timed(self.found, self.limits)
+        if sum(isinstance(part, Medium) for part in parts) > self.limits.max_media:
+            parts = _side_by_side(parts, self.limits)
         media = [part for part in parts if isinstance(part, Medium)]
         texts = [part for part in parts if isinstance(part, str)]
         if media and parts == [*texts, *media]:
@@ -238,14 +242,31 @@ def _timed(parts: Sequence[str | Medium], limits: ServeSettings) -> list[str | M
             rest.append(part)
     if not pictures:
         return list(parts)
-    if len(pictures) > limits.max_frames:
-        where = pictures[0].where
-        raise ApiError(
-            400, f"the request holds {len(pictures):,} frames; at most {limits.max_frames:,} are taken", where
-        )
-    data = tuple(p.place.data for p in pictures if isinstance(p.place, Inline))
-    video = replace(pictures[0], place=Pictures(data, tuple(times)), still=False)
+    video = _video_of(pictures, times, limits)
     return [video if part is pictures[0] else part for part in rest]
+
+
+def _side_by_side(parts: Sequence[str | Medium], limits: ServeSettings) -> list[str | Medium]:
+    """Pictures without times, as clients send the frames of a video: a frame a second, or at the rate that is told."""
+    done: list[str | Medium] = []
+    for frames, run in groupby(parts, lambda p: isinstance(p, Medium) and p.still and isinstance(p.place, Inline)):
+        members = list(run)
+        if frames and len(members) > limits.max_media:
+            pictures = [part for part in members if isinstance(part, Medium)]
+            fps = pictures[0].wanted.fps or 1.0
+            done.append(_video_of(pictures, [i / fps for i in range(len(pictures))], limits))
+        else:
+            done += members
+    return done
+
+
+def _video_of(pictures: Sequence[Medium], times: Sequence[float], limits: ServeSettings) -> Medium:
+    """Pictures as the frames of one video."""
+    if len(pictures) > limits.max_frames:
+        message = f"the request holds {len(pictures):,} frames; at most {limits.max_frames:,} are taken"
+        raise ApiError(400, message, pictures[0].where)
+    data = tuple(p.place.data for p in pictures if isinstance(p.place, Inline))
+    return replace(pictures[0], place=Pictures(data, tuple(times)), still=False)
 
 
 def _decoded(text: str, where: str) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from timeviper.serving.asking import Facts
+from timeviper.serving.facts import Facts
 from timeviper.serving.request import ChatRequest
 from timeviper.serving.writing import Shown
 

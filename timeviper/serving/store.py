@@ -73,7 +73,13 @@ class Incoming:
             raise ApiError(507, "the server's disk does not take the file") from None
 
     def keep(self, name: str, type: str) -> StoredFile:
-        """The file, stored; the one that is there already, if it is the same."""
+        """The file, stored; the one that is there already, if it is the same. 507 for a full disk."""
+        try:
+            return self._keep(name, type)
+        except OSError:
+            raise ApiError(507, "the server's disk does not take the file") from None
+
+    def _keep(self, name: str, type: str) -> StoredFile:
         self._file.close()
         digest, now = self._digest.hexdigest(), int(time.time())
         found = StoredFile(f"file-{digest[:32]}", name[-NAME:], type[:80], self.size, now, digest)

@@ -102,7 +102,7 @@ async def receive_file(request: Request, store: FileStore, most: int) -> tuple[S
     incoming = await run_in_threadpool(store.incoming, most)
     try:
         form = _Form(incoming)
-        parser = MultipartParser(boundary, form.callbacks())
+        parser = MultipartParser(boundary, form.callbacks())  # pyright: ignore[reportArgumentType]
         chunks = request.stream()
         while True:
             try:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from timeviper.inference.video_state import VideoState
 from timeviper.serving.asking import Tenant, Watch, video_of
 from timeviper.serving.chat import problem_of, refusing
-from timeviper.serving.engine import Job
+from timeviper.serving.jobs import Job
 from timeviper.serving.problems import ApiError
 from timeviper.serving.references import Medium, OnDisk, Stored
 from timeviper.serving.replies import DONE, comment, event
