@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -91,11 +91,16 @@ def set_named(name: str) -> TestSet:
 
 
 def load_set(
-    name: str, annotations: str | Path, videos: str | Path | Sequence[Path] | None = None, names: Path | None = None
+    name: str,
+    annotations: str | Path,
+    videos: str | Path | Sequence[Path] | None = None,
+    names: Path | None = None,
+    precut: bool = False,
 ) -> Loaded:
     """Read the annotations of a set, and find its videos (and subtitles) below one or more folders.
 
-    names: a file that says what videos are called there (`media.read_names`). ValueError for annotations that are not
+    names: a file that says what videos are called there (`media.read_names`). precut: the videos are the clips that
+    items ask about, cut already. ValueError for annotations that are not
     there, are none of this set (with which they look like), or hold nothing; entries that alone are wrong are `unread`.
     """
     wanted = set_named(name)
@@ -117,6 +122,8 @@ def load_set(
             f"{annotations} has no item of {wanted.title}: {first.where} {first.reason}{_looks_like(files, name)}"
         )
     loaded.items = mark_repeats(loaded.items)
+    if precut:
+        loaded.items = [replace(i, video=replace(i.video, start=None, end=None)) for i in loaded.items]
     if videos is not None:
         folders = [Path(videos)] if isinstance(videos, str | Path) else [Path(v) for v in videos]
         loaded.library = Library(folders, names)

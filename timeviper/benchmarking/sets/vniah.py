@@ -1,8 +1,8 @@
 """V-NIAH: a picture put into an hour of video at a length and a depth, and a question about it (LongVA, 2406.16852).
 
 A table of five needles: question, answer, and the picture. The video is any of an hour or more, which is not given:
-long_video.mp4, or what `--names` says. Asked are 15 lengths x 6 depths of each needle; `extra` says where it is
-inserted: before frame int(depth * frames) of the haystack.
+long_video.mp4, or what `--names` says. Asked are 15 lengths x 6 depths of each needle; `extra` says where it comes:
+before frame int(depth * frames) of the haystack.
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""`timeviper bench check`: what was found out about a test set, for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from timeviper.benchmarking.check import Checked, check_set, compare_with
+from timeviper.benchmarking.registry import load_set
+from timeviper.console import ProgressLine, console, table
+
+if TYPE_CHECKING:
+    from timeviper.cli.bench import CheckPlace
+
+
+def check_bench(
+    name: str,
+    place: CheckPlace,
+    part: bool,
+    against: Path | None,
+    state: Path | None,
+    workers: int,
+    json_file: Path | None,
+) -> bool:
+    """Check, print, and write the report; whether there is no problem."""
+    if against and not place.videos:
+        raise ValueError("--against compares videos: say with --videos where those of the set are")
+    loaded = load_set(name, place.annotations, place.videos, place.names, place.precut)
+    with ProgressLine(sys.stderr, stays=False) as line:
+        checked = check_set(
+            loaded, part=part, workers=workers, progress=lambda n, total, video: line.count(n, total, "videos", video)
+        )
+        if against:
+            compare_with(
+                checked, loaded.items, against, workers, lambda n, where: line(f"{n:,} media seen, now {where}"), state
+            )
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(asdict(checked), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _show(checked)
+    return not checked.problems
+
+
+def _show(checked: Checked) -> None:
+    print(f"{checked.title}: {checked.items:,} items on {checked.videos:,} videos, sha256 {checked.digest[:16]}")
+    if checked.counts:
+        made = table("count", "published", "here")
+        for one in checked.counts:
+            made.add_row(
+                one.what, f"{one.published:,}", f"{one.found:,}" + ("" if one.found == one.published else " *")
+            )
+        console().print(made)
+    if checked.lengths:
+        print(f"videos decoded: {len(checked.lengths):,}, {sum(checked.lengths.values()) / 3600:,.2f} hours")
+    for pair in checked.overlap.found if checked.overlap else ():
+        how = "has the bytes of" if pair.rms is None else f"looks like (they differ by {pair.rms:.1f} of 255)"
+        print(f"{pair.shard}  {pair.key}  {pair.member} {how} {pair.media}")
+    for note in checked.notes:
+        print(f"note: {note}")
+    for problem in checked.problems:
+        print(f"PROBLEM: {problem}")
+    print(f"{len(checked.problems)} problem{'s' * (len(checked.problems) != 1)}")
