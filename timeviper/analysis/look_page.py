@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,8 @@ def _figures(found: Found) -> list[Figure]:
     return [
         Figure(
             timeline_of(found),
-            "The number at the end of a row is its largest cell. Grey: no token is left there.",
+            "The number at the end of a row is its largest cell. Grey: no token is left there. With --check, the last "
+            "row is what hiding the shortest window around a stretch costs.",
             table,
         ),
         Figure(
@@ -180,8 +182,17 @@ def _parts(look: Look) -> list[str]:
 def timeline_of(found: Found) -> Drawing:
     look = found.look
     strips = [Strip(f"{one.block} {NAMES[one.kind]}", one.share, one.kind) for one in look.lines]
+    if found.checked and found.checked.tried:
+        strips.append(Strip("nats if hidden", _hidden(look, found.checked)))
     unit = "part of what is written" if look.options.method == "relevance" else "share of what is read"
     return timeline("Influence by seconds", strips, look.edges, unit, truth=look.options.truth)
+
+
+def _hidden(look: Look, checked: Checked) -> list[float]:
+    """Of each stretch, what hiding the shortest window around it costs."""
+    spans = [(one.span(look), one) for one in sorted(checked.tried, key=lambda one: len(one.frames))]
+    middles = [(a + b) / 2 for a, b in zip(look.edges, look.edges[1:])]
+    return [next((one.nats for (a, b), one in spans if a <= t < b), math.nan) for t in middles]
 
 
 def lines_of(found: Found) -> Drawing:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def summary(found: Found) -> list[str]:
     look, answer = found.look, found.look.answer
     left = "".join(f", {sum(counts):,} behind {stage}" for stage, counts in answer.survivors.items())
     lines = [
-        answer.text or "(no answer)",
+        *(wrap(answer.text, 80) or ["(no answer)"]),
         "",
         f"{len(answer.frame_times):,} frames of {answer.duration:g} s, {answer.vision_tokens:,} tokens{left}",
         f"-log p of the answer {look.nats:.2f} nats; {len(look.row_tokens)} rows of {look.options.rows}",
@@ -101,7 +102,7 @@ def summary(found: Found) -> list[str]:
     missing = [one.missing for one in look.lines if one.missing is not None]
     if missing:
         lines.append(f"parts add up to what the blocks wrote but for {max(missing):.0e} of it")
-    return [*lines, "", headline(found), *_costs(found)]
+    return [*lines, "", *wrap(headline(found), 80), *_costs(found)]
 
 
 def _block(look: Look, number: int) -> str:
