@@ -26,7 +26,7 @@ from timeviper.datamodules.frames.container import FORMATS, LIMITS, Container, V
 from timeviper.datamodules.frames.video import lead_in, resized
 
 POLL = 0.1  # seconds between two looks at a file that may grow
-CAMERAS = "rtsp,mpjpeg,sdp"  # beside what files are: only for an address that the operator has typed
+CAMERAS = "rtsp,mpjpeg"  # beside what files are: only for an address that the operator has typed
 PROTOCOLS = "rtsp,rtp,udp,tcp,http,https,tls"
 
 

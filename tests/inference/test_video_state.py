@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -289,34 +287,42 @@ def test_files_that_are_cut_off_or_no_states(model: LoadedModel, saved: Path, tm
 def test_a_budget_of_bytes_is_kept_before_anything_is_decoded(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twelve hours at a frame a second, at the size that the file would have."""
+    """Twelve hours at a frame a second; and a file of twelve hours with fewer frames."""
     long = write_clip(tmp_path / "long.mp4", [*range(0, 12 * 3600, 400)], fps=1)
-    twelve = load(model.export, device="cpu", overrides=["data.frames.fps=1", "data.frames.max_frames=100000"])
-    twelve = replace(twelve, recipe=replace(twelve.recipe, data=twelve.recipe.data))
+    settings = ["data.frames.fps=1", "data.frames.max_frames=100000", "model.decoder.max_tokens=1000000"]
+    twelve = load(model.export, device="cpu", overrides=settings)
     monkeypatch.setattr("timeviper.datamodules.frames.stream.iter_video", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(TooLongError, match=r"the state of 108 frames takes .* MB, and 0.1 MB are allowed") as found:
-        twelve.watch(long, max_bytes=100_000)
-    assert "--tier features" in str(found.value)
-    fit = int(str(found.value).partition("max_frames=")[2].partition(")")[0])
-    assert fit == 0 or state_bytes(twelve.recipe.model, "state", fit, fit * 5, 4) <= 100_000
+    monkeypatch.setattr("timeviper.inference.reading.embed_frames", lambda *_: pytest.fail("encoded"))
+    pictures = np.broadcast_to(np.zeros((1, 32, 32, 3), np.uint8), (12 * 3600, 32, 32, 3))
+    times = np.arange(12 * 3600) + 0.5
+    cases: list[tuple[Any, dict[str, Any]]] = [(long, {}), (pictures, {"times": times, "duration": 43200.0})]
+    for (video, options), count, budget in zip(cases, (108, 43200), (200_000, 20_000_000)):
+        with pytest.raises(TooLongError, match=f"the state of {count:,} frames takes .* are allowed") as found:
+            twelve.watch(video, max_bytes=budget, **options)
+        assert "--tier features" in str(found.value)
+        fit = int(str(found.value).partition("max_frames=")[2].partition(")")[0])
+        assert 0 < fit < count
+        assert state_bytes(twelve.recipe.model, "state", fit, fit * 5, 4) <= budget
     frames = frames_within(twelve.recipe.model, "state", 100_000_000, 4)
     assert state_bytes(twelve.recipe.model, "state", frames, 0, 4) <= 100_000_000
     assert state_bytes(twelve.recipe.model, "state", frames + 1, 0, 4) > 100_000_000
 
 
 def test_two_writers_leave_a_whole_file(model: LoadedModel, clip: Path, tmp_path: Path) -> None:
-    path = tmp_path / "both.state"
-    code = (
-        "import sys; from timeviper import load; import torch; torch.set_num_threads(1)\n"
-        f"state = load({str(model.export)!r}, device='cpu', overrides={list(DENSE)!r}).watch({str(clip)!r})\n"
-        f"for _ in range(10): state.save({str(path)!r})\n"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    path, state = tmp_path / "both.state", model.watch(clip)
+
+    def write() -> None:
+        for _ in range(20):
+            state.save(path)
+
+    writers = [get_context("fork").Process(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
     seen = 0
-    while any(writer.poll() is None for writer in writers):
+    while any(writer.is_alive() for writer in writers):
         if path.is_file():
             seen += load_state(path, model).frames == COUNT
-    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert load_state(path, model).ask("When?") == model.ask("When?", clip)
     assert [p.name for p in tmp_path.iterdir()] == ["both.state"]
 

@@ -86,11 +86,10 @@ def check_budget(model: ModelConfig, tier: str, frames: int, text: int, e: int, 
     if needed <= budget:
         return
     fit = frames_within(model, tier, budget, e, text / max(frames, 1))
-    others = (
-        ""
-        if tier == "features"
-        else f" or keep features alone ({state_bytes(model, 'features', frames, 0, e) / 1e6:,.1f} MB; --tier features)"
-    )
+    others = ""
+    if tier != "features":
+        features = state_bytes(model, "features", frames, 0, e)
+        others = f", or keep features alone ({features / 1e6:,.1f} MB; --tier features)"
     advice = f"take fewer frames (data.frames.max_frames={fit})" if fit else "no frame fits: give more"
     raise TooLongError(
         f"the state of {frames:,} frames takes {needed / 1e6:,.1f} MB, and {budget / 1e6:,.1f} MB are allowed "
