@@ -27,7 +27,7 @@ SAYS = {
     BEYOND_OPTIONS: "the answer's letter or number has no option: no reply can be right",
     ONE_OPTION: "there is nothing to choose from",
     HIDDEN: "the answer is not published: send replies to the set's server",
-    TWICE: "video, question and options are those of another item",
+    TWICE: "video and question are those of another item",
     SAME_KEY: "two items have one key",
     BEYOND_END: "the true window ends after the video",
     TURNED: "the true window starts after it ends, or has no length",
@@ -88,7 +88,9 @@ def mark_repeats(items: Sequence[Item]) -> list[Item]:
     made = []
     for item in items:
         notes = list(item.notes)
-        about = (item.video, item.task, plain(item.question), item.options)
+        turned = item.options if item.task == "group" else ()  # rotations of a question are not the same one
+        depth = item.label("frames"), item.label("depth")  # of a needle
+        about = (item.video, item.task, plain(item.question), turned, depth)
         asked[about] += 1
         keys[item.key] += 1
         if asked[about] > 1:
