@@ -18,6 +18,7 @@ from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import MAX_PIXELS, Container, Source, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
 from timeviper.datamodules.frames.part import Part
+from timeviper.datamodules.frames.rule import FrameRule
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
 
 __all__ = [
@@ -188,7 +189,10 @@ class Sampling:
         self.duration = length if duration is None or container.is_image else duration
         self.kind: Literal["video", "image"] = "image" if container.is_image else "video"
         is_there = self.reader.holds(self._start + self.duration)
-        offsets = sample_times(self.duration, frames, self.count if is_there else None)
+        if isinstance(frames, FrameRule):
+            offsets = frames.times(self.duration, self.count)
+        else:
+            offsets = sample_times(self.duration, frames, self.count if is_there else None)
         if part:  # a part counts as the player does, which may begin with sound alone
             offsets = (offsets + self._start - self._lead).clip(min=0.0)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.

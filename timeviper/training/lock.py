@@ -26,20 +26,20 @@ class Held(OSError):
 
 
 @contextmanager
-def run_lock(run: Path, hint: str) -> Iterator[None]:
+def run_lock(run: Path, hint: str, doing: str = "training") -> Iterator[None]:
     """Hold `run` (made if it is not there) within the block. Of a job with several ranks, rank 0 holds it for all.
 
-    hint: what to do instead, for the message. Raises `Held`, an OSError, while another process holds it; says so where
-    a process has ended without giving it back.
+    hint: what to do instead, and doing: what goes on there, for the message. Raises `Held`, an OSError, while another
+    process holds it; says so where a process has ended without giving it back.
     """
     new = not run.is_dir()
     run.mkdir(parents=True, exist_ok=True)
     path, job = run / LOCK, _job()
     if int(os.environ.get("RANK", 0)):
-        _refuse_another_job(path, job, run, hint)
+        _refuse_another_job(path, job, run, hint, doing)
         yield
         return
-    handle = _take(path, run, hint)
+    handle = _take(path, run, hint, doing)
     over = threading.Event()
     try:
         about = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%F %T %z"), "job": job}
@@ -63,16 +63,16 @@ def _job() -> str:
     return ":".join(place) if any(place) else f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _take(path: Path, run: Path, hint: str) -> int:
+def _take(path: Path, run: Path, hint: str, doing: str) -> int:
     """The open lock file, ours."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not _locked(handle):
-                raise _held(path, run, hint)
+                raise _held(path, run, hint, doing)
             before = _about(path)
             if before and before.get("host") != socket.gethostname() and _lives(path, before):
-                raise _held(path, run, hint)
+                raise _held(path, run, hint, doing)
             with suppress(OSError):  # gone: its holder ended just now and removed it
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
                     if before:
@@ -111,7 +111,7 @@ def _touched(path: Path) -> int | None:
     return None
 
 
-def _refuse_another_job(path: Path, job: str, run: Path, hint: str) -> None:
+def _refuse_another_job(path: Path, job: str, run: Path, hint: str, doing: str) -> None:
     """For the other ranks: end at once when rank 0 will."""
     for _ in range(10):  # rank 0 may be about to write its name
         held = False
@@ -123,7 +123,7 @@ def _refuse_another_job(path: Path, job: str, run: Path, hint: str) -> None:
         if not held or _about(path).get("job", job) == job:
             return
         time.sleep(0.1)
-    raise _held(path, run, hint)
+    raise _held(path, run, hint, doing)
 
 
 def _beat(handle: int, over: threading.Event) -> None:
@@ -145,13 +145,13 @@ def _who(about: dict[str, str]) -> str:
     return f"process {about.get('process')} on {about.get('host')}, since {about.get('since')},"
 
 
-def _held(path: Path, run: Path, hint: str) -> Held:
+def _held(path: Path, run: Path, hint: str, doing: str) -> Held:
     about: dict[str, str] = {}
     for _ in range(10):  # the holder may be about to write its name
         if about := _about(path):
             break
         time.sleep(0.05)
     return Held(
-        f"{run} is in use: {_who(about)} is at work there ({path}). Nothing was changed. Wait until it ends, "
+        f"{run} is in use: {_who(about)} is {doing} there ({path}). Nothing was changed. Wait until it ends, "
         f"stop it, or {hint}."
     )

@@ -1,0 +1,115 @@
+"""By which rules the answers to a set are scored: those of its own scorer first, those of others, then plain ones.
+
+A set names how its scorers count (`TestSet.policies`); which extractor or reader of windows each of them has is known
+here. The plain rules, ours, show what one choice alone is worth: what becomes of a reply that cannot be read, how
+means are taken, and whether a threshold that is just reached counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from timeviper.benchmarking.item import Item
+
+OFFICIAL = "official"
+CAREFUL = "careful"
+FIRST_WORDS = ("mvbench", "mvbench-lmms")
+"""Rules that compare words in place of extracting a letter."""
+EXACT, CIDER = "exact words", "CIDEr"
+
+# Extractor of choices by set and policy; of a set that is not named, by policy.
+_CHOICE: dict[str, dict[str, str]] = {
+    "videomme": {"official": "videomme", "lmms": "lmms-eval", "vlmeval": "videomme", "timeviper": "timeviper"},
+    "videomme-v2": {"official": "lmms-eval-v2", "lmms": "lmms-eval-v2"},
+    "lvbench": {"official": "lvbench"},
+    "mlvu": {"official": "mlvu"},
+    "mvbench": {"official": "mvbench", "vlmeval": "mvbench", "lmms": "mvbench-lmms"},
+    "longvideobench": {"vlmeval": "videomme"},
+    "": {"lmms": "lmms-eval", "vlmeval": "videomme", "timeviper": "timeviper"},
+}
+_WINDOWS: dict[str, dict[str, str]] = {
+    "timelens": {"official": "timelens"},
+    "": {"lmms": "lmms-eval", "timeviper": "timeviper", "held-out": "last-numbers"},
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to score the answers of one kind."""
+
+    name: str
+    said: str
+    """In words."""
+    reads: str = CAREFUL
+    """Extractor or reader."""
+    unparsed: str = "wrong"
+    average: str = "question"
+    by: str = ""
+    strict: bool = False
+    as_published: bool = False
+    """Groups with the fault of their published scorer."""
+    official: bool = False
+
+    @property
+    def does(self) -> tuple[object, ...]:
+        """What makes it another rule."""
+        return self.reads, self.unparsed, self.average, self.by, self.strict, self.as_published
+
+
+def choice_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]], items: Sequence[Item]) -> list[Rule]:
+    """Of questions with options. policies: `Policy` by name, as plain data; the first is the set's own."""
+    rules = [_of_set(set_name, name, dict(policy), _CHOICE) for name, policy in policies.items()]
+    rules = rules or [Rule(OFFICIAL, "")]
+    rules = [replace(rules[0], official=True, as_published=rules[0].average == "group"), *rules[1:]]
+    first = rules[0]
+    kept = {"average": first.average, "by": first.by}
+    rules += [Rule("strict", "", **kept), Rule("dropped", "", unparsed="dropped", **kept)]
+    rules += [Rule("random", "", unparsed="random", **kept), Rule("pooled", "")]
+    by = first.by or next((n for n in ("task", "question_type", "duration") if any(i.label(n) for i in items)), "")
+    if by:
+        rules += [Rule("macro", "", average="macro", by=by), Rule("label", "", average="label", by=by)]
+    if any(item.group for item in items):
+        rules.append(Rule("groups", "", average="group"))
+    return _distinct([replace(rule, said=_choice_words(rule)) for rule in rules])
+
+
+def window_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]]) -> list[Rule]:
+    """Of questions about when."""
+    rules = [_of_set(set_name, name, dict(policy), _WINDOWS) for name, policy in policies.items()]
+    rules = rules or [Rule(OFFICIAL, "")]
+    rules = [replace(rules[0], official=True), *rules[1:], Rule(">=", ""), Rule(">", "", strict=True)]
+    rules = [replace(rule, unparsed="wrong", average="question", by="") for rule in rules]
+    words = "IoU {}, windows as {}"
+    return _distinct([replace(r, said=words.format(">" if r.strict else ">=", _reader(r.reads))) for r in rules])
+
+
+def _of_set(set_name: str, name: str, policy: dict[str, Any], known: Mapping[str, Mapping[str, str]]) -> Rule:
+    reads = known.get(set_name, {}).get(name) or known[""].get(name, CAREFUL)
+    fields = {n: policy[n] for n in ("unparsed", "average", "by", "strict") if n in policy}
+    return Rule(name, "", reads, **fields)
+
+
+def _distinct(rules: Sequence[Rule]) -> list[Rule]:
+    """Without those that do the same as one before."""
+    found: dict[tuple[object, ...], Rule] = {}
+    for rule in rules:
+        found.setdefault(rule.does, rule)
+    return list(found.values())
+
+
+def _choice_words(rule: Rule) -> str:
+    unread = {"wrong": "wrong", "dropped": "left out", "random": "a guess, expected", "right": "right"}[rule.unparsed]
+    means = {
+        "question": "all questions",
+        "macro": f"mean over {rule.by}",
+        "label": f"once for each {rule.by}",
+        "group": "groups" + (", no answer as -1" if rule.as_published else ""),
+        "video": "mean over videos",
+    }[rule.average]
+    return f"letters as {_reader(rule.reads)}; unread: {unread}; {means}"
+
+
+def _reader(name: str) -> str:
+    return "ours" if name == CAREFUL else name
