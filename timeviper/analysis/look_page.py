@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ def write(found: Found, out: Path) -> list[Path]:
     """OUT/look.html, look.json and a .svg of each picture."""
     out.mkdir(parents=True, exist_ok=True)
     page = page_of(found)
-    names = ("timeline", "against-distance", "survivors", "hiding")
+    names = ("timeline", "against-places", "survivors", "hiding")
     by_name = dict(zip(names, (timeline_of(found), lines_of(found), film_of(found), bars_of(found))))
     files = [write_page(out / "look.html", page)]
     files.append(write_whole(out / "look.json", json.dumps(found.as_dict(), ensure_ascii=False, indent=1) + "\n"))
@@ -164,7 +163,7 @@ def _figures(found: Found) -> list[Figure]:
         Figure(
             timeline_of(found),
             "The number at the end of a row is its largest cell. Grey: no token is left there. With --check, the last "
-            "row is what hiding the shortest window around a stretch costs.",
+            "row is the window whose hiding costs most, in nats.",
             table,
         ),
         Figure(
@@ -182,24 +181,19 @@ def _parts(look: Look) -> list[str]:
 def timeline_of(found: Found) -> Drawing:
     look = found.look
     strips = [Strip(f"{one.block} {NAMES[one.kind]}", one.share, one.kind) for one in look.lines]
-    if found.checked and found.checked.tried:
-        strips.append(Strip("nats if hidden", _hidden(look, found.checked)))
+    if found.checked and found.checked.top:
+        first, last = found.checked.top.span(look)
+        inside = [min(b, last) - max(a, first) >= (b - a) / 2 for a, b in zip(look.edges, look.edges[1:])]
+        strips.append(Strip("top window", [found.checked.top.nats * here for here in inside]))
     unit = "part of what is written" if look.options.method == "relevance" else "share of what is read"
     return timeline("Influence by seconds", strips, look.edges, unit, truth=look.options.truth)
-
-
-def _hidden(look: Look, checked: Checked) -> list[float]:
-    """Of each stretch, what hiding the shortest window around it costs."""
-    spans = [(one.span(look), one) for one in sorted(checked.tried, key=lambda one: len(one.frames))]
-    middles = [(a + b) / 2 for a, b in zip(look.edges, look.edges[1:])]
-    return [next((one.nats for (a, b), one in spans if a <= t < b), math.nan) for t in middles]
 
 
 def lines_of(found: Found) -> Drawing:
     look = found.look
     middles = [(a + b) / 2 for a, b in zip(look.edges, look.edges[1:])]
     series = []
-    for kind in ("attention", "mamba"):
+    for kind in ("mamba", "attention"):
         mine = [one for one in look.lines if one.kind == kind]
         if mine:
             for name, null in (
@@ -210,7 +204,7 @@ def lines_of(found: Found) -> Drawing:
                 known = ~np.isnan(rows).all(0)
                 y = np.where(known, np.nansum(rows, 0) / np.maximum((~np.isnan(rows)).sum(0), 1), np.nan)
                 series.append(draw.Line(name, middles, y.tolist(), null=null))
-    return draw.lines("Against distance alone", series, "seconds of the video", "share of a stretch")
+    return draw.lines("Against places alone", series, "seconds of the video", "share of a stretch")
 
 
 def film_of(found: Found) -> Drawing | None:
@@ -257,7 +251,7 @@ def bars_of(found: Found) -> Drawing | None:
             bars.append(draw.Bar(f"{name}, {first:g}-{last:g} s", window.nats, colour=0 if name != "truth" else 2))
             if (rest := random_mean(window)) is not None:
                 low, high = min(window.random), max(window.random)
-                bars.append(draw.Bar("as many random frames", rest, low, high, colour=1))
+                bars.append(draw.Bar("random frames", rest, low, high, colour=1))
     return draw.bars("What hiding costs", bars, "nats of the answer")
 
 
@@ -268,7 +262,8 @@ def _checked_section(found: Found, checked: Checked) -> Section:
     rows += [_told(found.look, "tried", one) for one in checked.tried]
     table = Grid("Windows that were hidden", ["window", "from", "to", "frames", "nats", "random"], rows, folded=True)
     caption = "The line through a bar of random frames goes from the least to the most of the draws."
-    return Section("What hiding costs", [headline(found)], [Figure(drawing, caption, table)])
+    text = [headline(found)] + ([f"Hidden frames are {checked.how}."] if checked.how else [])
+    return Section("What hiding costs", text, [Figure(drawing, caption, table)])
 
 
 def _told(look: Look, name: str, window: Window) -> list[object]:

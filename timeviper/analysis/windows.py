@@ -5,14 +5,16 @@ nothing. So all frames are hidden first; of the window that is left, its first, 
 and the dearest goes on while it costs at least half of what all frames do. Beside it stand as many random frames of the
 rest, hidden together.
 
-Hidden frames are gone from the prompt, whose text and times stay: nothing of them reaches the answer by any road, as
-it would through later frames that have seen them, and a long video is hidden from piece by piece. The cost is how much
-less likely the same answer becomes: the difference of -log p, in nats, of all its tokens together.
+A prompt that goes through the model whole is computed as always, but for question and answer, which are computed in
+every mixer as if the hidden frames had never been there (`cut.py`); what other tokens know of them, and what TransV
+hands on, stays. From one in pieces hidden frames are gone, and only their times in the text stay: nothing of them
+reaches the answer by any road, but later frames know less, too. The cost is how much less likely the same answer
+becomes: the difference of -log p, in nats, of all its tokens together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -21,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timeviper.analysis.cut import cutting
+from timeviper.analysis.lines import behind_media
 from timeviper.analysis.look import Look, teach
 from timeviper.inference.ask import Followed, LoadedModel
 from timeviper.inference.generate import embed_frames, frames_at_once, in_pieces
-from timeviper.inference.prefill import prefill, prefill_chunks
+from timeviper.inference.prefill import prefill_chunks
 from timeviper.kernels.bounds import Bounds
 from timeviper.pack import Kind
 
@@ -67,9 +71,12 @@ class Checked:
     """None: hiding everything costs next to nothing."""
     tried: list[Window]
     truth: Window | None = None
+    how: str = ""
+    """What became of hidden frames."""
 
     def as_dict(self, look: Look) -> dict[str, Any]:
         return {
+            "how": self.how,
             "all_frames_nats": round(self.everything, 6),
             "top": self.top and self.top.as_dict(look),
             "truth": self.truth and self.truth.as_dict(look),
@@ -94,7 +101,7 @@ def check_windows(cost: Cost, count: int, truth: range | None = None, seed: int 
             here, now = best.frames, best.nats
         top = Window(here, now, against(cost, here, count, seed))
     told = None if truth is None else Window(truth, cost(frozenset(truth)), against(cost, truth, count, seed + 1))
-    return Checked(everything, top, tried, told)
+    return Checked(everything, top, tried, told, getattr(cost, "how", ""))
 
 
 def against(cost: Cost, window: range, count: int, seed: int, draws: int = DRAWS) -> list[float]:
@@ -117,8 +124,15 @@ class Hiding:
 
     def __init__(self, model: LoadedModel, followed: Followed, on_cost: Callable[[], None] | None = None) -> None:
         self.model, self.followed, self.on_cost = model, followed, on_cost
-        self.held: list[tuple[Tensor, Tensor]] | None = None
+        self.size = model.recipe.eval.tokens_per_piece
+        self.whole = self.size == 0 or len(followed.prompt.ids) <= self.size
+        self.held: tuple[Tensor, Tensor] | None = None
         self.base = self.nats(frozenset())
+
+    @property
+    def how(self) -> str:
+        """In words."""
+        return "hidden from question and answer" if self.whole else "gone from the prompt"
 
     def __call__(self, hidden: frozenset[int]) -> float:
         found = self.nats(hidden) - self.base
@@ -128,46 +142,53 @@ class Hiding:
 
     @torch.inference_mode()
     def nats(self, hidden: frozenset[int]) -> float:
-        """-log p of the answer without some frames, by the calls that wrote it."""
+        """-log p of the answer without some frames."""
+        return self._cut(hidden) if self.whole else self._removed(hidden)
+
+    def _cut(self, hidden: frozenset[int]) -> float:
+        """Prompt and answer in one pass."""
         decoder, ids = self.model.model.decoder, self.followed.ids
-        size, prompt = self.model.recipe.eval.tokens_per_piece, self.followed.prompt
-        left = self._without(hidden)
+        if self.held is None:
+            x, kind = (torch.cat(parts) for parts in zip(*self._embedded()))
+            answer = torch.full((len(ids),), Kind.ANSWER, dtype=kind.dtype, device=kind.device)
+            self.held = torch.cat([x, decoder.embed(ids)]), torch.cat([kind, answer])
+        x, kind = self.held
+        hide, rows = self._of(hidden, kind), torch.ones_like(kind, dtype=torch.bool)
+        rows[: len(kind) - len(ids) - behind_media(self.followed.prompt.kind)] = False
+        with cutting(decoder, hide, rows):
+            out = decoder(x, Bounds([len(x)], x.device), kind)
+        predicting = out.hidden[len(out.hidden) - len(ids) - 1 : -1]
+        return -float(decoder.project(predicting).double().log_softmax(-1).gather(1, ids[:, None]).sum())
+
+    def _removed(self, hidden: frozenset[int]) -> float:
+        """By the calls that wrote the answer."""
+        decoder, ids, prompt = self.model.model.decoder, self.followed.ids, self.followed.prompt
         vision = (len(self.followed.answer.frame_times) - len(hidden)) * self.model.model.tokens_per_frame
         text = int((prompt.kind != Kind.VISION).sum())
-        if size == 0 or len(prompt.ids) <= size:
-            x, kind = (torch.cat(parts) for parts in zip(*left))
-            start = prefill(decoder, x, Bounds([len(x)], x.device), kind)
-        else:
-            start = prefill_chunks(decoder, in_pieces(left, size), vision, text + len(ids))
+        start = prefill_chunks(decoder, in_pieces(self._without(hidden), self.size), vision, text + len(ids))
         return teach(decoder, start.hidden, start.state, ids, max(len(ids) - 1, 0))
+
+    def _of(self, frames: frozenset[int], kind: Tensor, before: int = 0) -> Tensor:
+        """Which tokens `[n]` are of some frames; before: vision tokens that have come already."""
+        vision = kind == Kind.VISION
+        number = (vision.cumsum(0) - 1 + before) // self.model.model.tokens_per_frame
+        return vision & torch.isin(number, torch.tensor(sorted(frames), dtype=torch.int64, device=kind.device))
 
     def _without(self, hidden: frozenset[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """The embedded prompt, piece by piece."""
-        per_frame, done = self.model.model.tokens_per_frame, 0
-        gone = torch.tensor(sorted(hidden), dtype=torch.int64)
+        done = 0
         for x, kind in self._embedded():
-            vision = (kind == Kind.VISION).cpu()
-            number = vision.cumsum(0) - 1 + done
-            done += int(vision.sum())
-            stay = ~(vision & torch.isin(number // per_frame, gone))
-            stay = stay.to(x.device)
+            stay = ~self._of(hidden, kind, done)
+            done += int((kind == Kind.VISION).sum())
             yield x[stay], kind[stay]
 
-    def _embedded(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The whole prompt; that of a short one is kept."""
-        if self.held is not None:
-            return self.held
+    def _embedded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of it."""
         model, prompt, question = self.model.model, self.followed.prompt, self.followed.asked
-        size = self.model.recipe.eval.tokens_per_piece
-        whole = size == 0 or len(prompt.ids) <= size
-        count = max(question.num_frames, 1) if whole else frames_at_once(size, model.tokens_per_frame)
+        count = max(question.num_frames, 1) if self.whole else frames_at_once(self.size, model.tokens_per_frame)
         ids, kind = (t.to(self.model.device) for t in (prompt.ids, prompt.kind))
         seconds = torch.as_tensor(np.concatenate([medium.times for medium in question.media]))
-        found = embed_frames(model, ids, kind, question.parts(count), seconds)
-        if whole:
-            self.held = [*found]
-            return self.held
-        return found
+        return embed_frames(model, ids, kind, question.parts(count), seconds)
 
 
 def frames_within(times: list[float], span: tuple[float, float]) -> range:
