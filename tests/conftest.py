@@ -30,6 +30,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def world_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six held-out videos of the world in the files of Video-MME, Charades-STA and YouCook2: 16, 2 and 6 items."""
+    from timeviper.benchmarking.world_sets import write_world_sets
+
+    folder = tmp_path_factory.mktemp("sets")
+    write_world_sets(folder, videos=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def media_zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Animal]:
     """Small files of every kind, with what a player shows of each."""
     return build(tmp_path_factory.mktemp("zoo"))

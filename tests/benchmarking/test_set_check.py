@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from set_makers import as_json, as_lines, as_parquet, load, video, video_of_two, videomme
 from shard_helpers import clip
+from tree import ROOT
 
 from timeviper.benchmarking.check import Checked, check_set, compare_with
 from timeviper.benchmarking.registry import SETS, load_set
@@ -213,3 +214,13 @@ def test_every_set_says_what_it_is_and_renders_its_prompts(name: str) -> None:
         assert json.dumps(form.text.format(question="q", options="o", subtitles="", duration="1", frames="2"))
     for policy in told.policies.values():
         assert (policy.average in ("macro", "label")) == bool(policy.by)
+
+
+def test_the_page_tells_the_same_of_every_set() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = {r.split("|")[1].strip(" `"): [c.strip() for c in r.split("|")] for r in page.splitlines() if r[:3] == "| `"}
+    for name, told in SETS.items():
+        assert name in rows, f"docs/benchmarks.md has no row for {name}"
+        counts = told.counts
+        assert rows[name][2] == told.title
+        assert rows[name][3:5] == [f"{n:,}" if n else "" for n in (counts.videos, counts.questions)], name

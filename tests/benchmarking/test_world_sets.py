@@ -5,19 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from tree import Run
 
 from timeviper.benchmarking.registry import Loaded, load_set
-from timeviper.benchmarking.world_sets import SOURCE, write_world_sets
+from timeviper.benchmarking.world_sets import SOURCE
 from timeviper.datamodules.world.world import describe, sample
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sets")
-    write_world_sets(folder, videos=6)
-    return folder
 
 
 def loaded(sets: Path, name: str) -> Loaded:
@@ -29,16 +21,16 @@ def asked(number: int, place: int) -> tuple[str, str]:
     return user["content"].removeprefix("<video>\n"), assistant["content"]
 
 
-def test_questions_answers_and_videos_are_those_of_the_shards(sets: Path) -> None:
-    which = json.loads((sets / "world.json").read_text())["questions"]
-    for item in loaded(sets, "videomme").items:
+def test_questions_answers_and_videos_are_those_of_the_shards(world_sets: Path) -> None:
+    which = json.loads((world_sets / "world.json").read_text())["questions"]
+    for item in loaded(world_sets, "videomme").items:
         key, place = which["videomme"][item.key]
         question, answer = asked(int(key[-6:]), place)
         assert item.right is not None
         assert (item.question, item.options[item.right]) == (question, answer)
         assert len(set(item.options)) == len(item.options) >= 3
         assert item.notes == ()
-    for item in loaded(sets, "charades").items:
+    for item in loaded(world_sets, "charades").items:
         key, place = which["charades"][item.key]
         question, answer = asked(int(key[-6:]), place)
         start, end = item.windows[0]
@@ -47,8 +39,8 @@ def test_questions_answers_and_videos_are_those_of_the_shards(sets: Path) -> Non
         assert Path(item.video.path).read_bytes() == sample(SOURCE, 0, int(key[-6:]))["mp4"]
 
 
-def test_all_three_are_whole(sets: Path) -> None:
-    first, second, third = (loaded(sets, name) for name in ("videomme", "charades", "youcook2"))
+def test_all_three_are_whole(world_sets: Path) -> None:
+    first, second, third = (loaded(world_sets, name) for name in ("videomme", "charades", "youcook2"))
     assert not first.missing | second.missing | third.missing
     assert (len(first.items), len(third.items)) == (16, 6)
     assert all(item.duration and item.windows and len(item.answers) == len(item.windows) for item in third.items)

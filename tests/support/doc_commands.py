@@ -7,14 +7,8 @@ from collections.abc import Iterator
 
 from tree import ROOT
 
-PAGES = (
-    "README.md",
-    *(
-        f"docs/{n}.md"
-        for n in ("features", "your-data", "recipes", "planning", "look-inside", "ask-at-scale", "extending", "api")
-    ),
-)
-PAGES = (*PAGES, "recipes/README.md")
+NAMES = "features your-data recipes planning look-inside ask-at-scale benchmarks extending api"
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES.split()), "recipes/README.md")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -64,6 +64,14 @@ def bench_check(
         raise typer.Exit(1)
 
 
+@bench.command("sets")
+def bench_sets() -> None:
+    """List the test sets: what was published of them, what to download, known defects."""
+    from timeviper.cli.check_bench import show_sets
+
+    show_sets()
+
+
 @bench.command("world")
 def bench_world(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the sets.")],

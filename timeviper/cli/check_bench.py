@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from timeviper.benchmarking.check import Checked, check_set, compare_with
-from timeviper.benchmarking.registry import load_set
+from timeviper.benchmarking.registry import SETS, load_set
 from timeviper.console import ProgressLine, console, table
 
 if TYPE_CHECKING:
@@ -63,3 +63,15 @@ def _show(checked: Checked) -> None:
     for problem in checked.problems:
         print(f"PROBLEM: {problem}")
     print(f"{len(checked.problems)} problem{'s' * (len(checked.problems) != 1)}")
+
+
+def show_sets() -> None:
+    """All test sets, a row each."""
+    made = table("set", "is", "videos", "questions", "download", "forms", "known defects")
+    for one in SETS.values():
+        counts = one.counts
+        known = ", ".join(f"{name} {count or ''}".strip() for name, count in one.defects.items())
+        gate = " (gated)" if one.gated else ""
+        numbers = [f"{n:,}" if n else "" for n in (counts.videos, counts.questions)]
+        made.add_row(one.name, one.title, *numbers, one.download + gate, " ".join(one.forms), known)
+    console().print(made)
