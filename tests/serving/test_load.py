@@ -64,12 +64,12 @@ async def streamed(client: AsyncOpenAI, clip: Path, text: str) -> str:
 def test_two_hundred_streams_at_once_give_what_ask_gives(served: Served, model: LoadedModel, clips: list[Path]) -> None:
     async def all_of_them() -> list[str]:
         async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0, timeout=300) as client:
-            return await asyncio.gather(*(streamed(client, clips[i % 4], question(i)) for i in range(MANY)))
+            return await asyncio.gather(*(streamed(client, clips[i % 4], question(i % 40)) for i in range(MANY)))
 
     found = asyncio.run(all_of_them())
     frames = [model.read_video(clip) for clip in clips]
-    expected = [model.ask(question(i), frames[i % 4]).text for i in range(MANY)]
-    assert found == expected
+    expected = [model.ask(question(i), frames[i % 4]).text for i in range(40)]
+    assert found == expected * (MANY // 40)
     assert len(set(found)) > 4
     engine, states = served.server.engine, served.server.states
     assert engine.counts.most_rows > 1

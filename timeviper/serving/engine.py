@@ -8,14 +8,11 @@ are the same bits alone and among others (see `rows.py`), and what goes wrong wi
 
 from __future__ import annotations
 
-import heapq
 import logging
-import math
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
@@ -23,7 +20,7 @@ import torch
 from timeviper.inference.prefill import Prefilled
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
-from timeviper.serving.jobs import Counts, EndedError, Job, QueueFullError, TooLargeError
+from timeviper.serving.jobs import Counts, EndedError, Job, QueueFullError, TooLargeError, Waiting
 from timeviper.serving.rows import Rows, copies
 from timeviper.serving.turns import Turns
 from timeviper.serving.writing import Style, Writer
@@ -64,15 +61,14 @@ class Engine:
         """width: rows of a step; more answers than that take several. queue: requests that wait at most. prompts: that
         are read in turns at a time. num_bytes: of states of all requests that are read or written."""
         self.model, self.tokenizer = model, tokenizer
-        self.width, self.queue, self.prompts, self.budget = width, queue, prompts, num_bytes
+        self.width, self.prompts, self.budget = width, prompts, num_bytes
         self.counts, self.held = Counts(), 0
         self._kernel = kernel
-        self._waiting: list[tuple[int, int, Job]] = []
-        self._order = count()
+        self._queue = Waiting(queue)
         self._reading: deque[tuple[Job, Turns[Any]]] = deque()
         self._groups: list[Rows] = []
         self._rows: list[_Row] = []
-        self._lock, self._wake, self._stop = threading.Lock(), threading.Event(), False
+        self._wake, self._stop = threading.Event(), False
         self._seconds = 1.0  # that a request takes lately
         self._step_seconds = 0.0  # that the last step took: half of the time is for prompts
         self._thread = threading.Thread(target=self._run, name="timeviper-engine", daemon=True)
@@ -107,17 +103,15 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._queue)
 
     def check_room(self) -> None:
         """QueueFullError where `submit` would refuse any request."""
-        if len(self._waiting) >= self.queue:
+        try:
+            self._queue.check_room(self._seconds)
+        except QueueFullError:
             self.counts.refused += 1
-            raise QueueFullError(len(self._waiting), self.retry_after())
-
-    def retry_after(self) -> int:
-        """Seconds until about a tenth of the queue has gone."""
-        return min(max(math.ceil(self._seconds * max(len(self._waiting), 1) / 10), 1), 60)
+            raise
 
     def submit(self, job: Job) -> None:
         """Queue a request. Raises QueueFullError, and TooLargeError for one that can never be taken."""
@@ -126,10 +120,9 @@ class Engine:
                 f"its states would take {job.num_bytes / 1e6:,.0f} MB, and the server has {self.budget / 1e6:,.0f} MB "
                 "for all: take fewer frames or a shorter answer"
             )
-        with self._lock:
-            self.check_room()
-            self.counts.requests += 1
-            heapq.heappush(self._waiting, (job.priority, next(self._order), job))
+        self.check_room()
+        self._queue.put(job)
+        self.counts.requests += 1
         self._wake.set()
 
     def abort(self, job: Job) -> None:
@@ -144,10 +137,15 @@ class Engine:
             dispatch.configure(**self._kernel)
         with torch.inference_mode():
             while not self._stop:
-                if not self.turn():
+                try:
+                    busy = self.turn()
+                except Exception as error:  # of no request in particular: the next ones are answered
+                    log.exception("the engine failed: the requests under way have ended")
+                    self._end_all(error)
+                    busy = True
+                if not busy:
                     self._wake.wait(IDLE)
-                    self._wake.clear()
-        self._end_all()
+        self._end_all(EndedError("the server is going down"))
 
     def turn(self) -> bool:
         """One round: who has gone leaves, who fits comes in, slices of prompts for as long as the step before took (one
@@ -170,11 +168,7 @@ class Engine:
         return worked
 
     def _drop_gone(self) -> None:
-        with self._lock:
-            if any(job.gone for *_, job in self._waiting):
-                self.counts.aborted += sum(job.gone for *_, job in self._waiting)
-                self._waiting = [entry for entry in self._waiting if not entry[2].gone]
-                heapq.heapify(self._waiting)
+        self.counts.aborted += self._queue.drop_gone()
         for job, turns in [pair for pair in self._reading if pair[0].gone]:
             turns.close()
             self._reading.remove((job, turns))
@@ -183,14 +177,12 @@ class Engine:
             self._end_row(row, "aborted")
 
     def _admit(self) -> None:
-        with self._lock:
-            while self._waiting and len(self._reading) < self.prompts:
-                job = self._waiting[0][2]
-                if self.held + job.num_bytes > self.budget:
-                    return  # nobody overtakes: a large request must come in some day
-                heapq.heappop(self._waiting)
-                self.held += job.num_bytes
-                self._reading.append((job, Turns(job.read)))
+        while len(self._reading) < self.prompts:
+            job = self._queue.take(self.budget - self.held)
+            if job is None:
+                return
+            self.held += job.num_bytes
+            self._reading.append((job, Turns(job.read)))
 
     def _read_a_slice(self) -> bool:
         """Of the first prompt that has its next piece; it goes to the end of the line."""
@@ -322,12 +314,11 @@ class Engine:
         self._leave(job, "failed")
         job.on_error(error)
 
-    def _end_all(self) -> None:
-        ended = EndedError("the server is going down")
-        jobs = {*(row.job for row in self._rows), *(job for job, _ in self._reading), *(e[2] for e in self._waiting)}
+    def _end_all(self, error: Exception) -> None:
+        jobs = {*(row.job for row in self._rows), *(job for job, _ in self._reading), *self._queue.clear()}
         for _, turns in self._reading:
             turns.close()
-        self._rows, self._waiting = [], []
+        self._rows, self._groups, self.held = [], [], 0
         self._reading.clear()
         for job in jobs:
-            job.on_error(ended)
+            job.on_error(error)

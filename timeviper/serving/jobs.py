@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from timeviper.serving.turns import Pause
@@ -54,6 +58,50 @@ class Job:
     open_rows: int = 0
     tokens: int = 0
     """Written so far, over all answers."""
+
+
+class Waiting:
+    """The queue: by priority, then in the order in which they came. Any thread may call."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._jobs: list[tuple[int, int, Job]] = []
+        self._order, self._lock = count(), threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def check_room(self, seconds: float) -> None:
+        """QueueFullError where there is no room. seconds: that a request takes lately; a tenth of the queue is waited
+        for."""
+        waiting = len(self._jobs)
+        if waiting >= self.most:
+            raise QueueFullError(waiting, min(max(math.ceil(seconds * waiting / 10), 1), 60))
+
+    def put(self, job: Job) -> None:
+        with self._lock:
+            heapq.heappush(self._jobs, (job.priority, next(self._order), job))
+
+    def take(self, num_bytes: int) -> Job | None:
+        """The first, if it needs no more than so many bytes. Nobody overtakes it: a large one must come in some day."""
+        with self._lock:
+            if not self._jobs or self._jobs[0][2].num_bytes > num_bytes:
+                return None
+            return heapq.heappop(self._jobs)[2]
+
+    def drop_gone(self) -> int:
+        """Forget those whose client has gone; how many."""
+        with self._lock:
+            before = len(self._jobs)
+            if any(job.gone for *_, job in self._jobs):
+                self._jobs = [entry for entry in self._jobs if not entry[2].gone]
+                heapq.heapify(self._jobs)
+            return before - len(self._jobs)
+
+    def clear(self) -> list[Job]:
+        with self._lock:
+            jobs, self._jobs = self._jobs, []
+            return [job for *_, job in jobs]
 
 
 @dataclass
