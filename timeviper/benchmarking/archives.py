@@ -26,7 +26,7 @@ from typing import IO, BinaryIO
 from timeviper.datamodules.shards.tar import LITTER, TAR_BLOCK, RangeFile
 
 ZIPS, TARS, GZIPPED = (".zip",), (".tar",), (".tar.gz", ".tgz")
-PART = re.compile(r"(?P<stem>.+\.tar(?:\.gz)?)[._](?:part[._-]?)?(?P<part>[a-z]{2}|\d{2,3})$")
+PART = re.compile(r"(?P<stem>.+\.tar(?:\.gz)?)[._](?:part[._-]?)?(?P<part>(?!gz$|xz$|bz$)[a-z]{2}|\d{2,3})$")
 LOCAL = struct.Struct("<4s22xHH")  # of a zip's member, before its bytes: signature, lengths of name and extra field
 ENCRYPTED = 1
 AGAIN = "download it again"
@@ -64,9 +64,15 @@ class Joined(RangeFile):
             self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def read_at(self, at: int, view: memoryview) -> int:
-        at += self._offset
-        part = bisect_right(self._begins, at) - 1
-        return os.preadv(self._fds[part], [view], at - self._begins[part])
+        """All of it, across parts: readers of tars take less for the end of the file."""
+        at, got = at + self._offset, 0
+        while got < len(view):
+            part = bisect_right(self._begins, at + got) - 1
+            count = os.preadv(self._fds[part], [view[got:]], at + got - self._begins[part])
+            if not count:
+                break
+            got += count
+        return got
 
     def close(self) -> None:
         if not self.closed:
@@ -105,6 +111,12 @@ def is_archive(name: str) -> bool:
         return True
     found = PART.fullmatch(lower)
     return bool(found) and found["part"] in ("aa", "00", "000", "01", "001")
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether opening a member decompresses all before it."""
+    found = PART.fullmatch(path.name.lower())
+    return (found["stem"] if found else path.name.lower()).endswith(GZIPPED)
 
 
 def is_later_part(name: str) -> bool:
@@ -175,8 +187,7 @@ def _of_tar(path: Path) -> list[Member]:
 def _tar_bytes(path: Path) -> IO[bytes]:
     """A tar without its compression."""
     raw = Joined(parts_of(path))
-    found = PART.fullmatch(path.name.lower())
-    if (found["stem"] if found else path.name.lower()).endswith(GZIPPED):
+    if is_compressed(path):
         return gzip.GzipFile(fileobj=raw, mode="rb")  # pyright: ignore[reportReturnType]
     return raw
 
@@ -193,8 +204,7 @@ def open_member(path: Path, name: str) -> IO[bytes]:
     try:
         if path.name.lower().endswith(ZIPS):
             return _from_zip(path, member, where)
-        found = PART.fullmatch(path.name.lower())
-        if not (found["stem"] if found else path.name.lower()).endswith(GZIPPED):
+        if not is_compressed(path):
             return Joined(parts_of(path), member.offset, member.size)
         key = (path, os.getpid())
         if key not in _GZIPPED:
@@ -221,12 +231,6 @@ def _from_zip(path: Path, member: Member, where: str) -> IO[bytes]:
     if signature != b"PK\x03\x04":
         raise ArchiveError(path, f"{member.name} does not lie where the zip says: {AGAIN}")
     return Joined([path], info.header_offset + LOCAL.size + name + extra, info.file_size)
-
-
-def is_compressed(path: Path) -> bool:
-    """Whether opening a member decompresses all before it."""
-    found = PART.fullmatch(path.name.lower())
-    return (found["stem"] if found else path.name.lower()).endswith(GZIPPED)
 
 
 def extract(path: Path, folder: str, to: Path) -> None:

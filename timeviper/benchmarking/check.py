@@ -6,7 +6,7 @@ Nothing of it needs a model. Problems make a score another set's; notes are what
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -30,7 +30,7 @@ SECONDS, SHARE = 2.0, 0.05  # by which a video may be longer or shorter than the
 CUT_SLACK = 1.0  # seconds that a clip may be longer than its cut
 
 WRONG = (defects.BEYOND_OPTIONS, defects.NO_OPTION, defects.TURNED, defects.CLOCK, defects.NO_WINDOW)
-WRONG += (defects.SAME_KEY, defects.HIDDEN)
+WRONG += (defects.SAME_KEY, defects.HIDDEN, defects.SHORT_GROUP)
 """Defects that are problems, unless as many of them were published; others are notes."""
 LICENCES = ("LICENSE*", "LICENCE*", "README.md")
 
@@ -223,32 +223,30 @@ def _length(looked: Looked) -> float | str:
 
 def _lengths(items: Iterable[Item], checked: Checked) -> None:
     """Videos of another length than the set says, and clips and windows that lie outside of them."""
-    other: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {}
     for item in items:
-        if (lasts := checked.lengths.get(item.video.file)) is None:
-            continue
-        if wrong := "".join(_misfits(item, lasts)):
-            other.setdefault(item.video.name, wrong)
-    kinds: Mapping[str, list[str]] = {}
-    for name, wrong in other.items():
-        kinds = {**kinds, wrong.partition(":")[0]: [*kinds.get(wrong.partition(":")[0], []), f"{name} {wrong}"]}
-    for kind, told in kinds.items():
+        lasts = checked.lengths.get(item.video.file)
+        if lasts is not None and (wrong := _misfit(item, lasts)):
+            kind, numbers = wrong
+            found.setdefault(kind, {}).setdefault(item.video.name, numbers)
+    for kind, names in found.items():
+        told = [f"{name} ({numbers})" for name, numbers in names.items()]
         checked.problems.append(f"{len(told)} videos, {kind}: {'; '.join(told[:SHOWN])}")
 
 
-def _misfits(item: Item, lasts: float) -> Iterator[str]:
-    """The first thing that does not fit a video of `lasts` seconds: what, a colon, and the numbers."""
+def _misfit(item: Item, lasts: float) -> tuple[str, str] | None:
+    """The first thing that does not fit a video of `lasts` seconds: what it is, and the numbers."""
     start, end, stated = item.video.start, item.video.end, item.duration
     if end is not None and end > lasts + SECONDS:
         clip = end - (start or 0.0)
         if abs(lasts - clip) <= CUT_SLACK:
-            yield f"cut already: as long as its clip ({clip:g} s), which would be cut again (--precut reads it whole)"
-        else:
-            yield f"clip outside: {start or 0:g} to {end:g} s of {lasts:.1f} s"
-    elif stated and abs(stated - lasts) > max(SECONDS, SHARE * stated) and not (start or end):
-        yield f"other length: {lasts:.1f} s, but the set says {stated:.1f} s"
-    elif item.windows and end is None and (last := max(e for _, e in item.windows)) > lasts + SECONDS:
-        yield f"window outside: until {last:.1f} s of {lasts:.1f} s"
+            return "cut already, and would be cut again (--precut reads them whole)", f"as long as its clip, {clip:g} s"
+        return "clip outside", f"{start or 0:g} to {end:g} s of {lasts:.1f} s"
+    if stated and abs(stated - lasts) > max(SECONDS, SHARE * stated) and not (start or end):
+        return "other length", f"{lasts:.1f} s, but the set says {stated:.1f} s"
+    if item.windows and end is None and (last := max(e for _, e in item.windows)) > lasts + SECONDS:
+        return "window outside", f"until {last:.1f} s of {lasts:.1f} s"
+    return None
 
 
 def compare_with(

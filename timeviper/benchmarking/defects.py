@@ -20,6 +20,7 @@ BEYOND_END = "window beyond the end"
 TURNED = "window turned around"
 CLOCK = "time as MM:SS"
 NO_WINDOW = "no window"
+SHORT_GROUP = "group that is not whole"
 
 SAYS = {
     REPEATS: "two of the options are the same text",
@@ -32,6 +33,7 @@ SAYS = {
     BEYOND_END: "the true window ends after the video",
     TURNED: "the true window starts after it ends, or has no length",
     CLOCK: "times are written as MM:SS where the set has seconds; they were read as minutes and seconds",
+    SHORT_GROUP: "of the four questions that count together some are missing, or there are more",
     NO_WINDOW: "no true window is given",
 }
 SLACK = 1.0  # seconds that a window may reach beyond a length that was rounded

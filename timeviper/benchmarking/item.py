@@ -5,6 +5,7 @@ An item is plain data: it travels to other processes, and `to_json` is a line of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -130,6 +131,7 @@ class Item:
         return cls(**given)
 
 
+MARKED = re.compile(r"\(?([A-Za-z])[).:]\s*(.+)", re.DOTALL)
 KEPT = ("key", "video", "task", "question", "right")  # of `to_json`: 0 is the first option
 
 
@@ -149,7 +151,11 @@ def right_option(answer: str | int, options: Sequence[str]) -> int | None:
         place = LETTERS.index(letter)
         return place if place < len(options) else None
     alike = [i for i, option in enumerate(options) if plain(option) == plain(told)]
-    return alike[0] if alike else None
+    if alike:
+        return alike[0]
+    marked = MARKED.fullmatch(told)
+    place = LETTERS.index(marked[1].upper()) if marked else len(options)
+    return place if marked and place < len(options) and plain(options[place]) == plain(marked[2]) else None
 
 
 def plain(text: str) -> str:

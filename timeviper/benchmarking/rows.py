@@ -229,6 +229,9 @@ def each(found: Iterable[Row | Unread], make: Callable[[Row], Made]) -> Iterator
         except ValueError as error:
             yield Unread(row.where, str(error))
             continue
+        except (TypeError, AttributeError, KeyError) as error:
+            yield Unread(row.where, f"has another form than the set's ({error})")
+            continue
         yield from items
 
 

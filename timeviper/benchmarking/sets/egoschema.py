@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from timeviper.benchmarking.defects import choice
+from timeviper.benchmarking.defects import HIDDEN, choice
 from timeviper.benchmarking.forms import BARE, LETTER_FORM
 from timeviper.benchmarking.item import Item
 from timeviper.benchmarking.rows import Row, each, json_of, rows
@@ -66,6 +66,7 @@ def _set(name: str, title: str, subset: bool) -> TestSet:
             questions=500 if subset else 5031,
             others={"all of EgoSchema, whose answers are hidden": 5031} if subset else {"the subset": 500},
         ),
+        defects={} if subset else {HIDDEN: 4531},
         remarks=("TimeViper's and lmms-eval's scorers put a random letter where they read none.",),
         licence="Ego4D's",
         gated=True,

@@ -33,8 +33,11 @@ def _asked(video: Row | Unread) -> Iterator[Row | Unread]:
         yield Unread(video.where, f"has no video_info and qa (its fields: {', '.join(video)})")
         return
     told = {name: video.get(name) for name in ("key", "type")} | {"minutes": info.get("duration_minutes")}
-    for one in asked:
-        yield Row({**one, **told}, f"{video.where}, question {one.get('uid')}")
+    for number, one in enumerate(asked, 1):
+        if isinstance(one, dict):
+            yield Row({**one, **told}, f"{video.where}, question {one.get('uid')}")
+        else:
+            yield Unread(f"{video.where}, question {number}", "is no object")
 
 
 def _item(row: Row) -> Item:

@@ -33,7 +33,10 @@ def _rows(path: Path) -> Iterator[Row | Unread]:
             yield Unread(f"{path.name}, {video}", "must hold a list of questions for each aspect")
             continue
         for aspect, asked in aspects.items():
-            for number, fields in enumerate(asked, 1):
+            for number, fields in enumerate(asked if isinstance(asked, list) else [asked], 1):
+                if not isinstance(fields, dict):
+                    yield Unread(f"{path.name}, {video}, {aspect}", "must be a list of objects")
+                    continue
                 yield Row({**fields, "video": video, "aspect": aspect, "number": number}, f"{path.name}, {video}")
 
 

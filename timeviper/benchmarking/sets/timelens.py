@@ -31,7 +31,7 @@ def _item(row: Row, source: str) -> Item:
         f"{source}#{video}#{row.text('number')}",
         VideoRef(f"{source}/{video}"),
         "grounding",
-        " ".join(row.text("queries").split()).strip("."),
+        " ".join(row.text("queries").split()).strip(" ."),
         windows=tuple(window(one, "spans") for one in (span if several else [span])),
         labels={"source": (source,)},
         duration=row.maybe("duration"),

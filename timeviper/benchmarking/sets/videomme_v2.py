@@ -6,11 +6,11 @@ test.parquet; 40 zips with `<video_id>.mp4`; `subtitle/<id>.jsonl`, a word a lin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from timeviper.benchmarking.defects import choice
+from timeviper.benchmarking.defects import SHORT_GROUP, choice
 from timeviper.benchmarking.forms import LETTER_FORM
 from timeviper.benchmarking.item import Item, SubtitleRef
 from timeviper.benchmarking.rows import Row, each, rows
@@ -18,7 +18,6 @@ from timeviper.benchmarking.testset import Counts, Form, Policy, TestSet, Unread
 from timeviper.benchmarking.texts import lines_of
 
 STRUCTURES = ("[1,2,3,4]", "[1,[2,3],4]", "[[1,2],3,4]")
-SHORT = "group of other than 4 questions"
 
 
 def read(files: Sequence[Path]) -> Iterator[Item | Unread]:
@@ -29,14 +28,13 @@ def read(files: Sequence[Path]) -> Iterator[Item | Unread]:
     for one in found:
         if isinstance(one, Item):
             of = last[one.group].labels
-            short = (SHORT,) if sizes[one.group] != 4 else ()
+            short = (SHORT_GROUP,) if sizes[one.group] != 4 else ()
             one = replace(one, labels={**one.labels, **_of_group(of)}, notes=(*one.notes, *short))
         yield one
 
 
-def _of_group(last: dict[str, tuple[str, ...]] | object) -> dict[str, tuple[str, ...]]:
+def _of_group(last: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Level and heads of a group, which are those of its last question."""
-    assert isinstance(last, dict)
     return {f"group_{name}": last[name] for name in ("level", "second_head", "third_head") if name in last}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from timeviper.benchmarking.defects import choice
+from timeviper.benchmarking.defects import SHORT_GROUP, choice
 from timeviper.benchmarking.forms import BARE, LETTER_FORM
 from timeviper.benchmarking.item import Item
 from timeviper.benchmarking.rows import Row, each, flat, rows, seconds
@@ -20,7 +20,6 @@ from timeviper.benchmarking.testset import Counts, Policy, TestSet, Unread
 
 TRIES = 4
 TASKS = {"ret": "retrieval", "ord": "ordering", "cnt": "counting"}
-SHORT = "fewer than four rotations"
 
 
 def read(files: Sequence[Path]) -> Iterator[Item | Unread]:
@@ -29,7 +28,7 @@ def read(files: Sequence[Path]) -> Iterator[Item | Unread]:
     sizes = Counter(one.group for one in found if isinstance(one, Item))
     for one in found:
         if isinstance(one, Item) and sizes[one.group] != TRIES:
-            one = replace(one, notes=(*one.notes, SHORT))
+            one = replace(one, notes=(*one.notes, SHORT_GROUP))
         yield one
 
 
