@@ -95,7 +95,7 @@ def test_groups_score_as_published_and_as_meant(tmp_path: Path) -> None:
         f"{name}-{i}": {"1": "A", "0": "B", "-": ""}[one] for name, all in right.items() for i, one in enumerate(all, 1)
     }
     policy = {"official": {"average": "group"}}
-    made = scored(write(tmp_path / "c", items, texts, set={"name": "videomme-v2", "policies": policy}))
+    made = scored(write(tmp_path / "c", items, texts, set={"name": "videomme_v2", "policies": policy}))
     assert value(made, "official", "group score") == pytest.approx((56.25 + 33.33 + 100) / 3, abs=0.01)
     assert value(made, "strict", "group score") == pytest.approx((56.25 + 33.33) / 3, abs=0.01)
 

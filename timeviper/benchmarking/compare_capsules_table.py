@@ -8,7 +8,7 @@ from timeviper.benchmarking.compare_capsules import CapsuleComparison, Compared
 from timeviper.console import console, table
 
 
-def print_comparison(made: CapsuleComparison) -> None:
+def print_capsules(made: CapsuleComparison) -> None:
     out = console()
     out.print(Text(f"A  {made.a}\nB  {made.b}"), soft_wrap=True)
     shown = table("score", "rule", title=f"{made.set}: B against A on the same questions, frames and prompts")

@@ -22,7 +22,7 @@ EXACT, CIDER = "exact words", "CIDEr"
 # Extractor of choices by set and policy; of a set that is not named, by policy.
 _CHOICE: dict[str, dict[str, str]] = {
     "videomme": {"official": "videomme", "lmms": "lmms-eval", "vlmeval": "videomme", "timeviper": "timeviper"},
-    "videomme-v2": {"official": "lmms-eval-v2", "lmms": "lmms-eval-v2"},
+    "videomme_v2": {"official": "lmms-eval-v2", "lmms": "lmms-eval-v2"},
     "lvbench": {"official": "lvbench"},
     "mlvu": {"official": "mlvu"},
     "mvbench": {"official": "mvbench", "vlmeval": "mvbench", "lmms": "mvbench-lmms"},
@@ -80,9 +80,10 @@ def window_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]]) -> li
     rules = [_of_set(set_name, name, dict(policy), _WINDOWS) for name, policy in policies.items()]
     rules = rules or [Rule(OFFICIAL, "")]
     rules = [replace(rules[0], official=True), *rules[1:], Rule(">=", ""), Rule(">", "", strict=True)]
-    rules = [replace(rule, unparsed="wrong", average="question", by="") for rule in rules]
-    words = "IoU {}, windows as {}"
-    return _distinct([replace(r, said=words.format(">" if r.strict else ">=", _reader(r.reads))) for r in rules])
+    kept = {"macro": "macro"}  # the other averages are those of choices
+    rules = [replace(r, unparsed="wrong", average=kept.get(r.average, "question")) for r in rules]
+    rules = [r if r.average == "macro" else replace(r, by="") for r in rules]
+    return _distinct([replace(rule, said=_window_words(rule)) for rule in rules])
 
 
 def _of_set(set_name: str, name: str, policy: dict[str, Any], known: Mapping[str, Mapping[str, str]]) -> Rule:
@@ -109,6 +110,11 @@ def _choice_words(rule: Rule) -> str:
         "video": "mean over videos",
     }[rule.average]
     return f"letters as {_reader(rule.reads)}; unread: {unread}; {means}"
+
+
+def _window_words(rule: Rule) -> str:
+    means = f"; mean over {rule.by}" if rule.average == "macro" else ""
+    return f"IoU {'>' if rule.strict else '>='}, windows as {_reader(rule.reads)}{means}"
 
 
 def _reader(name: str) -> str:

@@ -77,7 +77,7 @@ def _lettered(rule: Rule, item: Item, reply: str, unscored: Unscored) -> Judged:
 
 def choice_tally(rule: Rule, judged: Sequence[Judged], clusters: Mapping[str, int]) -> Tally:
     """Values 0 to 1."""
-    if rule.average == "group":
+    if rule.average == "group" or any(one.item.group_rule == "all" for one in judged):
         return _groups(rule, judged, clusters)
     values, weights, strata, videos = [], [], [], []
     for one in judged:
@@ -101,12 +101,12 @@ def _worth(rule: Rule, one: Judged) -> tuple[float, float]:
 
 
 def _groups(rule: Rule, judged: Sequence[Judged], clusters: Mapping[str, int]) -> Tally:
-    """Groups that lack a question count with what is there as not right, the rest being wrong."""
+    """A group that lacks questions counts these as wrong. VNBench: right if all are, then the mean over tasks."""
     groups: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         groups[one.item.group or one.item.key].append(one)
     score = group_score_as_published if rule.as_published else group_score
-    values, videos = [], []
+    values, videos, strata = [], [], []
     for members in groups.values():
         members.sort(key=lambda one: one.item.place)
         first = members[0].item
@@ -115,7 +115,8 @@ def _groups(rule: Rule, judged: Sequence[Judged], clusters: Mapping[str, int]) -
             right += [False] * (4 - len(right))
         values.append(score(first.group_rule or "all", right) / 100)
         videos.append(clusters[first.video.name])
-    return tally(values, np.array(videos, int))
+        strata.append(first.label(rule.by)[:1] if rule.average == "macro" else "")
+    return tally(values, np.array(videos, int), strata)
 
 
 def _by_video(values: Sequence[float], weights: Sequence[float], videos: Sequence[int]) -> Tally:
@@ -139,10 +140,11 @@ def window_tallies(
     """mIoU, and recall of the first window at each threshold."""
     values = window_ious(rule, items, replies)
     videos = np.array([clusters[item.video.name] for item in items], int)
-    found = {"mIoU": tally(values, videos)}
+    strata = [one for i in items for one in (i.label(rule.by) or ("",))[:1]] if rule.average == "macro" else None
+    found = {"mIoU": tally(values, videos, strata)}
     for threshold in THRESHOLDS:
         hits = [float(meets(value, threshold, rule.strict)) for value in values]
-        found[f"R1@{threshold:g}"] = tally(hits, videos)
+        found[f"R1@{threshold:g}"] = tally(hits, videos, strata)
     return found
 
 

@@ -17,7 +17,7 @@ import typer
 
 from timeviper.cli import analyse_flow, analyse_redundancy, serve  # noqa: F401  verbs of `analyse`
 from timeviper.cli.analyse import analyse
-from timeviper.cli.bench import bench
+from timeviper.cli.bench_capsule import bench
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
 from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, StateFileOption, Until
 from timeviper.cli.report import report
@@ -145,7 +145,7 @@ def evaluate(
 
 @app.command(context_settings=OVERRIDES)
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder or an export.")],
+    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder or an export; or a capsule of `bench run`.")],
     b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
     overrides: Overrides = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -156,6 +156,17 @@ def compare(
     """
     from json import dumps
 
+    from timeviper.benchmarking.capsule import is_capsule
+
+    if is_capsule(a) or is_capsule(b):
+        from timeviper.benchmarking.compare_capsules import compare_capsules
+        from timeviper.benchmarking.compare_capsules_table import print_capsules
+
+        if overrides:
+            raise ValueError(f"a capsule's answers are given: {overrides[0]} can change nothing; leave it out")
+        both = compare_capsules(a, b)
+        print(dumps(both.as_dict(), indent=2)) if json else print_capsules(both)
+        return
     from timeviper.inference.compare import compare as compare_runs
     from timeviper.inference.compare_table import print_comparison
 
