@@ -148,6 +148,20 @@ def test_a_transfer_alone() -> None:
 
 
 @torch.no_grad()
+def test_two_edges_at_once_each_in_its_blocks() -> None:
+    """Behind stages, inner and outer of the same decoder: cuts of disjoint rows are one cut of both."""
+    decoder, prompts = make_decoder(HYBRID, PUBLISHED), make_prompts()
+    hide, question = edge(prompts, Kind.INSTRUCTION)
+    answer = of_kinds(prompts, Kind.ANSWER)
+    with cutting(decoder, hide, question, transfers=["early"]), cutting(decoder, hide, answer):
+        both = run(decoder, prompts).hidden
+    with cutting(decoder, hide, question | answer, transfers=["early"]):
+        one = run(decoder, prompts).hidden
+    torch.testing.assert_close(both, one, rtol=0, atol=1e-12)
+    assert decoder.watcher is None
+
+
+@torch.no_grad()
 def test_nothing_hidden_and_nothing_left() -> None:
     decoder, prompts = make_decoder(HYBRID), make_prompts(("5c", "1v1i", "3v"))
     plain = run(decoder, prompts).hidden

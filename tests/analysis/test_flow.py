@@ -95,7 +95,7 @@ def plain(model: TimeViper, pack: Pack, cut: Cut | None) -> Scores:
 def test_passes_from_a_middle_block_are_passes_of_the_whole_model() -> None:
     """Scores of a walk that is continued, on a pack behind stages, against whole forward passes."""
     model, pack = make_model(), with_video()
-    made = curves(model.decoder, ["V-I", "V-A", "V-IA"], ["*", "M", "*MT"], Sweep("window", 2))
+    made = curves(model.decoder, ["V-I", "V-A"], ["*", "*MT"], Sweep("window", 2), [0, 3, 6])
     cuts = passes(made)
     found = dict(measure(model, pack, cuts))
     assert set(found) == {WHOLE, BLIND, TEXT, *cuts}
@@ -187,6 +187,8 @@ def test_what_the_figures_say() -> None:
     _, missed, cliff, _ = findings(made_up(flat, {name: [1.0, 1.0] for name in kl}))
     assert missed.endswith("cuts as little.")
     assert "no step along the depth is larger than 0.005 nats" in cliff
+    even = kl | {"*M": [1.0, 0.9]}
+    assert "no cliff; the largest step is 0.1 of 1 nats" in findings(made_up(even, right))[2]
 
 
 @pytest.mark.parametrize(

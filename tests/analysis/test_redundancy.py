@@ -193,6 +193,20 @@ def test_names_of_the_old_stages_are_not_taken_and_their_phases_go(world: Path, 
     assert "at4: null" in nothing
 
 
+def test_a_run_without_transv(world: Path, tmp_path: Path) -> None:
+    """Nothing of its own is measured, and the recipe lets the transfers learn."""
+    off = ["model.transv.stages.early=null", "model.transv.stages.late=null", "train.trainable=[projector,decoder]"]
+    subject = load_subject(random_run(tmp_path / "run", *off, val=world / "val/videos"))
+    options = asked("budget.kv=.9", "samples=2", "at=3,8", "select=last", decoder=subject.model.decoder)
+    found = study(subject, options, tmp_path / "kept.jsonl", lambda *_: None)
+    assert set(found.joint) == {str(i) for i in range(len(found.chosen))}
+    assert found.own_costs == pytest.approx({"flops": 1.0, "tokens": 1.0, "kv": 1.0})
+    assert "trained with stages" not in " ".join(warnings(found))
+    recipe = load_recipe(write_recipe(subject, found.chosen[0], tmp_path / "schedule.yaml", []), to_train=False)
+    assert recipe.train.trainable == ["projector", "decoder", "transv"]
+    assert len(recipe.model.transv.stages) >= 1
+
+
 def test_own_costs_are_those_of_the_runs_stages(run: Path) -> None:
     subject = load_subject(run)
     costs = own_costs(subject, [PackShape((12,), (40,), 0)])

@@ -88,7 +88,8 @@ def cutting(
     take the rows apart, too, which changes rounding alone: products of as many rows as in a run without the hidden.
 
     Vision tokens behind rows that are cut (text between frames) see these rows as they now are, and a stage that ranks
-    is asked by tokens that may be cut: it can choose others. For whole sequences without a state,
+    is asked by tokens that may be cut: it can choose others. Where two of these hold, a row that both cut in a block
+    is as the inner says. For whole sequences without a state,
     as in training; ValueError for a block that is not a mixer, an unknown stage, or a state.
     """
     layout = decoder.cfg.layout

@@ -12,6 +12,7 @@ from timeviper.analysis.flow_study import Flow
 from timeviper.analysis.scores import Band
 from timeviper.inference.paired import FEW
 
+CLIFF = 0.25  # of a curve's highest KL: a smaller step between two places is not called one
 NOTHING = 0.005  # nats a token: less than this is called no change
 
 
@@ -56,9 +57,9 @@ def _missed(flow: Flow) -> Iterable[str]:
         a, b = flow.of(attention, place), flow.of(both, place)
         gap = flow.difference(b, a, "right")
         kl = flow.band(attention, place, "kl").mean, flow.band(both, place, "kl").mean
-        share = (
-            f"misses {max(0.0, 1 - kl[0] / kl[1]):.0%} of the {kl[1]:.3g} nats" if kl[1] > NOTHING else "cuts as little"
-        )
+        missed = 1 - kl[0] / kl[1] if kl[1] > 0 else 0.0
+        part = "next to nothing" if missed < 0.05 else f"{missed:.0%}"
+        share = f"misses {part} of the {kl[1]:.3g} nats" if kl[1] > NOTHING else "cuts as little"
         told = (
             f"{edge} from block {place} on: attention alone {flow.band(attention, place, 'right').mean:.3f} right, "
             f"with the Mamba-2 blocks {flow.band(both, place, 'right').mean:.3f} ({signed(gap)}). An "
@@ -84,6 +85,9 @@ def _cliffs(flow: Flow) -> Iterable[str]:
         i = int(np.argmax(steps))
         if steps[i] < NOTHING:
             yield f"{edge}, {named(curve.roads)}: no step along the depth is larger than {NOTHING:g} nats."
+            continue
+        if steps[i] < CLIFF * max(kl):
+            yield f"{edge}, {named(curve.roads)}: no cliff; the largest step is {steps[i]:.3g} of {max(kl):.3g} nats."
             continue
         crossed = places[i] if flow.options.sweep.kind == "from" else places[i + 1]
         kind = ROADS[flow.layout[crossed]]

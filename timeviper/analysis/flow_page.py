@@ -65,7 +65,7 @@ def _figure(flow: Flow, edge: str, made: list[Curve], measure: str) -> Figure:
         [_line(flow, curve, measure) for curve in made],
         f"block; cut {flow.options.sweep}",
         Y_NAMES[measure],
-        levels=[Level(flow.bands[name, measure].mean, told) for name, told in LEVELS.items()],
+        levels=_levels(flow, measure),
         layout=flow.layout,
         y_range=(-0.03, 1.03) if measure == "right" else None,
     )
@@ -79,6 +79,18 @@ def _figure(flow: Flow, edge: str, made: list[Curve], measure: str) -> Figure:
         "replacement. Dashed grey: random sets of the same size."
     )
     return Figure(drawn, caption, Grid(f"{edge}: {Y_NAMES[measure]}, every number", columns, rows, folded=True))
+
+
+def _levels(flow: Flow, measure: str) -> list[Level]:
+    """The horizontal lines; those that lie close have one label, since two would lie on each other."""
+    found = sorted((flow.bands[name, measure].mean, told) for name, told in LEVELS.items())
+    near = 0.06 * max(1.0, found[-1][0]) if measure == "right" else 0.06 * found[-1][0]
+    made: list[Level] = []
+    for y, told in found:
+        if made and y - made[-1].y < near:
+            told, made[-1] = f"{made[-1].name}, {told}", Level(made[-1].y, "")
+        made.append(Level(y, told))
+    return made
 
 
 def _line(flow: Flow, curve: Curve, measure: str) -> Line:

@@ -104,9 +104,9 @@ def _schedules(found: Redundancy, words: Sequence[str]) -> Section:
     name = _budget(found)
     front = frontier(found, name)
     series = [Line("predicted, best of all", [s.costs[name] for s in front], [s.loss for s in front])]
-    if found.chosen:
-        points = sorted((s.costs[name], _kl(found, str(i))) for i, s in enumerate(found.chosen))
-        series.append(Line("measured as a whole", [x for x, _ in points], [y for _, y in points], n=len(found.keys)))
+    if (best := found.winner) is not None:
+        at, kl = found.chosen[best].costs[name], _kl(found, str(best))
+        series.append(Line("the best, measured as a whole", [at], [kl], n=len(found.keys)))
     for own in (OWN, OWN_DROP):
         if own in found.joint:
             series.append(Line(OWN_NAMES[own], [found.own_costs[name]], [_kl(found, own)], n=len(found.keys)))

@@ -108,7 +108,7 @@ class Schedules:
         if not fits.any():
             raise self._nearest(budgets)
         among = np.flatnonzero(fits)
-        cost = sum(self.costs[name][among] for name in (budgets or self.costs))
+        cost = np.sum([self.costs[name][among] for name in (budgets or self.costs)], axis=0)
         order = np.lexsort((self.size[among], cost, self.loss[among]))
         return [self[int(i)] for i in among[order[:count]]]
 
@@ -157,8 +157,10 @@ def all_schedules(table: Table, costs: Mapping[str, Floats], most: int = MOST) -
         layers = table.layer[places, shares]
         totals = {name: _costs(s, layers, shares) for name, s in sums.items()}
         rest = np.full((*loss.shape, width - k), -1)
-        both = (np.concatenate([np.broadcast_to(v, layers.shape), rest], -1) for v in (places, shares))
-        found.append((loss.ravel(), {m: t.ravel() for m, t in totals.items()}, *(v.reshape(-1, width) for v in both)))
+        at, left = (
+            np.concatenate([np.broadcast_to(v, layers.shape), rest], -1).reshape(-1, width) for v in (places, shares)
+        )
+        found.append((loss.ravel(), {name: total.ravel() for name, total in totals.items()}, at, left))
     loss, totals, places, shares = zip(*found)
     joined = {name: np.concatenate([t[name] for t in totals]) for name in sums}
     return Schedules(table, np.concatenate(loss), joined, np.concatenate(places), np.concatenate(shares))

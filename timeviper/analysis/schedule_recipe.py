@@ -41,7 +41,7 @@ def recipe_text(subject: Subject, schedule: Schedule, path: Path, comments: Sequ
     ]
     if not schedule.steps and not recipe.model.transv.stages:
         lines[-1] += " {}"
-    return "\n".join([*lines, *_phases(recipe)]) + "\n"
+    return "\n".join([*lines, *_train(recipe)]) + "\n"
 
 
 def _stages(recipe: Recipe, schedule: Schedule, transfer: bool) -> dict[str, TransVStage]:
@@ -49,11 +49,16 @@ def _stages(recipe: Recipe, schedule: Schedule, transfer: bool) -> dict[str, Tra
     return stages_of(schedule, recipe.model.transv.stages, transfer)
 
 
-def _phases(recipe: Recipe) -> Iterator[str]:
-    """A curriculum without what it keeps at stages that are gone: such phases come again, under another name."""
+def _train(recipe: Recipe) -> Iterator[str]:
+    """Transfers learn; and a curriculum goes without what it keeps at stages that are gone: such phases come again,
+    under another name."""
+    if "transv" not in recipe.train.trainable:
+        yield from ("", "train:", f"  trainable: {show([*recipe.train.trainable, 'transv'])}")
     if not any(phase.keep for phase in recipe.train.phases.values()):
         return
-    yield from ("", "train:", "  phases:")
+    if "transv" in recipe.train.trainable:
+        yield from ("", "train:")
+    yield "  phases:"
     for name, phase in recipe.train.phases.items():
         if phase.keep:
             new, usual = replace(phase, keep={}, ramp=0), PhaseConfig()

@@ -187,7 +187,14 @@ class Decoder(nn.Module):
     @contextmanager
     def watched(self, watcher: Callable[[Segment, Stream], None]) -> Iterator[None]:
         """Within it `forward` tells `watcher` of every segment and the stream that its blocks are about to see."""
-        before, self.watcher = self.watcher, watcher
+        before = self.watcher
+
+        def tell(segment: Segment, stream: Stream) -> None:
+            if before is not None:
+                before(segment, stream)
+            watcher(segment, stream)
+
+        self.watcher = tell
         try:
             yield
         finally:
