@@ -45,7 +45,7 @@ def test_activitynet(tmp_path: Path) -> None:
 def test_qvhighlights_has_several_windows(tmp_path: Path) -> None:
     row = {"qid": 9, "query": "a man laughs", "duration": 150, "vid": "NUsG9BgSes0_210.0_360.0"}
     seen = {"relevant_windows": [[0, 10], [40, 60]], "saliency_scores": [[4, 4, 2]], "relevant_clip_ids": [0]}
-    as_lines(tmp_path / "highlight_val_release.jsonl", [row | seen, row | {"qid": 10}])
+    as_lines(tmp_path / "highlight_val_release.jsonl", [row | seen, row | {"qid": 10, "query": "x"}])
     several, hidden = load("qvhighlights", tmp_path).items
     assert several.windows == ((0.0, 10.0), (40.0, 60.0))
     assert (several.label("windows"), several.video.name) == (("several",), "NUsG9BgSes0_210.0_360.0")

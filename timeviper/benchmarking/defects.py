@@ -73,7 +73,9 @@ def windowed(item: Item, clock: bool = False) -> Item:
         notes.append(NO_WINDOW)
     if any(start >= end for start, end in item.windows):
         notes.append(TURNED)
-    if item.duration and any(end > item.duration + SLACK for _, end in item.windows):
+    clip = item.video
+    lasts = item.duration if clip.end is None else clip.end - (clip.start or 0.0)
+    if lasts and any(end > lasts + SLACK for _, end in item.windows):
         notes.append(BEYOND_END)
     if clock:
         notes.append(CLOCK)

@@ -53,6 +53,7 @@ TVGBENCH = TestSet(
     remarks=(
         "TimeViper's and Time-R1's scripts leave out missing videos without a word, and ignore start and end of clips: "
         "here missing ones count as wrong, and a clip is cut.",
+        "That times count from the start of the clip is not written down: mind windows beyond its end.",
     ),
     licence="mixed: that of each collection",
 )
