@@ -61,7 +61,7 @@ table = $(IN_OUT)$(LAUNCH) eval $(call here,$(or $(RECIPE),$(call recipe,$(1))))
 
 .PHONY: help setup check test test-slow smoke train train-stage0 train-stage1 train-stage2 train-stage3 train-glimpses \
         eval compare needles ask serve shards doctor explain preview plan bench bench-gpu bench-pieces bench-ask bench-data bench-cache bench-scale \
-        bench-seeds bench-transfer \
+        bench-seeds bench-transfer bench-sets \
         cache check-real-weights check-real-data docs clean
 
 help: ## this list
@@ -273,6 +273,21 @@ bench-seeds: $(READY) $(WORLD) ## stages 0, 1 and 2 from nothing with each of SE
 bench-transfer: $(READY) $(WORLD) $(GLIMPSES) ## what TransV is worth: beside trained pure drop and no compression, over whole chains
 	$(CHAINS) $(SIZE)/glimpses_learn --title "What TransV is worth" --out benchmarks/$(SIZE)_transfer_cpu_$$(date +%F).md \
 	  --last TransV=$(SIZE)/glimpses "pure drop=experiments/glimpses_drop" "no compression=experiments/glimpses_whole"
+
+# SET, ANNOTATIONS, VIDEOS: a public test set as it is downloaded; without SET small ones are drawn from the world.
+SET ?=
+ANNOTATIONS ?=
+VIDEOS ?=
+SMALL_SETS := $(OUT)/data/bench-sets
+bench-sets: $(READY) ## test sets put to RUN: SET=videomme ANNOTATIONS=... VIDEOS=... (ARGS="--frames first:1:256"); or small ones
+ifeq ($(SET),)
+	[ -d $(SMALL_SETS) ] || .venv/bin/timeviper bench world $(SMALL_SETS)
+	$(IN_OUT)for set in videomme charades youcook2; do \
+	  $(LAUNCH) bench run $$set $(RUN) --annotations data/bench-sets/$$set --videos data/bench-sets/$$set $(ARGS); done
+else
+	$(IN_OUT)$(LAUNCH) bench run $(SET) $(RUN) --annotations $(abspath $(ANNOTATIONS)) \
+	  $(foreach folder,$(VIDEOS),--videos $(abspath $(folder))) $(ARGS)
+endif
 
 # Pages, and the files that they link to, as they lie in the repository.
 PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from capsules import DEPENDS, choice, moment, reply, write
 from timeviper.benchmarking import capsule_write
 from timeviper.benchmarking.capsule import ANSWERS, HEADER, CapsuleError, Shown, read_capsule
 from timeviper.benchmarking.compare_capsules import NotComparable, compare_capsules
+from timeviper.benchmarking.export_capsule import export_capsule
 from timeviper.benchmarking.item import Item, VideoRef
 from timeviper.benchmarking.rescore import Rescored, rescore
 from timeviper.benchmarking.score_table import headlines, print_scores
@@ -271,3 +273,26 @@ def test_frames_and_prompts_are_compared_one_by_one(tmp_path: Path) -> None:
     capsule_write.Part(b.folder, b.header["id"], 0).add([reply("q0", "A", prompt="x")], [Shown("v", (0.5,), 2.0)])
     with pytest.raises(NotComparable, match=r"frames of 1 videos \(v: 2 and 1\); prompts of 1 questions \(first: q0\)"):
         compare_capsules(a.folder, b.folder)
+
+
+# ---- other harnesses --------------------------------------------------------------------------------------
+
+
+def test_result_files_of_other_harnesses(tmp_path: Path) -> None:
+    items = [choice(f"q{i}", i % 4, f"v{i}", labels={"duration": ("short",)}) for i in range(4)]
+    texts: dict[str, str | None] = {"q0": "A", "q1": "B", "q2": "D", "q3": None}
+    folder = write(tmp_path / "c", items, texts, set={"name": "videomme", "policies": DROPPED})
+    results, samples = export_capsule(read_capsule(folder), tmp_path / "lmms", "lmms-eval")
+    found = json.loads(results.read_text())
+    assert found["results"]["videomme"]["videomme_accuracy,none"] == pytest.approx(50.0)
+    assert found["n-samples"]["videomme"] == {"original": 4, "effective": 4}
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [(r["doc_id"], r["target"], r["filtered_resps"]) for r in rows][1] == (1, "B", ["B"])
+    (table,) = export_capsule(read_capsule(folder), tmp_path / "vk", "vlmeval")
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file, delimiter="\t"))
+    assert [line["prediction"] for line in lines] == ["A", "B", "D", ""]
+    assert (lines[2]["answer"], lines[2]["C"], lines[2]["duration"]) == ("C", "thing 2", "short")
+    assert "Video-MME_fps-1-256" in table.name
+    with pytest.raises(ValueError, match="capsules go to lmms-eval or vlmeval"):
+        export_capsule(read_capsule(folder), tmp_path, "helm")

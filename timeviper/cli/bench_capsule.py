@@ -112,6 +112,22 @@ def bench_rescore(
         raise typer.Exit(EDITED)
 
 
+@bench.command("export")
+def bench_export(
+    capsule: Annotated[Path, typer.Argument(metavar="CAPSULE", help="A folder that `bench run` filled.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the files.")],
+    to: Annotated[
+        str, typer.Option(help="lmms-eval (results and samples) or vlmeval (a table of predictions).")
+    ] = "lmms-eval",
+) -> None:
+    """Write a capsule as the result files of another harness."""
+    from timeviper.benchmarking.capsule import read_capsule
+    from timeviper.benchmarking.export_capsule import export_capsule
+
+    for path in export_capsule(read_capsule(capsule), out, to):
+        print(path)
+
+
 def _print(folder: Path, jar: Path | None, as_json: bool) -> None:
     from contextlib import nullcontext
     from json import dumps
