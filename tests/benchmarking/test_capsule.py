@@ -128,7 +128,16 @@ def test_blind_answers_and_everything_prints(tmp_path: Path, capsys: pytest.Capt
     items.append(Item("words", VideoRef("v"), "open", "Which?", answers=("Red.",)))
     items.append(Item("cap", VideoRef("v"), "caption", "Tell.", answers=("a red ring turns", "the ring turns")))
     items.append(Item("dense", VideoRef("v"), "dense", "Steps.", answers=("add oil",), windows=((0, 5),)))
-    texts: dict[str, str | None] = {"q0": "A", "q1": "?", "w": "1 - 2", "words": "red", "cap": "a ring", "hidden": "A"}
+    items.append(Item("yes", VideoRef("v"), "open", "Is it?", answers=("yes",), extra={"match": "prefix"}))
+    texts: dict[str, str | None] = {
+        "yes": "Yes, it is.",
+        "q0": "A",
+        "q1": "?",
+        "w": "1 - 2",
+        "words": "red",
+        "cap": "a ring",
+        "hidden": "A",
+    }
     texts["dense"] = "0 - 5 seconds, add oil"
     blind = {"q0": "B", "q1": "B", "w": "0 - 9", "words": "blue"}
     made = scored(write(tmp_path / "c", items, texts, blind))

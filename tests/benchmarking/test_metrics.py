@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from timeviper.benchmarking.averages import g_avg, half_width, m_avg, pooled
 from timeviper.benchmarking.cider import cider, cider_by_video, cider_scores, words
 from timeviper.benchmarking.dense import Caption, best_in_order, read_captions, score_dense, soda
 from timeviper.benchmarking.groups import group_score, group_score_as_published
@@ -283,3 +284,24 @@ def test_macro_means_redo_their_strata_and_differences_share_draws() -> None:
     assert difference(one, one, 4, resamples=50) == (0.0, 0.0, 0.0)
     rates = tally([0.5, 0.25], np.array([0, 0]), ["p", "r"], combine=f1)
     assert rates.value == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "points"),
+    [
+        *((0.588, 2700, 1.9), (0.355, 1549, 2.4), (0.656, 2175, 2.0), (0.541, 1337, 2.7), (0.572, 4000, 1.5)),
+        *((0.6, 1580, 2.4), (0.6, 500, 4.3), (0.405, 3720, 1.6), (0.4, 800, 3.4), (0.5, 1542, 2.5)),
+    ],
+)
+def test_how_much_a_score_moves_by_chance(share: float, n: int, points: float) -> None:
+    """VideoMME, LVBench, MLVU, LongVideoBench, MVBench, TempCompass, EgoSchema, Charades, TVGBench, QVHighlights."""
+    assert round(half_width(share, n), 1) == points
+
+
+def test_the_averages_of_mlvu() -> None:
+    right, of = (377, 284, 229, 72, 130, 150, 238), (539, 355, 352, 206, 259, 200, 264)
+    assert m_avg(right, of) == pytest.approx(66.47, abs=0.005)
+    assert pooled(right, of) == pytest.approx(68.05, abs=0.005)
+    marks = {"sub_scene": [(4.5, 4.0), (3.0, 2.0)], "summary": [(2.5, 3.0)]}
+    assert g_avg(marks) == pytest.approx((6.75 + 5.5) / 2)
+    assert g_avg(marks, truncate=True) == pytest.approx((8 + 5 + 5) / 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import IO, Literal
@@ -149,7 +149,8 @@ class Asker:
     ) -> tuple[Encoded, Prefilled]:
         room = self.way.max_new_tokens + len(self.prefix)
         if state is not None:
-            return state.prompt(messages, room)
+            with suppress(StateError):  # another text stands before the video: it is read for this question alone
+                return state.prompt(messages, room)
         cfg = self.model.recipe.eval
         return read_question(
             self.model.model,

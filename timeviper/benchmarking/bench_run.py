@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,11 @@ def bench_run(wanted: Wanted, *, quiet: bool = False) -> Capsule:
         if mine:
             model = load(wanted.run, overrides=list(wanted.overrides), dtype=wanted.dtype)
             _answer(Asker(model, way), Part(folder, there[0], ranks.rank), mine, quiet or not first)
-        ranks.from_all([ranks.rank])
+        try:
+            ranks.from_all([ranks.rank])
+        except ConnectionError as error:
+            kept = f"All answers so far are kept in {folder}: the same command goes on from there"
+            raise ConnectionError(f"{error}. What ended it stands in its own output. {kept}") from error
         return end(folder) if first else read_capsule(folder)
 
 
@@ -178,7 +181,7 @@ def _work(way: Way, task: Task) -> float:
 
 def _answer(asker: Asker, part: Part, tasks: Sequence[Task], quiet: bool) -> None:
     total, done = sum(len(items) for _, items in tasks), 0
-    with nullcontext() if quiet else ProgressLine(sys.stderr, every=inf if quiet else None) as line:
+    with nullcontext() if quiet else ProgressLine(sys.stderr) as line:
         for variant, items in tasks:
             replies, shown = asker.ask(items, variant)
             part.add(replies, shown)

@@ -127,7 +127,7 @@ def read_capsule(folder: str | Path) -> Capsule:
     raw = _read(folder / ITEMS)
     if sha256(raw).hexdigest() != header["items"]["sha256"]:
         raise CapsuleError(f"{folder / ITEMS} is not as it was written: take it from where the capsule comes from")
-    items = [Item.from_json(json.loads(line)) for line in raw.decode().splitlines()]
+    items = [Item.from_json(json.loads(line)) for line in raw.decode().split("\n") if line]
     capsule = Capsule(folder, header, items, read_frames(folder))
     known = {item.key for item in items}
     for file in answer_files(folder):
@@ -213,10 +213,10 @@ def item_line(item: Item, shown: str) -> str:
     """A line of `items.jsonl`; shown: the options as the prompt has them. Where the video lies is left out: that is
     the matter of a machine."""
     row = item.to_json()
-    row["video"] = {name: value for name, value in row["video"].items() if name not in ("path", "member") and value}
-    if row.get("subtitles"):
-        row["subtitles"] = row["subtitles"] | {"member": ""}
-        row["subtitles"] = {"path": Path(row["subtitles"]["path"]).name}
+    row["video"] = {name: v for name, v in row["video"].items() if name not in ("path", "member") and v is not None}
+    if item.subtitles is not None:
+        name = Path(item.subtitles.member or item.subtitles.path).name
+        row["subtitles"] = {"path": name, "offset": item.subtitles.offset}
     text = item.options[item.right] if item.right is not None and item.right < len(item.options) else ""
     more = {"shown": shown, "letter": item.letter, "text": text, "cluster": item.video.name}
     return json.dumps(row | more, ensure_ascii=False)

@@ -161,7 +161,7 @@ def _over(value: float, threshold: float, rule: Rule) -> bool:
 def _words(items: Sequence[Item], sides: Sides, clusters: Mapping[str, int]) -> list[Compared]:
     rows = []
     if opened := [item for item in items if item.task == "open" and item.answers]:
-        right = [[same_as_any(texts.get(item.key), item.answers) for item in opened] for texts in sides]
+        right = [[same_as_any(texts.get(item.key), item) for item in opened] for texts in sides]
         rule = Rule("exact words", "")
         plain = Rule("", "", average="question")
         tallies = [

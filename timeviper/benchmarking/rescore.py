@@ -206,11 +206,11 @@ class _Tallies:
             return
         told = {"kind": "words", "measure": "accuracy", "rule": EXACT, "said": "equal up to case and a final full stop"}
         videos = np.array([self.clusters[item.video.name] for item in items], int)
-        right = [float(same_as_any(texts.get(item.key), item.answers)) for item in items]
+        right = [float(same_as_any(texts.get(item.key), item)) for item in items]
         self.add(made.scores, tally(right, videos), len(items), official=True, **told)
         made.by_label |= _by_label(list(zip(items, right)))
         if blind:
-            right = [float(same_as_any(blind.get(item.key), item.answers)) for item in items]
+            right = [float(same_as_any(blind.get(item.key), item)) for item in items]
             told |= {"rule": BLIND, "said": "the same model, every frame grey"}
             self.add(made.baselines, tally(right, videos), len(items), **told)
 

@@ -12,9 +12,13 @@ from timeviper.benchmarking.intervals import Tally, tally
 from timeviper.benchmarking.item import Item, plain
 
 
-def same_as_any(reply: str | None, answers: Sequence[str]) -> bool:
-    """Whether a reply is one of the answers, up to case, spaces and a final full stop: as `timeviper eval` compares."""
-    return reply is not None and plain(reply) in map(plain, answers)
+def same_as_any(reply: str | None, item: Item) -> bool:
+    """Whether a reply is one of the item's answers, up to case, spaces and a final full stop, as `timeviper eval`
+    compares; or, where the set says so (yes-no of TempCompass), whether it begins with one."""
+    if reply is None:
+        return False
+    said, true = plain(reply), [plain(answer) for answer in item.answers]
+    return said.startswith(tuple(true)) if item.extra.get("match") == "prefix" else said in true
 
 
 def cider_tallies(

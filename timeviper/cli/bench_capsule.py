@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from timeviper.cli.bench import Annotations, Names, Videos, bench
+from timeviper.cli.bench import Names, Videos, bench
 from timeviper.cli.shards import HELP, STOPPED
 
 EDITED = 4
@@ -28,7 +28,9 @@ def bench_run(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ.")
     ] = None,
-    annotations: Annotated[Path | None, Annotations.__metadata__[0]] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Its annotation file or folder, as it is downloaded.")
+    ] = None,
     videos: Videos = None,
     names: Names = None,
     frames: Annotated[
