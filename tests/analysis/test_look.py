@@ -179,6 +179,9 @@ def test_halving_finds_planted_windows() -> None:
         assert len(found.tried) <= 18
     flat = check_windows(lambda hidden: 0.001 * len(hidden), 64)
     assert flat.top is None
+    twice = check_windows(lambda hidden: 8.0 * ({0, 63} <= hidden), 64)
+    assert twice.top is not None
+    assert twice.top.frames == range(64), "each half tells it alone"
     single = check_windows(lambda hidden: float(bool(hidden)), 1)
     assert single.top is not None
     assert single.top.random == []
@@ -238,3 +241,11 @@ def test_a_summary_names_the_window_that_was_hidden(model: LoadedModel, clip: Pa
     lines = summary(Found(seen, "run", checked))
     assert any(line.startswith("hiding the top window, ") for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_in_bfloat16(runs: dict[str, Path], clip: Path) -> None:
+    for method in ("rows", "relevance"):
+        model = load(runs["published"], device="cpu", dtype="bfloat16", overrides=DENSE)
+        seen = look(model, QUESTION, str(clip), Options(method=method))
+        assert all(abs(line.vision + sum(line.parts.values()) - 1) < 0.1 for line in seen.lines)
+        assert math.isfinite(Hiding(model, seen.followed)(frozenset({3, 4})))

@@ -88,7 +88,7 @@ def headline(found: Found) -> str:
     """The one thing that was found."""
     look, checked = found.look, found.checked
     if checked and checked.top is None:
-        return f"Hiding the whole video costs {checked.everything:.2f} nats: the answer hardly depends on it."
+        return f"Without any frame it costs {checked.everything:.2f} nats more: the answer hardly depends on the video."
     if checked and checked.top:
         first, last = checked.top.span(look)
         rest = random_mean(checked.top)
@@ -244,7 +244,7 @@ def bars_of(found: Found) -> Drawing | None:
     checked = found.checked
     if checked is None:
         return None
-    bars = [draw.Bar("all frames", checked.everything, colour=5)]
+    bars = [draw.Bar("no frame at all", checked.everything, colour=5)]
     for name, window in (("top window", checked.top), ("truth", checked.truth)):
         if window is not None:
             first, last = window.span(found.look)

@@ -1,21 +1,21 @@
 """What it costs an answer not to see some seconds: the window that matters is found by halving, not frame by frame.
 
 Evidence is redundant: an object that is seen for three seconds is seen in each of them, and hiding one frame costs
-nothing. So all frames are hidden first; of the window that is left, its first, middle and last half are hidden in turn,
-and the dearest goes on while it costs at least half of what all frames do. Beside it stand as many random frames of the
-rest, hidden together.
+nothing. So of the video, and then of the window that is left, the first, middle and last half are hidden in turn, and
+the dearest goes on while it costs at least half of what the dearest so far did. Beside it stand as many random frames
+of the rest, hidden together, and what the answer costs without any frame.
 
 A prompt that goes through the model whole is computed as always, but for question and answer, which are computed in
 every mixer as if the hidden frames had never been there (`cut.py`); what other tokens know of them, and what TransV
-hands on, stays. From one in pieces hidden frames are gone, and only their times in the text stay: nothing of them
-reaches the answer by any road, but later frames know less, too. The cost is how much less likely the same answer
-becomes: the difference of -log p, in nats, of all its tokens together.
+hands on, stays. From one in pieces, and where no frame is left, hidden frames are gone, and only their times in the
+text stay: nothing of them reaches the answer by any road, but later frames know less, too. The cost is how much less
+likely the same answer becomes: the difference of -log p, in nats, of all its tokens together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -33,7 +33,7 @@ from timeviper.kernels.bounds import Bounds
 from timeviper.pack import Kind
 
 DRAWS = 5  # sets of random frames
-MATTERS = 0.1  # nats: hiding everything costs less: the answer is made without the video
+MATTERS = 0.1  # nats: where hiding costs less, the answer is made without the video
 
 Cost = Callable[[frozenset[int]], float]
 
@@ -66,9 +66,9 @@ class Window:
 @dataclass(frozen=True)
 class Checked:
     everything: float
-    """Nats that hiding all frames costs."""
+    """Nats that the answer costs without any frame."""
     top: Window | None
-    """None: hiding everything costs next to nothing."""
+    """None: nothing that is hidden costs anything."""
     tried: list[Window]
     truth: Window | None = None
     how: str = ""
@@ -86,20 +86,21 @@ class Checked:
 
 def check_windows(cost: Cost, count: int, truth: range | None = None, seed: int = 0) -> Checked:
     """Find the window of `count` frames that matters, and hold it, and the truth, against random frames."""
-    tried, here = [], range(count)
-    everything = now = cost(frozenset(here))
+    everything, tried = cost(frozenset(range(count))), list[Window]()
+    here = Window(range(count), everything)
+    least = max(MATTERS, everything / 10)
+    while len(here.frames) > 1:
+        frames, size = here.frames, (len(here.frames) + 1) // 2
+        starts = {frames.start, frames.start + (len(frames) - size) // 2, frames.stop - size}
+        halves = [Window(r := range(a, a + size), cost(frozenset(r))) for a in sorted(starts)]
+        tried += halves
+        best = max(halves, key=lambda one: one.nats)
+        if best.nats < least:
+            break
+        here, least = best, max(least, best.nats / 2)
     top = None
-    if everything >= MATTERS:
-        while len(here) > 1:
-            size = (len(here) + 1) // 2
-            starts = {here.start, here.start + (len(here) - size) // 2, here.stop - size}
-            halves = [Window(r := range(a, a + size), cost(frozenset(r))) for a in sorted(starts)]
-            tried += halves
-            best = max(halves, key=lambda one: one.nats)
-            if best.nats < everything / 2:
-                break
-            here, now = best.frames, best.nats
-        top = Window(here, now, against(cost, here, count, seed))
+    if here.nats >= MATTERS:
+        top = replace(here, random=against(cost, here.frames, count, seed))
     told = None if truth is None else Window(truth, cost(frozenset(truth)), against(cost, truth, count, seed + 1))
     return Checked(everything, top, tried, told, getattr(cost, "how", ""))
 
@@ -143,7 +144,8 @@ class Hiding:
     @torch.inference_mode()
     def nats(self, hidden: frozenset[int]) -> float:
         """-log p of the answer without some frames."""
-        return self._cut(hidden) if self.whole else self._removed(hidden)
+        every = len(hidden) == len(self.followed.answer.frame_times)
+        return self._cut(hidden) if self.whole and not every else self._removed(hidden)
 
     def _cut(self, hidden: frozenset[int]) -> float:
         """Prompt and answer in one pass."""
@@ -165,7 +167,9 @@ class Hiding:
         decoder, ids, prompt = self.model.model.decoder, self.followed.ids, self.followed.prompt
         vision = (len(self.followed.answer.frame_times) - len(hidden)) * self.model.model.tokens_per_frame
         text = int((prompt.kind != Kind.VISION).sum())
-        start = prefill_chunks(decoder, in_pieces(self._without(hidden), self.size), vision, text + len(ids))
+        start = prefill_chunks(
+            decoder, in_pieces(self._without(hidden), self.size or len(prompt.ids)), vision, text + len(ids)
+        )
         return teach(decoder, start.hidden, start.state, ids, max(len(ids) - 1, 0))
 
     def _of(self, frames: frozenset[int], kind: Tensor, before: int = 0) -> Tensor:

@@ -155,8 +155,8 @@ def _costs(found: Found) -> list[str]:
     checked, lines = found.checked, []
     if checked is None:
         return lines
-    lines.append(f"frames that are hidden are {checked.how}")
-    lines.append(f"hiding all frames costs {checked.everything:.2f} nats")
+    lines.append(f"hidden frames are {checked.how}")
+    lines.append(f"without any frame the answer costs {checked.everything:.2f} nats more")
     for name, window in (("the top window", checked.top), ("the truth", checked.truth)):
         if window is not None:
             first, last = window.span(found.look)

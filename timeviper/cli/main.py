@@ -279,9 +279,11 @@ def look(
     run: Annotated[Path, typer.Option(help="A run folder or an export.")],
     video: Annotated[Path, typer.Option(help="A video file, of any length.")],
     overrides: Overrides = None,
-    rows: Annotated[str, typer.Option(help="Whose sight: of the answer, question or last prompt token.")] = "answer",
+    rows: Annotated[
+        str, typer.Option(help="Whose sight: answer, question or last (the last prompt token).")
+    ] = "answer",
     per: Annotated[
-        str | None, typer.Option(help="How long a stretch of time is, such as 1s; by itself at most 600.")
+        str | None, typer.Option(help="Length of a stretch of time; if not said 1s, or what makes at most 600 of them.")
     ] = None,
     method: Annotated[
         str, typer.Option(help="rows: what is read; relevance: what of it is written, exactly.")
