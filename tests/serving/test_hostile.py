@@ -1,352 +1,21 @@
-"""What strangers send: each attack that other servers have suffered is refused with its status, and reaches nothing."""
+"""What strangers send beside media: text, keys, states, forms. Each is refused with its status, and reaches nothing."""
 
 from __future__ import annotations
 
-import os
-import resource
-import struct
+import socket
 import threading
-import zlib
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-import torch
-from export_helpers import random_run
-from served import Served, data_url, form, serving, video_part
-from video_helpers import write_clip
+from served import Served, form, serving, video_part
 
 from timeviper.errors import ConfigError
-from timeviper.inference.ask import LoadedModel, load
-from timeviper.serving import decoder, remote
-from timeviper.serving.decoders import DecodeLimits
-from timeviper.serving.problems import ApiError
-from timeviper.serving.remote import Fetcher, is_public
+from timeviper.inference.ask import LoadedModel
 from timeviper.serving.settings import ServeSettings
 
 QUESTION = "What colour is the ring?"
-UNREADABLE = "it cannot be read as a video or picture: it is damaged, or of a kind that is not taken"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    run = random_run(tmp_path_factory.mktemp("run"))
-    return load(run, device="cpu", overrides=["eval.max_new_tokens=4", "data.frames.fps=2"])
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place") / "media"
-    folder.mkdir()
-    write_clip(folder / "clip.mp4", 20)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(model: LoadedModel, media: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(
-        model, tmp_path_factory.mktemp("store"), media_root=media, max_frames=32, max_body=4 << 20, max_media=4
-    ) as running:
-        yield running
-
-
-# ---- URLs ----
-
-
-def test_nothing_is_fetched_unless_the_operator_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a name was resolved"))
-    for url in ("http://127.0.0.1/x.mp4", "https://example.org/x.mp4", "http://169.254.169.254/latest/meta-data"):
-        body = {"messages": [{"role": "user", "content": [video_part(url), QUESTION]}]}
-        refused = served.server.asker.media.fetcher
-        with pytest.raises(ApiError, match="fetches nothing from elsewhere") as error:
-            refused.fetch(url, lambda _: None)
-        assert error.value.status == 400
-        assert body
-    monkeypatch.undo()
-    reply = served.ask(video_part("http://127.0.0.1:1/x.mp4"), QUESTION)
-    assert (reply.status, "127.0.0.1" in reply.error) == (400, False)
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-     "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "x"],
-)  # fmt: skip
-def test_addresses_that_are_not_of_the_wide_network(address: str) -> None:
-    assert not is_public(address)
-    assert is_public("93.184.216.34")
-    assert is_public("2606:2800:220:1:248:1893:25c8:1946")
-
-
-class Elsewhere(BaseHTTPRequestHandler):
-    """A server of media, and of redirects to anywhere."""
-
-    seen: ClassVar[list[str]] = []
-    target: ClassVar[str] = ""
-
-    def do_GET(self) -> None:
-        self.seen.append(self.path)
-        if self.path.startswith("/to"):
-            self.send_response(302)
-            self.send_header("Location", self.target)
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"x" * 1000)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[int]:
-    Elsewhere.seen = []
-    found = HTTPServer(("127.0.0.1", 0), Elsewhere)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found.server_port
-    found.shutdown()
-    found.server_close()
-
-
-def fetcher(port: int, resolve: Any, public: Any = lambda a: a == "127.0.0.1", **more: Any) -> Fetcher:
-    ports = {"http": port, "https": 443}
-    return Fetcher(("media.example",), 10_000, resolve=resolve, public=public, ports=ports, **more)
-
-
-def fetched(by: Fetcher, url: str) -> bytes:
-    found = bytearray()
-    by.fetch(url, found.extend)
-    return bytes(found)
-
-
-def test_a_named_domain_is_fetched_from_the_address_that_was_checked(elsewhere: int) -> None:
-    asked: list[str] = []
-
-    def resolve(host: str, _: int) -> list[str]:
-        asked.append(host)
-        return (
-            ["127.0.0.1"] if len(asked) == 1 else pytest.fail("resolved again: the name could point elsewhere by now")
-        )
-
-    assert fetched(fetcher(elsewhere, resolve), "http://a.media.example/clip.mp4?x=1") == b"x" * 1000
-    assert (asked, Elsewhere.seen) == (["a.media.example"], ["/clip.mp4?x=1"])
-
-
-def test_names_that_point_into_the_network_are_not_connected_to(elsewhere: int) -> None:
-    for found in (["10.0.0.1"], ["93.184.216.34", "127.0.0.1"], []):
-        by = fetcher(elsewhere, lambda *_, found=found: found, is_public)
-        with pytest.raises(ApiError, match="the file cannot be fetched") as error:
-            fetched(by, "http://media.example/x")
-        assert error.value.status == 422
-        assert "10.0" not in error.value.message
-    assert Elsewhere.seen == []
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["http://other.example/x", "http://media.example.evil/x", "http://evilmedia.example/x", "http://user@media.example/x",
-     "http://media.example:22/x", "http://media.example\\@evil/x", "http://evil\\.media.example/x", "ftp://media.example/x",
-     "http://media.example /x", "http://[::1]/x", "http://127.0.0.1/x", "http://media.example%00/x", "http:///x"],
-)  # fmt: skip
-def test_urls_that_are_read_in_two_ways_or_name_others(elsewhere: int, url: str) -> None:
-    with pytest.raises(ApiError) as error:
-        fetched(fetcher(elsewhere, lambda *_: pytest.fail("resolved")), url)
-    assert error.value.status == 400
-
-
-def test_each_redirect_is_checked_anew(elsewhere: int) -> None:
-    by = fetcher(elsewhere, lambda *_: ["127.0.0.1"])
-    for target in (
-        "http://127.0.0.1/secret",
-        "http://evil.example/secret",
-        "file:///etc/passwd",
-        "ftp://media.example/",
-    ):
-        Elsewhere.target = target
-        with pytest.raises(ApiError):
-            fetched(by, "http://media.example/to")
-        assert Elsewhere.seen.pop() == "/to"
-        assert Elsewhere.seen == []
-    Elsewhere.target = "/to"
-    with pytest.raises(ApiError, match="more than 3 redirects"):
-        fetched(by, "http://media.example/to")
-    assert len(Elsewhere.seen) == remote.REDIRECTS + 1
-    Elsewhere.target = "/clip.mp4"
-    assert len(fetched(by, "http://media.example/to")) == 1000
-
-
-def test_a_fetched_file_is_bounded(elsewhere: int) -> None:
-    by = fetcher(elsewhere, lambda *_: ["127.0.0.1"])
-    with pytest.raises(ApiError) as error:
-        Fetcher(**{**vars(by), "most_bytes": 999}).fetch("http://media.example/x", lambda _: None)
-    assert error.value.status == 413
-    with pytest.raises(ApiError, match="cannot be fetched"):
-        Fetcher(**{**vars(by), "seconds": 0}).fetch("http://media.example/x", lambda _: None)
-
-
-# ---- files of the server ----
-
-
-def test_files_outside_of_the_media_root(served: Served, media: Path) -> None:
-    other = media.parent / "media-other"
-    other.mkdir(exist_ok=True)
-    secret = write_clip(other / "secret.mp4", 10)
-    inside = media / "inside"
-    inside.mkdir(exist_ok=True)
-    for link, target in (("out.mp4", secret), ("folder", other), ("loop", media / "loop")):
-        if not (media / link).is_symlink():
-            (media / link).symlink_to(target)
-    if not (media / "pipe.mp4").exists():
-        os.mkfifo(media / "pipe.mp4")
-    names = [
-        "../media-other/secret.mp4", f"{other}/secret.mp4", f"file://{secret}", "file:///etc/passwd", "/etc/passwd",
-        "inside/../../media-other/secret.mp4", "out.mp4", "folder/secret.mp4", "loop", "pipe.mp4", "inside", ".", "",
-        "/dev/zero", "file:///dev/stdin", "file://evil.example/clip.mp4", "file:///%2e%2e/etc/passwd", "missing.mp4",
-        f"file://{media}/%2e%2e/media-other/secret.mp4",
-    ]  # fmt: skip
-    for name in names:
-        reply = served.ask(video_part(name), QUESTION)
-        assert reply.status in (400, 422), name
-        assert not any(word in reply.error for word in ("secret", "passwd", str(media))), name
-    for name in ("clip.mp4\0.png", "concat:clip.mp4", "pipe:0", "subfile,,start,0,end,9,,:clip.mp4", "rtmp://x/y"):
-        assert served.ask(video_part(name), QUESTION).status in (400, 422), name
-    (media / "within.mp4").symlink_to(media / "clip.mp4")  # a link that stays inside is a file like others
-    assert served.ask(video_part("within.mp4"), QUESTION).status == 200
-    assert served.ask(video_part(f"file://{media}/clip.mp4"), QUESTION).status == 200
-
-
-def test_without_a_media_root_nothing_is_read(model: LoadedModel, media: Path, tmp_path: Path) -> None:
-    with serving(model, tmp_path) as served:
-        for name in ("clip.mp4", f"file://{media}/clip.mp4"):
-            reply = served.ask(video_part(name), QUESTION)
-            assert (reply.status, "reads no files of its own" in reply.error) == (400, True)
-
-
-# ---- what lies in media ----
-
-
-def refused_media(served: Served, data: bytes, kind: str = "video/mp4") -> None:
-    reply = served.ask(video_part(data_url(data, kind)), QUESTION)
-    assert reply.status == 422, reply.body
-    where, _, why = reply.error.partition(": ")
-    assert where in ("messages[0].content[0]", "the video")
-    assert why == UNREADABLE, "a decoder's own words tell strangers of its memory"
-    assert reply.json["error"]["code"] == "media_unusable"
-
-
-def test_playlists_name_nothing_that_is_read(served: Served, media: Path, elsewhere: int) -> None:
-    there, here = f"http://127.0.0.1:{elsewhere}/x.ts", media / "clip.mp4"
-    texts = [
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{there}\n#EXT-X-ENDLIST\n",
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{here}\n#EXT-X-ENDLIST\n",
-        f"ffconcat version 1.0\nfile '{here}'\n",
-        f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {elsewhere} RTP/AVP 96\n",
-        f'<?xml version="1.0"?><MPD><Period><BaseURL>{there}</BaseURL></Period></MPD>',
-        f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{there}"/></svg>',
-        "just words", "\x1b[31mansi art\x1b[0m", "PK\x03\x04", "%PDF-1.4", "\x7fELF",
-    ]  # fmt: skip
-    for text in texts:
-        refused_media(served, text.encode())
-        refused_media(served, text.encode(), "video/jpeg")
-    assert Elsewhere.seen == []
-
-
-def png(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
-    )
-
-
-def test_bombs(served: Served, media: Path) -> None:
-    refused_media(served, png(30_000, 30_000))
-    small = data_url(png(8, 8), "image/png").partition(",")[2]
-    frames = served.ask(video_part("data:video/jpeg;base64," + ",".join([small] * 33)), QUESTION)
-    assert (frames.status, "33 frames; 1 to 32 are taken" in frames.error) == (400, True)
-    many = served.ask(*[video_part("clip.mp4")] * 5, QUESTION)
-    assert (many.status, "5 videos and pictures; at most 4" in many.error) == (400, True)
-    parts = served.ask(*[{"type": "text", "text": "x"}] * 5000)
-    assert (parts.status, "a list of at most" in parts.error) == (400, True)
-    huge = served.ask(video_part("data:video/mp4;base64," + "A" * (5 << 20)), QUESTION)
-    assert (huge.status, "upload large files" in huge.error) == (413, True)
-    nested: Any = "x"
-    for _ in range(200):
-        nested = [nested]
-    deep = served.call("POST", "/v1/chat/completions", {"messages": nested})
-    assert (deep.status, "nested" in deep.error) == (400, True)
-    endless = served.call(
-        "POST", "/v1/chat/completions", headers={"Content-Type": "application/json"}, raw=b"[" * 100_000
-    )
-    assert endless.status == 400
-    for n in (1000, 0, -1, 1.5, True, "3"):
-        several = served.ask("Hi", n=n)
-        assert (several.status, several.json["error"]["param"]) == (400, "n"), n
-
-
-def test_codecs_that_are_not_in_the_list(served: Served, tmp_path: Path) -> None:
-    for codec, form_ in (("huffyuv", "yuv422p"), ("cinepak", "rgb24"), ("jpeg2000", "rgb24"), ("zmbv", "bgr0")):
-        try:
-            clip = write_clip(tmp_path / f"{codec}.avi", 5, codec=codec, form=form_)
-        except Exception:  # this build cannot write it
-            continue
-        refused_media(served, clip.read_bytes())
-
-
-def test_a_child_can_open_nothing_more() -> None:
-    """No file, no socket, no file to write, so much memory."""
-    limits = vars(DecodeLimits())
-    read, write = os.pipe()
-    if os.fork() == 0:
-        found = []
-        decoder._confine({**limits, "memory": 3 << 30})
-        for attempt in (lambda: os.open("/etc/passwd", os.O_RDONLY), os.pipe, lambda: __import__("socket").socket()):
-            try:
-                attempt()
-                found.append(b"open")
-            except OSError:
-                found.append(b"none")
-        found.append(str(resource.getrlimit(resource.RLIMIT_CPU)[0]).encode())
-        os.write(write, b",".join(found))
-        os._exit(0)
-    os.close(write)
-    assert os.read(read, 100) == b"none,none,none,900"
-    os.close(read)
-
-
-def test_a_decoder_that_takes_too_much_ends_alone(model: LoadedModel, media: Path, tmp_path: Path) -> None:
-    clip = (media / "clip.mp4").read_bytes()
-    for limits in (DecodeLimits(max_decoded=1000), DecodeLimits(max_packets=3), DecodeLimits(memory=1 << 20)):
-        with serving(model, tmp_path, decoding=limits) as served:
-            reply = served.ask(video_part(data_url(clip)), QUESTION)
-            assert reply.status == 422, (limits, reply.body)
-            assert served.ask("Hi").status == 200
-
-
-def test_the_process_that_forks_decoders_comes_again(served: Served) -> None:
-    assert served.ask(video_part("clip.mp4"), QUESTION).status == 200
-    process = served.server.decoders._process
-    assert process is not None
-    process.kill()
-    process.wait()
-    assert served.ask(video_part("clip.mp4", fps=3), QUESTION).status == 200
-
-
-def test_a_media_type_that_lies(served: Served, media: Path) -> None:
-    """Content decides. What was announced as a picture and is none is refused; a picture may be asked about as one."""
-    clip = (media / "clip.mp4").read_bytes()
-    picture = {"type": "image_url", "image_url": {"url": data_url(clip, "image/png")}}
-    assert served.ask(picture, QUESTION).status == 422
-    shown = served.ask(video_part(data_url(png(8, 8), "video/mp4")), QUESTION)
-    assert shown.status in (200, 422)
-    uploaded = served.upload(b"not a video", "clip.mp4").json["id"]
-    assert served.ask(video_part(uploaded), QUESTION).status == 422
-    assert served.call("POST", "/v1/videos", {"file_id": uploaded}).status == 422
 
 
 # ---- text ----
@@ -476,8 +145,6 @@ def test_a_stored_file_is_nothing_that_a_browser_runs(served: Served) -> None:
 
 
 def test_an_upload_that_is_cut_off_leaves_nothing(served: Served) -> None:
-    import socket
-
     kind, body = form(b"x" * 200_000, "clip.mp4")
     head = f"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     before = served.call("GET", "/v1/files").json["data"]
@@ -486,9 +153,9 @@ def test_an_upload_that_is_cut_off_leaves_nothing(served: Served) -> None:
     cut = served.call("POST", "/v1/files", headers={"Content-Type": kind}, raw=body[:-30])
     assert (cut.status, cut.error) == (400, "the form is cut off, or has no field named file")
     assert served.call("GET", "/v1/files").json["data"] == before
-    until = __import__("time").monotonic() + 10
+    until = time.monotonic() + 10
     while list(served.server.settings.store.rglob("incoming-*")):
-        assert __import__("time").monotonic() < until
+        assert time.monotonic() < until
 
 
 def test_forms_that_are_none(served: Served) -> None:
@@ -519,7 +186,6 @@ def test_weights_are_asked_for_by_name(served: Served) -> None:
     reply = served.call("POST", "/v1/chat/completions", body)
     assert (reply.status, reply.json["error"]["param"]) == (404, "model")
     assert served.call("GET", "/v1/models/gpt-9").status == 404
-    assert torch.get_num_threads() >= 1
 
 
 def test_a_disk_that_is_full(model: LoadedModel, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
