@@ -35,6 +35,7 @@ ELSEWHERE = {
     r"runs/tiny/chains/": "make bench-seeds, which trains for an hour",
     r"bench/videos": "somebody's held-out videos",
     r"tensorboard": "does not end",
+    r"make serve|timeviper serve|curl |serve\.key": "does not end; tests/serving/test_serve_doc.py runs what asks it",
 }
 PROGRAM = f"""#!/bin/bash
 case "$1 $2" in
