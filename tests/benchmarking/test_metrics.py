@@ -23,9 +23,9 @@ from timeviper.benchmarking.windows import (
     all_pairs,
     any_pair,
     best_iou,
-    first_dashed,
     last_numbers,
     last_pair,
+    lmms_eval,
     mean_iou,
     recall,
     recall_at,
@@ -105,17 +105,19 @@ def test_timelens_rounds_to_whole_seconds() -> None:
         ("12.5 - 17 seconds", (12.5, 17.0), None, (12.5, 17.0), (12.5, 17.0)),
         ("from 3 to 5 seconds", (3.0, 5.0), (3.0, 5.0), (3.0, 5.0), (3.0, 5.0)),
         ("From 3.0 seconds to 5.0 seconds.", (3.0, 5.0), (3.0, 5.0), None, (3.0, 5.0)),
-        ("01:05 to 01:20", (65.0, 80.0), None, None, (1.0, 20.0)),
-        ("between 3 and 5, not 7 and 9", (3.0, 5.0), (7.0, 9.0), (3.0, 5.0), (7.0, 9.0)),
-        ("5 to 3", None, (5.0, 3.0), (5.0, 3.0), None),
+        ("01:05 to 01:20", (65.0, 80.0), None, (65.0, 80.0), (1.0, 20.0)),
+        ("between 3 and 5, not 7 and 9", (3.0, 5.0), (7.0, 9.0), None, (7.0, 9.0)),
+        ("5 to 3", None, (5.0, 3.0), (3.0, 5.0), None),
+        ("3.5s - 5s", (3.5, 5.0), None, (3.5, 5.0), (3.5, 5.0)),
+        ("It starts at 2.\nIt ends at 7.", (2.0, 7.0), None, (2.0, 7.0), (2.0, 7.0)),
         ("never", None, None, None, None),
     ],
 )
 def test_windows_in_replies(reply: str, ours: object, theirs: object, dashed: object, held_out: object) -> None:
     assert any_pair(reply) == ours
+    assert lmms_eval(reply) == dashed
     if ":" not in reply:
-        assert (last_pair(reply), first_dashed(reply)) == (theirs, dashed)
-        assert last_numbers(reply) == held_out
+        assert (last_pair(reply), last_numbers(reply)) == (theirs, held_out)
 
 
 def test_a_ranked_list_of_windows() -> None:

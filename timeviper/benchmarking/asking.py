@@ -88,19 +88,27 @@ class Asker:
     def ask(self, items: Sequence[Item], variant: str = "") -> tuple[list[Reply], list[Shown]]:
         """Replies to questions about one video, or one part of it, in order, and the frames that were shown."""
         ref = items[0].video
-        if ref.missing:
-            return [self._failed(item, variant, MISSING) for item in items], []
-        dispatch.configure(**vars(self.model.recipe.model.kernel))
         try:
-            stream = FrameStream(lambda: opened(ref), self.form.image_size, self.way.protocol.frames, part=ref.part)
-            medium = Grey(stream) if variant == BLIND else stream
-            state = self._watch(items, medium) if self.way.prefill == "video" else None
+            medium, state = self.watch(items[0], variant)
         except Failures as error:
             return [self._failed(item, variant, _told(error)) for item in items], []
-        replies = [self._reply(item, variant, medium, state) for item in items]
+        replies = [self.reply(item, variant, medium, state) for item in items]
         fallback = f"{medium.missing} frames could not be decoded" if medium.missing else ""
         times = tuple(round(float(t), 3) for t in medium.times)
         return replies, [] if variant == BLIND else [Shown(clip_key(ref), times, round(medium.duration, 3), fallback)]
+
+    def watch(self, item: Item, variant: str = "") -> tuple[FrameStream, VideoState | None]:
+        """The frames of an item's video, and its state where all questions share one. Raises one of `Failures`."""
+        ref = item.video
+        if ref.missing:
+            raise ValueError(MISSING)
+        dispatch.configure(**vars(self.model.recipe.model.kernel))
+        stream = FrameStream(lambda: opened(ref), self.form.image_size, self.way.protocol.frames, part=ref.part)
+        medium = Grey(stream) if variant == BLIND else stream
+        if self.way.prefill == "question":
+            return medium, None
+        key = self.model.state_key.with_(content=clip_key(ref))
+        return medium, drained(watching(self.model, medium, key, messages=self.messages(item, medium), video=item.key))
 
     def messages(self, item: Item, medium: FrameStream) -> list[Message]:
         """What is said to the model; subtitles count from the start of the file, as frames do."""
@@ -116,11 +124,8 @@ class Asker:
     def _system(self) -> list[Message]:
         return [{"role": "system", "content": self.way.form.system}] if self.way.form.system else []
 
-    def _watch(self, items: Sequence[Item], medium: FrameStream) -> VideoState:
-        key = self.model.state_key.with_(content=clip_key(items[0].video))
-        return drained(watching(self.model, medium, key, messages=self.messages(items[0], medium), video=items[0].key))
-
-    def _reply(self, item: Item, variant: str, medium: FrameStream, state: VideoState | None) -> Reply:
+    def reply(self, item: Item, variant: str, medium: FrameStream, state: VideoState | None) -> Reply:
+        """What the model writes to one question about the frames of `watch`."""
         begun = time.monotonic()
         try:
             messages = self.messages(item, medium)

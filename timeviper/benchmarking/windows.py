@@ -79,10 +79,40 @@ def last_pair(reply: str) -> Window | None:
     return (float(found[-1][0]), float(found[-1][1])) if found else None
 
 
-def first_dashed(reply: str) -> Window | None:
-    """lmms-eval's and VideoChat-Flash's: every "to" becomes "-", even within a word; then the first "x - y"."""
-    found = re.search(rf"({_NUMBER})\s*-\s*({_NUMBER})", reply.replace("to", "-").replace("and", "-"))
-    return (float(found[1]), float(found[2])) if found else None
+_SPANS = tuple(
+    re.compile(rf"({one}){unit}\s*[–-]\s*({one}){unit}")
+    for one, unit in ((r"\b\d{1,2}:\d{2}(?::\d{2})?", ""), (r"\d+(?:\.\d+)?", ""), (r"\d+(?:\.\d+)?", r"\s*s?"))
+)
+_SINGLES = re.compile(r"\b(\d{1,2}:\d{2}(?::\d{2})?)\b"), re.compile(r"\b(\d+(?:\.\d+)?)\b")
+
+
+def lmms_eval(reply: str) -> Window | None:
+    """lmms-eval's of Charades-STA: every "to" becomes "-", even within a word; of lines with "start", "end" or "happen"
+    (else of all) the first "x - y", clock times first; or times that stand alone, two by two. One that is turned
+    around is turned back."""
+    lines = re.split(r"[!?\n]", reply.lower().replace("to", "-"))
+    lines = [line for line in lines if any(word in line for word in ("start", "end", "happen"))] or lines
+    clocks, numbers, with_units = (next((m for line in lines if (m := span.search(line))), None) for span in _SPANS)
+    alone = [t for line in lines for t in _SINGLES[0].findall(line)]
+    first = [m[1] for line in lines if (m := _SINGLES[1].search(line))]
+    for found in (
+        clocks and clocks.groups(),
+        numbers and numbers.groups(),
+        alone,
+        first,
+        with_units and with_units.groups(),
+    ):
+        if found and len(found) > 1:
+            start, end = sorted((_clock(found[0]), _clock(found[1])))
+            return start, end
+    return None
+
+
+def _clock(text: str) -> float:
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
 
 
 def whole_seconds(reply: str) -> Window | None:
@@ -109,6 +139,6 @@ READERS: dict[str, WindowReader] = {
     "careful": any_pair,
     "last-numbers": last_numbers,
     "timeviper": last_pair,
-    "lmms-eval": first_dashed,
+    "lmms-eval": lmms_eval,
     "timelens": whole_seconds,
 }

@@ -114,6 +114,29 @@ def bench_rescore(
         raise typer.Exit(EDITED)
 
 
+@bench.command("lines")
+def bench_lines(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an export.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ.")
+    ] = None,
+    frames: Annotated[str, typer.Option(help="As for `bench run`.")] = "run",
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16.")] = None,
+) -> None:
+    """Answer questions about videos, a line of JSON each on stdin, with lines on stdout: for other programs."""
+    from json import dumps
+
+    from timeviper.benchmarking.lines import READY, answer_lines
+    from timeviper.benchmarking.protocol import protocol_of
+    from timeviper.inference.ask import load
+
+    model = load(run, dtype=dtype, overrides=overrides or [])
+    protocol = protocol_of(frames, model.recipe.data.frames)
+    print(dumps(READY), flush=True)
+    for found in answer_lines(model, protocol, sys.stdin):
+        print(dumps(found, ensure_ascii=False), flush=True)
+
+
 @bench.command("export")
 def bench_export(
     capsule: Annotated[Path, typer.Argument(metavar="CAPSULE", help="A folder that `bench run` filled.")],
