@@ -262,7 +262,11 @@ def _checked_section(found: Found, checked: Checked) -> Section:
     rows += [_told(found.look, "tried", one) for one in checked.tried]
     table = Grid("Windows that were hidden", ["window", "from", "to", "frames", "nats", "random"], rows, folded=True)
     caption = "The line through a bar of random frames goes from the least to the most of the draws."
-    text = [headline(found)] + ([f"Hidden frames are {checked.how}."] if checked.how else [])
+    text = [headline(found)] + (
+        [f"Windows are {checked.how}; where no frame is left at all, all are gone from the prompt."]
+        if checked.how
+        else []
+    )
     return Section("What hiding costs", text, [Figure(drawing, caption, table)])
 
 

@@ -155,7 +155,7 @@ def _costs(found: Found) -> list[str]:
     checked, lines = found.checked, []
     if checked is None:
         return lines
-    lines.append(f"hidden frames are {checked.how}")
+    lines.append(f"windows are {checked.how}")
     lines.append(f"without any frame the answer costs {checked.everything:.2f} nats more")
     for name, window in (("the top window", checked.top), ("the truth", checked.truth)):
         if window is not None:
