@@ -40,7 +40,7 @@ class BlockSums:
     tokens: Tensor
     """int64 `[K]`."""
     lives: list[Tensor] = field(default_factory=list)
-    """int64 `[n, H]` of each sample; 0: censored."""
+    """int32 `[n, H]` of each sample; 0: censored."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def watching(decoder: Decoder, pack: Pack, sums: dict[int, BlockSums]) -> Iterat
             into.rate, into.tokens = into.rate + total, into.tokens + count
             lives = half_lives(rate, stream.bounds)
             chosen = torch.linspace(0, len(lives) - 1, min(SOURCES, len(lives)), device=lives.device).long()
-            into.lives.append(lives[chosen].cpu())
+            into.lives.append(lives[chosen].int().cpu())
 
         return add
 

@@ -15,6 +15,7 @@ from timeviper.analysis.strips import Strip, timeline
 from timeviper.analysis.subject import Subject
 from timeviper.console import table
 
+ROWS = 4096  # of the table of all heads
 STRETCHES = 60  # of the horizon, in the picture of what is left
 NOTES = (
     "A long half-life is not memory: it says how slowly a head forgets, not that it wrote anything worth reading. Pair "
@@ -142,7 +143,8 @@ def _table(memory: Memory) -> Grid:
             zip(one.tokens, one.median, one.censored, one.seconds, one.survival, one.survival_at_answer)
         )
     ]
-    return Grid("Every head", names, rows[:4096], folded=True)
+    more = f" (the first {ROWS:,} of {len(rows):,}; all of them are in memory.json)" if len(rows) > ROWS else ""
+    return Grid(f"Every head{more}", names, rows[:ROWS], folded=True)
 
 
 def terminal(memory: Memory) -> Table:
