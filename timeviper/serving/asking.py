@@ -102,7 +102,7 @@ class Asker:
 
         return Prepared(read, lambda: all(_ready(m.frames) for m in opened), num_bytes, facts, progress)
 
-    def watch(self, medium: Medium, salt: str, tenant: Tenant) -> tuple[Watch, OpenMedium]:
+    def watch(self, medium: Medium, salt: str, tenant: Tenant) -> Watch:
         """What reads a video for questions to come. Raises ApiError."""
         shown = self._open(medium, tenant)
         messages: list[Message] = [{"role": "user", "content": ""}]
@@ -113,7 +113,7 @@ class Asker:
             shown = self._with_pixels(medium, shown, tenant)
             question.media = [shown.frames]
         num_bytes = self._state_bytes(encoded, question.num_frames)
-        return Watch(self, id, question, shown, salt, state, num_bytes, [0, question.num_frames]), shown
+        return Watch(self, id, question, shown, salt, state, num_bytes, [0, question.num_frames])
 
     def _open(self, medium: Medium, tenant: Tenant) -> OpenMedium:
         """With its times known; of a watched video these are known without its bytes."""

@@ -33,7 +33,7 @@ async def watch_video(
     with refusing():
         server.engine.check_room()
     loop = asyncio.get_running_loop()
-    prepare = loop.run_in_executor(server.workers, lambda: server.asker.watch(medium, salt, tenant)[0])
+    prepare = loop.run_in_executor(server.workers, lambda: server.asker.watch(medium, salt, tenant))
     watch = await until_gone(request, prepare)
     events = Events()
     job = Job(
