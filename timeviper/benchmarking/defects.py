@@ -48,22 +48,27 @@ def choice(
     **more: Any,
 ) -> Item:
     """A question with options, with its defects; answer: as the set writes it, None or -1 where it is hidden."""
-    hidden = answer is None or answer in (-1, "-1", "")
-    right = None if hidden else right_option(answer, options)
     notes = list(more.pop("notes", ()))
-    if hidden:
+    right, answers = None, ()
+    if answer is None or answer in (-1, "-1", ""):
         notes.append(HIDDEN)
-    elif right is None:
-        names = isinstance(answer, int) or (len(answer.strip("(). ")) == 1 and answer.strip("(). ").upper() in LETTERS)
-        notes.append(BEYOND_OPTIONS if names else NO_OPTION)
+    else:
+        right, answers = right_option(answer, options), (str(answer),)
+        if right is None:
+            notes.append(BEYOND_OPTIONS if _names_one(answer) else NO_OPTION)
     if len({plain(option) for option in options}) < len(options):
         notes.append(REPEATS)
     if len(options) == 1:
         notes.append(ONE_OPTION)
     ref = VideoRef(video) if isinstance(video, str) else video
-    answers = () if hidden else (str(answer),)
     task = more.pop("task", "mcq")
     return Item(key, ref, task, question, tuple(options), right, answers, notes=tuple(notes), **more)
+
+
+def _names_one(answer: str | int) -> bool:
+    """Whether an answer is a letter or a number, not a text."""
+    letter = str(answer).strip("(). ").upper()
+    return isinstance(answer, int) or (len(letter) == 1 and letter in LETTERS)
 
 
 def windowed(item: Item, clock: bool = False) -> Item:

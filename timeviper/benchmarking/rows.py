@@ -239,12 +239,13 @@ def moments(path: Path, times: str, texts: str) -> Iterator[Row | Unread]:
     """{video: {duration, <times>: [...], <texts>: [...]}} as a row for each text, with `video` and `number` from 1."""
     for video, entry in keyed(path).items():
         where = f"{path.name}, {video}"
-        lists = [entry.get(name) for name in (times, texts)] if isinstance(entry, dict) else [None]
-        if not all(isinstance(one, list) for one in lists):
+        fields = entry if isinstance(entry, dict) else {}
+        at, said = fields.get(times), fields.get(texts)
+        if not isinstance(at, list) or not isinstance(said, list):
             yield Unread(where, f"has no lists {times} and {texts}")
-        elif len(lists[0]) != len(lists[1]):
-            yield Unread(where, f"has {len(lists[0])} {times} for {len(lists[1])} {texts}")
+        elif len(at) != len(said):
+            yield Unread(where, f"has {len(at)} {times} for {len(said)} {texts}")
         else:
-            told = {"video": video, "duration": entry.get("duration")}
-            for number, (time, text) in enumerate(zip(*lists), 1):
+            told = {"video": video, "duration": fields.get("duration")}
+            for number, (time, text) in enumerate(zip(at, said), 1):
                 yield Row({**told, "number": number, times: time, texts: text}, where)

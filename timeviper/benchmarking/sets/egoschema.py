@@ -45,8 +45,8 @@ def _item(row: Row, known: Mapping[str, int]) -> Item:
         key = row.text("q_uid")
         return choice(key, key, row.text("question"), options, known.get(key))
     key = row.text("video_idx", "q_uid")
-    answer = row.get("answer")
-    told = int(answer) if str(answer).isdigit() else answer
+    answer = "" if row.get("answer") is None else str(row["answer"])
+    told = int(answer) if answer.isdigit() else answer
     return choice(key, key, row.text("question"), unmarked(row.texts("option")), told)
 
 
