@@ -1,7 +1,7 @@
 """LVBench: 103 videos of an hour, about 15 questions each (arXiv 2406.08035).
 
-`video_info.meta.jsonl`, a line a video, with options inside the questions. Its downloader names videos 00000000.mp4 ...
-in the order of the lines: `--names` says which is which.
+`video_info.meta.jsonl`, a line a video, with options inside the questions. Its downloader numbers the videos
+(00000000.mp4 ...): a list of `--names` says which is which.
 """
 
 from __future__ import annotations
