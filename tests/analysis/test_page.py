@@ -78,7 +78,7 @@ def test_cells_are_one_pixel_each_and_thumbnails_are_their_frames() -> None:
     import av
 
     uri = image_uri(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
-    with av.open(io.BytesIO(b64decode(uri.partition(",")[2]))) as file:
+    with av.open(io.BytesIO(b64decode(uri.partition(",")[2])), "r") as file:
         picture = next(file.decode(video=0)).to_ndarray(format="rgb24")
     assert (picture == np.arange(18).reshape(2, 3, 3)).all()
 

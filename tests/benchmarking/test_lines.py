@@ -1,4 +1,4 @@
-"""Questions by lines of JSON: replies as `ask` gives them, one prefill for questions in a row, errors that end nothing."""
+"""Questions by lines of JSON: replies as `ask` gives them, one prefill for questions in a row, and bad lines."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def last_logits(model: LoadedModel, video: Path, question: str) -> torch.Tensor:
     """After the prompt, as `ask` reads it."""
     cfg, form = model.recipe.eval, pack_format(model.recipe)
     asked = Question([{"role": "user", "content": question}], [model.read_video(video)])
-    sizes = dict(tokens_per_piece=cfg.tokens_per_piece, max_new_tokens=cfg.max_new_tokens)
-    _, start = read_question(model.model, model.tokenizer, form, asked, **sizes)
+    piece, longest = cfg.tokens_per_piece, cfg.max_new_tokens
+    _, start = read_question(model.model, model.tokenizer, form, asked, tokens_per_piece=piece, max_new_tokens=longest)
     with torch.no_grad():
         return model.model.decoder.project(start.hidden)[0]
 

@@ -37,7 +37,8 @@ def main(folder: str, video: str, question: str, tokens: str, out: str) -> None:
         first = model(**inputs, logits_to_keep=1)
         every = model(**inputs)
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    found = model.generate(**inputs, max_new_tokens=int(tokens), streamer=streamer)[0, inputs["input_ids"].shape[1] :]
+    written = model.generate(**inputs, max_new_tokens=int(tokens), streamer=streamer)  # pyright: ignore[reportAttributeAccessIssue]
+    found = written[0, inputs["input_ids"].shape[1] :]
     save_file({"last": first.logits, "all": every.logits}, f"{out}.safetensors")
     report = {
         "ids": found.tolist(),

@@ -26,7 +26,8 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 def words(text: str) -> list[str]:
     """A caption as tokens near enough to the Penn Treebank's: lower case, "'s" and "n't" apart, stop marks left out,
     brackets as "-lrb-". Reports name this tokenizer, because the usual one needs Java."""
-    return [_BRACKETS.get(t, t) for t in _TOKEN.findall(text.lower()) if t not in _MARKS]
+    found: list[str] = _TOKEN.findall(text.lower())
+    return [_BRACKETS.get(token, token) for token in found if token not in _MARKS]
 
 
 TOKENIZER = "timeviper-words-1"

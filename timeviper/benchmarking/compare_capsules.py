@@ -189,5 +189,5 @@ def _row(
 ) -> Compared:
     _, low, high = difference(tallies[0], tallies[1], clusters)
     told = {} if flips is None else {"only_a": flips[0], "only_b": flips[1], "p": mcnemar_p(*flips)}
-    values = [scale * one.value for one in tallies]
-    return Compared(measure, rule.name, n, *values, scale * low, scale * high, **told)
+    a, b = (scale * one.value for one in tallies)
+    return Compared(measure, rule.name, n, a, b, scale * low, scale * high, **told)

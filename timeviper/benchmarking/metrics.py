@@ -24,6 +24,9 @@ class CIDErScore(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    content: list[Tensor]
+    sizes: list[Tensor]
+    references: list[Tensor]
 
     def __init__(self, tokenize: bool = True, **kwargs: Any) -> None:
         """tokenize: through `cider.words`; else tokens are what spaces separate."""

@@ -64,9 +64,9 @@ def choice_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]], items
     rules = rules or [Rule(OFFICIAL, "")]
     rules = [replace(rules[0], official=True, as_published=rules[0].average == "group"), *rules[1:]]
     first = rules[0]
-    kept = {"average": first.average, "by": first.by}
-    rules += [Rule("strict", "", **kept), Rule("dropped", "", unparsed="dropped", **kept)]
-    rules += [Rule("random", "", unparsed="random", **kept), Rule("pooled", "")]
+    plain = replace(Rule("strict", ""), average=first.average, by=first.by)
+    rules += [plain, replace(plain, name="dropped", unparsed="dropped")]
+    rules += [replace(plain, name="random", unparsed="random"), Rule("pooled", "")]
     by = first.by or next((n for n in ("task", "question_type", "duration") if any(i.label(n) for i in items)), "")
     if by:
         rules += [Rule("macro", "", average="macro", by=by), Rule("label", "", average="label", by=by)]

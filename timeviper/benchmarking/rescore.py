@@ -158,7 +158,7 @@ class _Tallies:
                 made.answered, choice_tally(rule, there, self.clusters), len(there), **_told("choice", measure, rule)
             )
         if best := constant_letter(items, rule, self.clusters):
-            told = {
+            told: dict[str, Any] = {
                 "kind": "choice",
                 "measure": measure,
                 "rule": f"always {best[0]}",
@@ -166,11 +166,21 @@ class _Tallies:
             }
             self.add(made.baselines, best[1], len(judged), **told)
         if guess := guessing(items, rule, self.clusters):
-            told = {"kind": "choice", "measure": measure, "rule": "random", "said": "random letters, expected"}
+            told: dict[str, Any] = {
+                "kind": "choice",
+                "measure": measure,
+                "rule": "random",
+                "said": "random letters, expected",
+            }
             self.add(made.baselines, guess, len(judged), **told)
         if blind:
             without = judge(rule, items, blind, Unscored())
-            told = {"kind": "choice", "measure": measure, "rule": BLIND, "said": "the same model, every frame grey"}
+            told: dict[str, Any] = {
+                "kind": "choice",
+                "measure": measure,
+                "rule": BLIND,
+                "said": "the same model, every frame grey",
+            }
             self.add(made.baselines, choice_tally(rule, without, self.clusters), len(judged), **told)
         made.by_label |= _by_label(
             [(one.item, one.right) for one in judged if rule.unparsed != "dropped" or one.right is not None]
@@ -191,7 +201,7 @@ class _Tallies:
                     self.add(made.answered, part, len(there), **_told("windows", "mIoU", rule))
                 if blind:
                     part = window_tallies(rule, items, blind, self.clusters)["mIoU"]
-                    told = {
+                    told: dict[str, Any] = {
                         "kind": "windows",
                         "measure": "mIoU",
                         "rule": BLIND,
@@ -204,7 +214,12 @@ class _Tallies:
         items = [item for item in self.capsule.items if item.task == "open" and item.answers]
         if not items:
             return
-        told = {"kind": "words", "measure": "accuracy", "rule": EXACT, "said": "equal up to case and a final full stop"}
+        told: dict[str, Any] = {
+            "kind": "words",
+            "measure": "accuracy",
+            "rule": EXACT,
+            "said": "equal up to case and a final full stop",
+        }
         videos = np.array([self.clusters[item.video.name] for item in items], int)
         right = [float(same_as_any(texts.get(item.key), item)) for item in items]
         self.add(made.scores, tally(right, videos), len(items), official=True, **told)
@@ -219,7 +234,13 @@ class _Tallies:
         if not items:
             return
         for name, (said, one) in cider_tallies(items, texts, self.clusters).items():
-            told = {"kind": "captions", "measure": CIDER, "rule": name, "said": said, "official": name == "pooled"}
+            told: dict[str, Any] = {
+                "kind": "captions",
+                "measure": CIDER,
+                "rule": name,
+                "said": said,
+                "official": name == "pooled",
+            }
             self.add(made.scores, one, len(items), scale=10.0, **told)
 
     def dense(self, made: Rescored, texts: Mapping[str, str | None], meteor: Meteor | None) -> None:
@@ -237,10 +258,10 @@ class _Tallies:
                 sodas.append(soda([s.window for s in said], [t.window for t in true], np.array(pairs))[2])
         p, r = ([float(np.mean(getattr(row, side))) for row in rows] for side in ("precision", "recall"))
         both = tally([*p, *r], np.concatenate([videos, videos]), ["p"] * len(p) + ["r"] * len(r), combine=f1)
-        told = {"kind": "dense", "rule": "official", "official": True}
+        told: dict[str, Any] = {"kind": "dense", "rule": "official", "official": True}
         means = "mean over tIoU .3 .5 .7 .9"
         self.add(made.scores, both, len(items), measure="F1", said=f"of mean P and mean R, {means}", **told)
-        each = {"kind": "dense", "rule": "mean of F1", "said": f"F1 of each tIoU, {means}"}
+        each: dict[str, Any] = {"kind": "dense", "rule": "mean of F1", "said": f"F1 of each tIoU, {means}"}
         self.add(made.scores, tally([row.mean_f1 for row in rows], videos), len(items), measure="F1", **each)
         for measure, values in (("precision", p), ("recall", r)):
             self.add(made.scores, tally(values, videos), len(items), measure=measure, said=means, **told)

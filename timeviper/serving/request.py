@@ -82,7 +82,8 @@ class ChatRequest:
 def _style(body: Fields, limits: ServeSettings, usual: int) -> Style:
     most = limits.max_new_tokens
     longest = "max_completion_tokens" if body.has("max_completion_tokens") else "max_tokens"
-    body.raw("max_tokens"), body.raw("max_completion_tokens")
+    for name in ("max_tokens", "max_completion_tokens"):
+        body.raw(name)  # read
     stops = body.raw("stop")
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or len(stops) > limits.max_stops:

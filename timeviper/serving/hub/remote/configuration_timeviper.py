@@ -44,4 +44,4 @@ class TimeViperConfig(PretrainedConfig):
 
 TimeViperConfig.register_for_auto_class()
 # Where `transformers serve` looks up what a model takes; it has no other way for the code of a folder.
-MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(MODEL_TYPE, "TimeViperForConditionalGeneration")
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(MODEL_TYPE, "TimeViperForConditionalGeneration")  # pyright: ignore[reportArgumentType]
