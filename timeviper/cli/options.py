@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/tiny/stage2_instruct.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe, such as optim.lr=1e-4."),
