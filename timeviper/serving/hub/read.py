@@ -17,7 +17,7 @@ from timeviper.config.load import CONFIG, dump, from_dict
 from timeviper.files import new_folder, whole_folder, write_whole
 from timeviper.serving.hub.remote.form import MODEL_TYPE, PREFIX, check_config
 from timeviper.serving.hub.remote.template import plain_template
-from timeviper.serving.hub.write import _check, _whole
+from timeviper.serving.hub.write import check_tensors, tensors_of
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.lineage import LINEAGE, WeightsDigest
 from timeviper.weights.tensors import SHARD_BYTES, TensorFolder, write_tensors
@@ -58,13 +58,13 @@ def import_transformers(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     recipe = from_dict(raw["recipe"], f"{folder / 'config.json'} (recipe)")
-    names = list(_whole(recipe))
+    shapes = {name: tuple(t.shape) for name, t in tensors_of(recipe).items()}
     files = _Stripped(folder)
-    _check(folder, files, {name: tuple(t.shape) for name, t in _whole(recipe).items()})
+    check_tensors(folder, files, shapes)
     tokenizer = _tokenizer(folder)
     digest = WeightsDigest()
     with whole_folder(new_folder(out)) as partial:
-        write_tensors(partial, digest.passing(_finite(files, names)), shard_bytes)
+        write_tensors(partial, digest.passing(_finite(files, list(shapes))), shard_bytes)
         dump(recipe, partial / CONFIG)
         tokenizer.save(partial)
         lineage, changed = _lineage(raw, recipe, digest.result())

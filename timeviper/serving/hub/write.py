@@ -59,8 +59,8 @@ def export_transformers(export: Path, out: Path, shard_bytes: int = SHARD_BYTES)
             "answers questions (stage1_align, stage2_instruct, stage3_long)"
         )
     tensors, lineage, tokenizer = TensorFolder(export), read_lineage(export), Tokenizer.load(export)
-    shapes = {name: tuple(t.shape) for name, t in _whole(recipe).items()}
-    _check(export, tensors, shapes)
+    shapes = {name: tuple(t.shape) for name, t in tensors_of(recipe).items()}
+    check_tensors(export, tensors, shapes)
     plain = plain_recipe(recipe)
     with whole_folder(new_folder(out)) as partial:
         write_tensors(partial, _prefixed(tensors, list(shapes)), shard_bytes)
@@ -103,13 +103,14 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     return shown(asdict(recipe))
 
 
-def _whole(recipe: Recipe) -> dict[str, Tensor]:
-    """The tensors of the model without adapters, on the meta device."""
+def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
+    """The tensors of the model without adapters, by name, on the meta device."""
     names = meta_model(recipe).state_dict()
     return {name: t for name, t in names.items() if not name.endswith(("lora_A", "lora_B"))}
 
 
-def _check(export: Path, files: TensorFolder, shapes: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(export: Path, files: TensorFolder, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError with the tensors that a folder lacks, has too many or in another shape."""
     problems = [f"missing: {name}" for name in shapes if name not in files.files]
     problems += [f"unexpected: {name}" for name in files.files if name not in shapes]
     for name, shape in shapes.items():
