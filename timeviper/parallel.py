@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from timeviper.config import BLOCKS, ParallelConfig
 from timeviper.errors import ConfigError, Problem
+from timeviper.model import int8
 from timeviper.model.decoder import Block
 from timeviper.model.layers import RMSNorm
 from timeviper.model.mamba2 import Scan
@@ -42,7 +43,10 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, cfg: ParallelConfig) -> Shar
     if mesh.size() % cfg.replicas:
         message = f"must divide the {mesh.size()} ranks: each replica is sharded over equally many."
         raise ConfigError("sharding", [Problem("parallel.replicas", cfg.replicas, message)])
-    if cfg.frozen_dtype != "float32":
+    if cfg.frozen_dtype == "int8":
+        int8.make_room(model)
+        _shorten_frozen(model, getattr(torch, cfg.param_dtype))
+    elif cfg.frozen_dtype != "float32":
         _shorten_frozen(model, getattr(torch, cfg.frozen_dtype))
     wrap_blocks(model, cfg)
     if cfg.replicas > 1:
@@ -143,7 +147,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Keep frozen matrices in a shorter type; vectors (gains, biases, decays) stay as they are."""
     for p in model.parameters():
-        if not p.requires_grad and p.ndim > 1:
+        if not p.requires_grad and p.ndim > 1 and p.is_floating_point():
             p.data = p.data.to(dtype)
 
 
@@ -228,6 +232,18 @@ def local_part(tensor: Tensor) -> tuple[Tensor, slice]:
     local = tensor.to_local()
     assert len(local) == min(start + each, rows) - start
     return local, slice(start, start + len(local))
+
+
+def whole_of(rows: Tensor, like: Tensor) -> Tensor:
+    """What all ranks together have for the rows of a tensor `like`, from the values `[r]` of this rank's rows.
+
+    Every rank must call it for the same tensors in the same order.
+    """
+    if not isinstance(like, DTensor):
+        return rows
+    mesh = like.device_mesh
+    there = rows.to(mesh.device_type)
+    return DTensor.from_local(there, mesh, like.placements, shape=like.shape[:1], stride=(1,)).full_tensor()
 
 
 class WholeTensors(Mapping[str, Tensor]):

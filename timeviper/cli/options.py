@@ -21,6 +21,10 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="Compute in float32 or bfloat16; if not said, as in training on a GPU, in float32 elsewhere."),
 ]
+Quantise = Annotated[
+    str | None,
+    typer.Option(help="Keep the decoder's weights in int8, or fp8 on GPUs that have it; short for eval.quantise=int8."),
+]
 StateFileOption = Annotated[
     Path | None, typer.Option("--state", metavar="FILE", help="What `prefill` or `watch` keeps of a video.")
 ]
@@ -30,3 +34,8 @@ Until = Annotated[
 MaxBytes = Annotated[
     str | None, typer.Option(metavar="SIZE", help="The most that a state may take, such as 800MB or 2GB.")
 ]
+
+
+def quantised(kind: str | None) -> list[str]:
+    """`Quantise` as an override."""
+    return [] if kind is None else [f"eval.quantise={kind}"]

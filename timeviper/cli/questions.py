@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, StateFileOption, Until
+from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, Quantise, StateFileOption, Until, quantised
 
 
 def ask(
@@ -23,6 +23,7 @@ def ask(
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="What is drawn: the same seed gives the same answer.")] = 0,
     dtype: Dtype = None,
+    quantise: Quantise = None,
 ) -> None:
     """Ask a trained model about one video file, of any length: frames are read as they are needed.
 
@@ -36,7 +37,9 @@ def ask(
     from timeviper.inference.generate import check_sampling
 
     check_sampling(temperature, top_p, 0 if max_new_tokens is None else max_new_tokens)
-    model, put = asked_about(run, video, state, overrides=overrides or [], dtype=dtype, until=until)
+    model, put = asked_about(
+        run, video, state, overrides=[*(overrides or []), *quantised(quantise)], dtype=dtype, until=until
+    )
     answer = put(
         question,
         max_new_tokens=max_new_tokens,
@@ -113,6 +116,7 @@ def chat_about(
     alone: Annotated[bool, typer.Option("--alone", help="Each question stands for itself.")] = False,
     max_new_tokens: MaxNewTokens = None,
     dtype: Dtype = None,
+    quantise: Quantise = None,
 ) -> None:
     """Talk about a video, line by line: it is read once, and what was said before is remembered."""
     from timeviper.cli.chat import chat
@@ -120,4 +124,13 @@ def chat_about(
     words = overrides or []
     if run is not None and "=" in str(run) and not run.exists():
         run, words = None, [str(run), *words]
-    chat(run, video, state, words, until=until, alone=alone, max_new_tokens=max_new_tokens, dtype=dtype)
+    chat(
+        run,
+        video,
+        state,
+        [*words, *quantised(quantise)],
+        until=until,
+        alone=alone,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+    )

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from timeviper.cli.needle_options import COUNT, DEPTHS, LENGTHS, TYPES, NeedleOptions
-from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, RecipeFile
+from timeviper.cli.options import Dtype, MaxNewTokens, Overrides, Quantise, RecipeFile, quantised
 from timeviper.cli.shards import STOPPED
 
 DOUBTFUL = 4  # a stage that has finished with weights that can hardly be what was wanted
@@ -58,6 +58,7 @@ def evaluate(
     again: Annotated[bool, typer.Option("--again", help="Answer again, though answers are there.")] = False,
     max_new_tokens: MaxNewTokens = None,
     dtype: Dtype = None,
+    quantise: Quantise = None,
 ) -> None:
     """Answer the held-out questions, beside three baselines; prints a table and writes RUN/eval.json.
 
@@ -80,6 +81,7 @@ def evaluate(
 
     if max_new_tokens is not None:
         changes = [*changes, f"eval.max_new_tokens={max_new_tokens}"]
+    changes = [*changes, *quantised(quantise)]
     report, first = None if again else finished(run, changes, dtype), os.environ.get("RANK", "0") == "0"
     try:
         report = report or answer(run, changes, dtype=dtype, again=again)

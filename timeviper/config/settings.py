@@ -219,8 +219,9 @@ class OptimConfig:
 class ParallelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of computation; master weights, gradient reduction, norms, gates and the scan's parameters stay float32."""
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype in which frozen matrices are kept; bfloat16 halves their memory and rounds them, also in the export."""
+    frozen_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Dtype in which frozen matrices are kept; bfloat16 halves their memory and rounds them, also in the export. int8
+    (needs torchao) is for the maps of decoder blocks and transfers, with a scale a row; others as param_dtype."""
     activation_checkpointing: str = "none"
     """What is computed again in the backward pass instead of kept: none, all, or block types (comma-separated) out of
     mamba, attention, mlp, transv, tower, projector; true means all, false none."""
@@ -258,6 +259,9 @@ class EvalConfig:
     tokens_per_piece: int = at_least(0, 4096, "0 (prompts are always taken whole) or more")
     """Tokens that go through the decoder at a time while a prompt is read; of longer prompts no more frames than this
     takes are in memory. 0: whole prompts."""
+    quantise: Literal["none", "int8", "fp8"] = "none"
+    """Keep the maps of decoder blocks and transfers in eight bits (needs torchao) when the model answers: half the
+    memory of bfloat16, with small errors. fp8 is for GPUs that multiply in it."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timeviper.kernels.norm import gated_rms_norm, rms_norm
+from timeviper.model.int8 import SCALE, Int8Map
 
 _for_gradients = False
 
@@ -33,8 +34,10 @@ def for_gradients() -> Iterator[None]:
         _for_gradients = before
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends_block: bool) -> Tensor:
-    """`[..., n]` -> `[..., m]`; see `for_gradients`."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends_block: bool, scale: Tensor | None = None) -> Tensor:
+    """`[..., n]` -> `[..., m]`; see `for_gradients`. scale `[m]`: of an int8 weight."""
+    if scale is not None:
+        return Int8Map.apply(x, weight, scale, bias, ends_block and _for_gradients)  # pyright: ignore[reportReturnType]
     if ends_block and _for_gradients:
         return _Unneeded.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
     return F.linear(x, weight, bias)
@@ -67,15 +70,18 @@ class Linear(nn.Linear):
     128 the usual 0.02 makes the first hundred steps several times slower; at 4480 this is 0.015.
     """
 
+    weight_scale: Tensor | None
+
     def __init__(
         self, width_in: int, width_out: int, bias: bool = False, gain: float = 1.0, ends_block: bool = False
     ) -> None:
         """ends_block: nothing but the residual stream takes what comes out."""
         self.std, self.ends_block = gain * width_in**-0.5, ends_block
         super().__init__(width_in, width_out, bias)
+        self.register_buffer(SCALE, None)
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias, self.ends_block)
+        return linear(input, self.weight, self.bias, self.ends_block, self.weight_scale)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from timeviper.config import BLOCKS, LoraConfig
+from timeviper.model.int8 import SCALE, whole
 from timeviper.model.layers import Linear, linear
 from timeviper.model.parts import is_adapter
 from timeviper.model.projector import Projector
@@ -33,6 +34,8 @@ from timeviper.model.transv import Transfer
 class LoraLinear(nn.Linear):
     """A linear map with an adapter; weight and bias are the very parameters of the map that it replaces."""
 
+    weight_scale: Tensor | None
+
     def __init__(self, base: nn.Linear, cfg: LoraConfig) -> None:
         nn.Module.__init__(self)  # not Linear's: no second weight
         self.in_features, self.out_features = base.in_features, base.out_features
@@ -40,6 +43,7 @@ class LoraLinear(nn.Linear):
         self.scale, self.dropout = cfg.alpha / cfg.rank, cfg.dropout
         self.ends_block = isinstance(base, Linear) and base.ends_block
         device = base.weight.device
+        self.register_buffer(SCALE, None)
         self.lora_A = nn.Parameter(torch.empty(cfg.rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.empty(base.out_features, cfg.rank, device=device))
 
@@ -47,7 +51,7 @@ class LoraLinear(nn.Linear):
         """`[..., n]` -> `[..., m]`"""
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)  # [..., r]
         adapted = self.scale * linear(low, self.lora_B, None, self.ends_block)
-        return linear(x, self.weight, self.bias, self.ends_block) + adapted
+        return linear(x, self.weight, self.bias, self.ends_block, self.weight_scale) + adapted
 
 
 def adaptable(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -110,19 +114,22 @@ def initial_tensors(shapes: Mapping[str, tuple[int, ...]], cfg: LoraConfig, seed
 
 
 class Merged(Mapping[str, Tensor]):
-    """A state dict without adapters: `W + (alpha / rank) B A` where there is one, computed in float32.
+    """A state dict without adapters: `W + (alpha / rank) B A` where there is one, computed in float32. Weights in int8
+    are what they stand for.
 
     A tensor is looked up, and merged, when it is asked for. `adapters` keeps those that were seen.
     """
 
     def __init__(self, state: Mapping[str, Tensor], cfg: LoraConfig) -> None:
         self.state, self.cfg = state, cfg
-        self.names = [name for name in state if not is_adapter(name)]
+        self.names = [name for name in state if not is_adapter(name) and not name.endswith(f".{SCALE}")]
         self.adapters: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.state[name]
         base = name.removesuffix("weight")
+        if tensor.dtype == torch.int8:
+            tensor = whole(tensor, self.state[f"{base}{SCALE}"])
         if not name.endswith("weight") or f"{base}lora_A" not in self.state:
             return tensor
         a, b = (self.adapters.setdefault(k, self.state[k]) for k in (f"{base}lora_A", f"{base}lora_B"))

@@ -9,6 +9,7 @@ from math import prod
 from torch import nn
 
 from timeviper.config import ParallelConfig, Recipe
+from timeviper.model import int8
 from timeviper.model.parts import part_of
 from timeviper.parallel import sharding_plan
 from timeviper.weights.export import meta_model
@@ -76,13 +77,15 @@ def _shard(shape: tuple[int, ...], shards: int) -> int:
 def sharded_parameters(model: nn.Module, cfg: ParallelConfig) -> list[ShardedUnit]:
     """The units of `parallel.sharding_plan`, in its order; the root comes last. The model must not be sharded yet."""
     names = {module: name for name, module in model.named_modules()}
-    frozen_bytes = 2 if cfg.frozen_dtype == "bfloat16" else FLOAT32
+    short = cfg.frozen_dtype if cfg.frozen_dtype != "int8" else cfg.param_dtype
+    frozen_bytes = 2 if short == "bfloat16" else FLOAT32
+    bytes_of = {module.weight: 1 for module in int8.frozen(model)} if cfg.frozen_dtype == "int8" else {}
     taken: set[nn.Parameter] = set()
     units = []
     for unit in sharding_plan(model, cfg):
         params = list(dict.fromkeys(p for m in unit.modules for p in m.parameters() if p not in taken))
         taken.update(params)
-        stored = tuple(FLOAT32 if p.requires_grad or p.ndim < 2 else frozen_bytes for p in params)
+        stored = tuple(FLOAT32 if p.requires_grad or p.ndim < 2 else bytes_of.get(p, frozen_bytes) for p in params)
         shapes = tuple(tuple(p.shape) for p in params)
         size = FLOAT32 if unit.dtype is None else unit.dtype.itemsize
         name = names[unit.modules[0]] or "root"

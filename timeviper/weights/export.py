@@ -25,6 +25,7 @@ from timeviper.config.model import TOUCH_NO_TENSOR
 from timeviper.errors import ConfigError, Problem, one_of
 from timeviper.files import whole_folder
 from timeviper.model import lora
+from timeviper.model.int8 import quantisable
 from timeviper.model.parts import is_adapter
 from timeviper.model.tags import TagModel
 from timeviper.model.viper import TimeViper, part_of
@@ -34,6 +35,7 @@ from timeviper.weights import initialize
 from timeviper.weights.initialize import Read
 from timeviper.weights.lineage import LINEAGE, WeightsDigest, describe, find_export, read_lineage
 from timeviper.weights.peft import ADAPTER_CONFIG, find_adapter, read_adapter
+from timeviper.weights.quantise import check_quantise, quantise_map
 from timeviper.weights.tensors import ADAPTER, INDEX, TensorFolder, write_tensors
 
 log = logging.getLogger("timeviper")
@@ -72,6 +74,8 @@ def build_model(
     Raises ConfigError as `check_previous_stage` does.
     """
     twin = _bare(recipe)
+    if recipe.parallel.frozen_dtype == "int8":
+        check_quantise("int8", torch.device(device), torch.float32, "parallel.frozen_dtype")
     stored = stored_tensors(twin, recipe)
     model = meta_model(recipe)
     adapters = recipe.model.lora
@@ -285,10 +289,18 @@ def load_export(
     if missing or unexpected:
         raise ValueError(f"{export}: tensors missing: {missing[:5]}, unexpected: {unexpected[:5]}")
     place = torch.device(device)
-    if pick_dtype(recipe, place, dtype) == torch.bfloat16:
+    computed = pick_dtype(recipe, place, dtype)
+    check_quantise(kind := recipe.eval.quantise, place, computed)
+    if computed == torch.bfloat16:
         _shorten(model, recipe)
+    maps = {f"{name}.weight": module for name, module in quantisable(model)} if kind != "none" else {}
+    readers = initialize.from_folder(files, {name: name for name in own})
+    for module in maps.values():
+        del module.weight  # never there whole: each is quantised as it is read
     model.to_empty(device=place)
-    initialize.fill(model, model, initialize.from_folder(files, {name: name for name in own}))
+    initialize.fill(model, model, {name: read for name, read in readers.items() if name not in maps})
+    for name, module in maps.items():
+        quantise_map(module, readers[name](slice(None)).to(place, computed), kind)
     return model.eval().requires_grad_(False), recipe, Tokenizer.load(str(export))
 
 

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from timeviper.config import DecoderConfig, LoraConfig, TowerConfig
 from timeviper.model import lora
 from timeviper.model.decoder import Decoder
+from timeviper.model.int8 import SCALE
 from timeviper.model.parts import is_adapter
 from timeviper.model.vision.build import tower_class
-from timeviper.parallel import local_part, plain_name
+from timeviper.parallel import local_part, plain_name, whole_of
 from timeviper.weights.hub.convert import open_weights
+from timeviper.weights.quantise import int8_rows
 from timeviper.weights.tensors import TensorFolder
 
 # Gives rows of a stored tensor.
@@ -40,11 +42,13 @@ def fill(
     targets: dict[str, Tensor] = {plain_name(name): p for name, p in model.named_parameters()}
     own = {name: tuple(p.shape) for name, p in targets.items() if is_adapter(name) and name not in stored}
     torch.manual_seed(seed)
+    scales = {name: b for name, b in model.named_buffers() if name.endswith(f".{SCALE}")}
+    scales = {plain_name(name).removesuffix(SCALE) + "weight": scale for name, scale in scales.items()}
     for name, tensor in random_tensors(twin, targets.keys() - own.keys() - stored.keys()):
         if name not in stored:
-            _copy(targets[name], lambda rows, whole=tensor: whole[rows], name)
+            _copy(targets[name], lambda rows, whole=tensor: whole[rows], name, scales.get(name))
     for name, read in stored.items():
-        _copy(targets[name], read, name)
+        _copy(targets[name], read, name, scales.get(name))
     for name, tensor in lora.initial_tensors(own, adapters, seed) if adapters and own else ():
         _copy(targets[name], lambda rows, whole=tensor: whole[rows], name)
     for module in model.modules():
@@ -52,13 +56,17 @@ def fill(
             module.reset_buffers()  # pyright: ignore[reportCallIssue]
 
 
-def _copy(target: Tensor, read: Read, name: str) -> None:
+def _copy(target: Tensor, read: Read, name: str, scale: Tensor | None = None) -> None:
+    """scale: of all rows of an int8 target, which the ranks that share it tell each other."""
     part, rows = local_part(target)
-    if part.numel() == 0:
+    if part.numel() == 0 and scale is None:
         return
     found = read(rows)
     if found.shape != part.shape:
         raise ValueError(f"{name}: stored rows are {list(found.shape)}, needed are {list(part.shape)}")
+    if scale is not None:
+        found, own = int8_rows(found)
+        scale.copy_(whole_of(own, target))
     part.copy_(found)
 
 

@@ -193,7 +193,7 @@ def _parallel(parallel: ParallelConfig) -> Iterator[Finding]:
             "parallel.activation_checkpointing",
             f"has no block type {word}; write {allowed}.{did_you_mean(word, BLOCK_TYPES)}",
         )
-    if parallel.frozen_dtype != "float32" and parallel.param_dtype == "float32":
+    if parallel.frozen_dtype == "bfloat16" and parallel.param_dtype == "float32":
         message = "would round the frozen weights of a float32 computation: set parallel.param_dtype = bfloat16, too."
         yield Finding("parallel.frozen_dtype", message)
 
