@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from export_helpers import random_run
 from video_helpers import write_clip
 
 from timeviper.analysis.lines import auc, stretches
-from timeviper.analysis.look import Look, look
+from timeviper.analysis.look import Look, _shown, look
 from timeviper.analysis.look_options import Options, options_of
 from timeviper.analysis.look_page import Found, page_of
 from timeviper.analysis.page import render
@@ -23,7 +24,7 @@ from timeviper.analysis.windows import Hiding, check_windows, frames_within
 from timeviper.cli import main as cli
 from timeviper.cli.look import summary
 from timeviper.errors import ConfigError
-from timeviper.inference.ask import LoadedModel, load
+from timeviper.inference.ask import Answer, LoadedModel, load
 
 QUESTION = "What colour is the ring?"
 DENSE = ("data.frames.fps=5", "data.frames.max_frames=10800", "eval.max_new_tokens=6")
@@ -185,6 +186,17 @@ def test_halving_finds_planted_windows() -> None:
     single = check_windows(lambda hidden: float(bool(hidden)), 1)
     assert single.top is not None
     assert single.top.random == []
+
+
+def test_the_film_shows_what_the_last_stage_left_first() -> None:
+    early, late = [1] * 100, [0] * 100
+    late[7], late[90] = 1, 2
+    shown = _shown(Answer("", "", "", 100.0, [*range(100)], 0, 0, {}, {"early": early, "late": late}))
+    assert len(shown) == 48
+    assert shown == sorted(shown)
+    assert {7, 90} <= set(shown)
+    assert max(b - a for a, b in pairwise(shown)) <= 4, "of equals evenly spaced ones"
+    assert _shown(Answer("", "", "", 9.0, [*range(9)], 0, 0, {}, {"only": [0, 2, 0, 0, 1, 0, 0, 0, 0]})) == [1, 4]
 
 
 def test_stretches_of_time(model: LoadedModel, clip: Path) -> None:

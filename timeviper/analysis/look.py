@@ -47,7 +47,7 @@ class Look:
     lines: list[Line]
     tokens_per_frame: int
     thumbs: dict[int, NDArray[np.uint8]] = field(repr=False)
-    """RGB `[h, w, 3]` of some frames, by number: of those that survived the last stage."""
+    """RGB `[h, w, 3]` of some frames, by number: of those that survived a stage."""
     followed: Followed = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -217,11 +217,14 @@ class _Thumbs:
 
 
 def _shown(answer: Answer) -> list[int]:
-    """Frames of the film strip: those with most survivors of the last stage, of equals evenly spaced ones."""
-    counts = np.array([*answer.survivors.values()][-1] if answer.survivors else [1] * len(answer.frame_times))
+    """Frames of the film strip: of those that survive any stage those with most tokens behind the last one, then behind
+    the one before; of equals evenly spaced ones."""
+    stages = list(answer.survivors.values()) or [[1] * len(answer.frame_times)]
+    counts = np.array(stages[::-1])  # the last stage first
+    groups = sorted({tuple(column) for column in counts.T.tolist() if any(column)}, reverse=True)
     chosen: list[int] = []
-    for count in sorted({*counts[counts > 0].tolist()}, reverse=True):
-        equal, left = np.flatnonzero(counts == count), THUMBS - len(chosen)
+    for group in groups:
+        equal, left = np.flatnonzero((counts == np.array(group)[:, None]).all(0)), THUMBS - len(chosen)
         if left > 0:
             steps = np.linspace(0, len(equal) - 1, min(left, len(equal))).astype(int)
             chosen += equal[steps].tolist()

@@ -63,7 +63,7 @@ def page_of(found: Found) -> Page:
     sections = [Section("Which seconds each block read", _reading(look), _figures(found), warnings=_warnings(look))]
     if film_drawing := film_of(found):
         text = (
-            "Frames whose tokens survived the last TransV stage, with the time at which a player shows them."
+            "Frames whose tokens survived a TransV stage, with the time at which a player shows them."
             if answer.survivors
             else "This model has no TransV stage: every token of every frame stays. Some of the frames:"
         )
@@ -228,8 +228,12 @@ def _survivor_words(look: Look) -> Iterator[str]:
     for stage, counts in look.answer.survivors.items():
         frames = sum(n > 0 for n in counts)
         yield f"Behind {stage}: {sum(counts):,} tokens of {frames:,} of {len(counts):,} frames."
-    if look.answer.survivors and len(look.thumbs) < sum(n > 0 for n in [*look.answer.survivors.values()][-1]):
-        yield f"{len(look.thumbs)} of them are shown, those with most tokens first; all stand in look.json."
+    there = sum(any(counts) for counts in zip(*look.answer.survivors.values()))
+    if len(look.thumbs) < there:
+        yield (
+            f"{len(look.thumbs)} of {there:,} are shown, those with most tokens behind the last stage; all stand in "
+            "look.json."
+        )
 
 
 def _survivor_table(look: Look) -> Grid | None:
