@@ -286,7 +286,7 @@ def test_the_verb(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [s["best"] for s in written["schedules"]].count(True) == 1
     assert all(s["costs"]["tokens"] <= 0.6 for s in written["schedules"])
     assert written["eval"][0] == "model.transv.stages.early=null"
-    assert not (tmp_path / "redundancy.partial.jsonl").exists()
+    table = (tmp_path / "redundancy-drops.jsonl").read_bytes()
     page = (tmp_path / "redundancy.html").read_text()
     assert "Schedules that nothing beats" in page
     assert "What not to conclude" in page
@@ -295,5 +295,6 @@ def test_the_verb(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     app([*common, "--json"], standalone_mode=False)  # without a budget there is a table and a frontier
     assert json.loads(capsys.readouterr().out)["schedules"] == []
     assert not (tmp_path / "schedule.yaml").exists()
+    assert (tmp_path / "redundancy-drops.jsonl").read_bytes() == table  # nothing was measured again
     with pytest.raises(BudgetError, match=r"budget\.kv=0\.01 cannot be met .* The nearest is budget\.kv=0\."):
         app([*common, "budget.kv=.01"], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""Figures of an analysis that is under way: a line for each pack, so that what was stopped continues."""
+"""Figures of an analysis: a line for each pack, so that what was stopped continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def digest_of_settings(subject: Subject, *settings: Any) -> str:
 
 
 class Parts:
-    """`FILE.partial.jsonl`: figures of packs by number, of one digest; those of another are thrown away."""
+    """A file of lines: figures of packs by number, of one digest; those of another are thrown away."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self.path, self.digest = path, digest

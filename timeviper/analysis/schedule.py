@@ -119,8 +119,9 @@ class Schedules:
         wanted = " and ".join(f"budget.{name}={budget:g}" for name, budget in budgets.items())
         takes = " and ".join(f"budget.{name}={_up(near.costs[name])}" for name in budgets)
         keeps = ", ".join(f"{r:g}" for r in self.table.ratios)
+        most = f"{self.places.shape[1]} stage{'s' if self.places.shape[1] > 1 else ''}"
         return BudgetError(
-            f"{wanted} cannot be met with at most {self.places.shape[1]} stages that keep {keeps}: what is left "
+            f"{wanted} cannot be met with at most {most} that keep {keeps}: what is left "
             f"takes more. The nearest is {takes}, with {near} (predicted KL {near.loss:.3g}). A smaller keep, such as "
             "keep=.5,.1,.02, goes lower"
         )

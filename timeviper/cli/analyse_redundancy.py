@@ -28,7 +28,8 @@ def redundancy(
 ) -> None:
     """Drop vision tokens before each block, by several rules, and find the best schedule under a budget.
 
-    The best five are measured as a whole; the winner is written as a recipe. What was stopped continues.
+    The best five are measured as a whole; the winner is written as a recipe. The table is kept: what was stopped
+    continues, and another budget takes seconds.
     """
     from timeviper.analysis import redundancy_page as shown
     from timeviper.analysis.options import Words
@@ -44,7 +45,7 @@ def redundancy(
     subject = load_subject(run, typed.overrides, dtype)
     options = read_options(typed, subject.model.decoder)
     folder = out or subject.folder
-    kept = folder / "redundancy.partial.jsonl"
+    kept = folder / "redundancy-drops.jsonl"  # stays: another budget needs no other table
     try:
         with ProgressLine(sys.stderr, stays=False) as line:
             found = study(subject, options, kept, line.count)
@@ -56,7 +57,6 @@ def redundancy(
     numbers = shown.numbers(found, eval_words)
     page = write(folder, "redundancy", shown.page(subject, found, eval_words), numbers)
     recipe = write_recipe(subject, chosen, folder / "schedule.yaml", findings(found)[-2:]) if chosen else None
-    kept.unlink(missing_ok=True)
     if json:
         return print(as_json(numbers))
     for table in shown.terminal(found):
