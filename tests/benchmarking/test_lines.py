@@ -38,6 +38,8 @@ def test_lines_are_answered_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "gone.mp4" in found[7]["error"]
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines[0] + "\n"))
     monkeypatch.setattr(sys, "argv", ["timeviper", "bench", "lines", str(tmp_path / "run")])
-    cli.main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert said == [{"ready": True}, found[0]]

@@ -149,6 +149,7 @@ def test_the_tokenizer_keeps_lower_case_brackets() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_torchmetrics_gives_the_same() -> None:
     metric = CIDErScore()
     metric.update(SAID[:1], TRUE[:1])
