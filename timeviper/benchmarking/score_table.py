@@ -48,7 +48,7 @@ def headlines(made: Rescored) -> list[str]:
     about = f"{made.questions:,} questions about {made.videos:,} videos"
     if made.asked < made.questions:
         about += f", {made.questions - made.asked:,} of them without a reply (they count as wrong)"
-    return [f"{made.title}: {s.measure} {shown(s)}  {interval(s)}  ({about})" for s in made.official[:4]]
+    return [f"{made.title}: {s.measure} {shown(s)}  {interval(s)}  ({about})" for s in made.official[:6]]
 
 
 def scores_table(scores: Sequence[Score], title: str) -> Table:
