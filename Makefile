@@ -282,8 +282,8 @@ SMALL_SETS := $(OUT)/data/bench-sets
 bench-sets: $(READY) ## test sets put to RUN: SET=videomme ANNOTATIONS=... VIDEOS=... (ARGS="--frames first:1:256"); or small ones
 ifeq ($(SET),)
 	[ -d $(SMALL_SETS) ] || .venv/bin/timeviper bench world $(SMALL_SETS)
-	$(IN_OUT)for set in videomme charades youcook2; do \
-	  $(LAUNCH) bench run $$set $(RUN) --annotations data/bench-sets/$$set --videos data/bench-sets/$$set $(ARGS); done
+	$(IN_OUT)for each in videomme:bare charades:bare youcook2:world; do set=$${each%:*}; $(LAUNCH) bench run $$set $(RUN) \
+	  --annotations data/bench-sets/$$set --videos data/bench-sets/$$set --form $${each#*:} $(ARGS); done
 else
 	$(IN_OUT)$(LAUNCH) bench run $(SET) $(RUN) --annotations $(abspath $(ANNOTATIONS)) \
 	  $(foreach folder,$(VIDEOS),--videos $(abspath $(folder))) $(ARGS)
