@@ -17,8 +17,9 @@ from timeviper.benchmarking.capsule import ANSWERS, HEADER, CapsuleError, Shown,
 from timeviper.benchmarking.compare_capsules import NotComparable, compare_capsules
 from timeviper.benchmarking.export_capsule import export_capsule
 from timeviper.benchmarking.item import Item, VideoRef
-from timeviper.benchmarking.rescore import Rescored, rescore
+from timeviper.benchmarking.rescore import rescore
 from timeviper.benchmarking.score_table import headlines, print_scores
+from timeviper.benchmarking.scores import Rescored
 
 DROPPED = {"official": {"unparsed": "dropped"}, "lmms": {}, "vlmeval": {"unparsed": "random"}}
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from timeviper.benchmarking.capsule import Capsule
 from timeviper.benchmarking.item import LETTERS, Item
-from timeviper.benchmarking.rescore import Rescored, rescore
+from timeviper.benchmarking.rescore import rescore
+from timeviper.benchmarking.scores import Rescored
 from timeviper.files import write_whole
 
 TO = ("lmms-eval", "vlmeval")

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from timeviper.benchmarking.rescore import Rescored, Score
+from timeviper.benchmarking.scores import Rescored, Score
 from timeviper.console import console, table
 
 UNREAD = 10  # replies that are shown; `--json` has all
