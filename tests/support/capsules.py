@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.benchmarking import capsule_write
-from timeviper.benchmarking.capsule import Capsule, Reply, Shown, read_header
+from timeviper.benchmarking.capsule import Reply, Shown, read_header
 from timeviper.benchmarking.item import Item, VideoRef
 
 DEPENDS: dict[str, Any] = {
@@ -56,10 +56,6 @@ def write(
     part.add([reply(key, text, variant="blind") for key, text in (blind or {}).items()])
     capsule_write.end(folder)
     return folder
-
-
-def policies(capsule: Capsule) -> dict[str, Any]:
-    return capsule.header["set"]["policies"]
 
 
 def die_answering(rank: int, *, who: int, count: int) -> None:

@@ -20,9 +20,10 @@ Combine = Callable[[np.ndarray], np.ndarray]
 
 
 def macro(means: np.ndarray) -> np.ndarray:
-    """The mean of the strata that are there."""
+    """The mean of the strata that are there; nan without any."""
     there = ~np.isnan(means)
-    return np.where(there, means, 0.0).sum(-1) / np.maximum(there.sum(-1), 1)
+    total, count = np.where(there, means, 0.0).sum(-1), there.sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def f1(means: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ def intervals(
         for name, (total, size) in parts.items():
             found[name].append(tallies[name].combine(_means(drawn @ total, drawn @ size)))
     ends = [(1 - level) / 2, (1 + level) / 2]
-    return {name: _pair(np.quantile(np.concatenate(each), ends)) for name, each in found.items()}
+    return {name: _between(np.concatenate(each), ends) for name, each in found.items()}
 
 
 def difference(
@@ -98,7 +99,7 @@ def difference(
     for drawn in draws(clusters, resamples, seed):
         x, y = (one.combine(_means(drawn @ t, drawn @ s)) for one, (t, s) in zip((a, b), sums))
         found.append(y - x)
-    low, high = _pair(np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2]))
+    low, high = _between(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return b.value - a.value, low, high
 
 
@@ -131,5 +132,8 @@ def _means(total: np.ndarray, size: np.ndarray) -> np.ndarray:
         return total / size
 
 
-def _pair(ends: np.ndarray) -> tuple[float, float]:
-    return float(ends[0]), float(ends[1])
+def _between(drawn: np.ndarray, ends: Sequence[float]) -> tuple[float, float]:
+    """Quantiles of the draws that have a score: one may hold no video that counts."""
+    there = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(there, ends) if len(there) else (0.0, 0.0)
+    return float(low), float(high)
