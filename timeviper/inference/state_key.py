@@ -115,6 +115,8 @@ def model_key(model: TimeViper, recipe: Recipe, weights: str | None) -> StateKey
         settings = {k: v for k, v in asdict(tower).items() if k != "weights"}
         towers[name] = settings | {"sha256": weights_digest(model.towers[name].state_dict(), dtype)}
     decoder = asdict(recipe.model.decoder)
+    if recipe.eval.quantise != "none":
+        decoder["quantise"] = recipe.eval.quantise
     return StateKey(
         content="",
         sampler={},
