@@ -188,6 +188,8 @@ def _row(
     scale: float = 100.0,
 ) -> Compared:
     _, low, high = difference(tallies[0], tallies[1], clusters)
-    told = {} if flips is None else {"only_a": flips[0], "only_b": flips[1], "p": mcnemar_p(*flips)}
     a, b = (scale * one.value for one in tallies)
-    return Compared(measure, rule.name, n, a, b, scale * low, scale * high, **told)
+    ends = scale * low, scale * high
+    if flips is None:
+        return Compared(measure, rule.name, n, a, b, *ends)
+    return Compared(measure, rule.name, n, a, b, *ends, flips[0], flips[1], mcnemar_p(*flips))
