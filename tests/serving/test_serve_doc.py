@@ -16,8 +16,7 @@ from video_helpers import write_clip
 
 from timeviper.inference.ask import load
 
-PAGES = ("docs/ask-at-scale.md", "docs/ask-at-scale-serve.part.md")
-TEXT = "".join((ROOT / page).read_text() for page in PAGES if (ROOT / page).is_file())
+TEXT = (ROOT / "docs/ask-at-scale.md").read_text()
 
 
 @pytest.fixture(scope="module")
