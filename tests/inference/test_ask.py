@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from video_helpers import write_clip
 
 from timeviper.cli import main as cli
+from timeviper.cli.shards import STOPPED
 from timeviper.console import ProgressLine
 from timeviper.datamodules.build import pack_format
 from timeviper.datamodules.frames import stream
@@ -240,7 +241,7 @@ def test_ctrl_c_in_a_long_prompt_ends_at_once(
 
     monkeypatch.setattr(ProgressLine, "count", count)
     before = sorted(run.rglob("*"))
-    assert call(monkeypatch, run, clip, "eval.tokens_per_piece=100") == cli.STOPPED
+    assert call(monkeypatch, run, clip, "eval.tokens_per_piece=100") == STOPPED
     assert told == [(32, COUNT)], "one group of frames, and no more"
     assert capsys.readouterr().out == ""
     assert sorted(run.rglob("*")) == before

@@ -18,6 +18,7 @@ from jobs import run as run_job
 from shard_helpers import QUESTION, clip
 
 from timeviper.cli import main as cli
+from timeviper.cli.shards import STOPPED
 from timeviper.config import FramesConfig
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.plan import Item
@@ -186,7 +187,7 @@ def test_what_was_stopped_continues(
     monkeypatch.setattr(sys, "argv", ["timeviper", "eval", str(copy), *SETTINGS])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.STOPPED
+    assert ended.value.code == STOPPED
     assert "stopped: the answers so far are kept" in capsys.readouterr().err
     assert not (there(copy) / REPORT).exists()
     file = copy / PARTIAL / "rank-0.jsonl"

@@ -302,7 +302,8 @@ def test_a_budget_of_bytes_is_kept_before_anything_is_decoded(
         assert "--tier features" in str(found.value)
         fit = int(str(found.value).partition("max_frames=")[2].partition(")")[0])
         assert 0 < fit < count
-        assert state_bytes(twelve.recipe.model, "state", fit, fit * 5, 4) <= budget
+        assert state_bytes(twelve.recipe.model, "state", fit, 0, 4) <= budget  # and with some text a frame
+        assert state_bytes(twelve.recipe.model, "state", fit, fit * 9, 4) > budget
     frames = frames_within(twelve.recipe.model, "state", 100_000_000, 4)
     assert state_bytes(twelve.recipe.model, "state", frames, 0, 4) <= 100_000_000
     assert state_bytes(twelve.recipe.model, "state", frames + 1, 0, 4) > 100_000_000

@@ -34,7 +34,7 @@ from timeviper.weights.export import meta_model
 from timeviper.weights.quantise import check_quantise, int8_rows
 
 pytest.importorskip("torchao")
-LORA = LoraConfig(rank=2, alpha=8.0, targets=["attention", "mamba", "mlp", "transv.q"])
+LORA = LoraConfig(rank=2, alpha=8.0, targets=["attention", "mamba", "mlp"])
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_int8_errs_little_more_than_bfloat16(run: Path) -> None:
         (dtype, kind): error(hidden(load(run, device="cpu", dtype=dtype, overrides=[f"eval.quantise={kind}"])), wanted)
         for dtype, kind in (("float32", "int8"), ("bfloat16", "none"), ("bfloat16", "int8"))
     }
-    assert errors["float32", "int8"] < 0.02, errors
-    assert errors["bfloat16", "int8"] < errors["bfloat16", "none"] + 0.02, errors
+    assert errors["float32", "int8"] < 0.04, errors
+    assert errors["bfloat16", "int8"] < errors["bfloat16", "none"] + 0.03, errors
 
 
 def test_only_maps_of_blocks_and_transfers_are_quantised(run: Path) -> None:

@@ -88,6 +88,7 @@ class LoadedModel:
             TypeError: for a video of another kind, or a question that is no text.
             ValueError: for frames of another type or shape, or times that do not fit them, with what is allowed.
         """
+        check_question(question)
         medium = self.media(video, times, fps, duration)
         path = str(video) if isinstance(video, (str, Path)) else ""
         how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "generator": generator}
