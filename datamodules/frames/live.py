@@ -42,14 +42,33 @@ class LiveFrame:
     """How much of the video had come when it was sure: the part that it is shown in ends here."""
 
 
-class Growing:
+class _Source:
+    """Bytes for FFmpeg, which swallows what is raised while it reads, and reads on: a Ctrl-C is the end of the bytes,
+    and `interrupted` tells of it."""
+
+    interrupted = False
+
+    def read(self, size: int = -1) -> bytes:
+        if self.interrupted:
+            return b""
+        try:
+            return self._next(size)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return b""
+
+    def _next(self, size: int) -> bytes:
+        raise NotImplementedError
+
+
+class Growing(_Source):
     """A file that is written while it is read; its end is where nothing has come for `patience` seconds."""
 
     def __init__(self, path: Path, patience: float) -> None:
         self.name, self._patience = str(path), patience
         self._file = open(path, "rb")  # noqa: SIM115  (closed with the container)
 
-    def read(self, size: int = -1) -> bytes:
+    def _next(self, size: int) -> bytes:
         waited_since = time.monotonic()
         while not (found := self._file.read(size)):
             if time.monotonic() - waited_since >= self._patience:
@@ -61,13 +80,13 @@ class Growing:
         self._file.close()
 
 
-class _Pipe:
+class _Pipe(_Source):
     """Standard input or any other stream, of which FFmpeg may only read on."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.name, self._stream = str(getattr(stream, "name", "pipe")), stream
 
-    def read(self, size: int = -1) -> bytes:
+    def _next(self, size: int) -> bytes:
         return self._stream.read(size)
 
 
@@ -75,7 +94,7 @@ class LiveContainer(Container):
     """A container without a beginning to go back to and without limits of a file."""
 
     def __init__(self, source: str | Path | IO[bytes], patience: float) -> None:
-        self._patience = patience
+        self._patience, self._bytes = patience, _Source()
         super().__init__(source)
         self.packets_left = self.pixels_left = sys.maxsize
 
@@ -90,8 +109,15 @@ class LiveContainer(Container):
             if isinstance(source, str | Path):
                 if not Path(source).exists():
                     raise VideoError(self.where, "no such file; it may grow, but must be there")
-                return av.open(Growing(Path(source), self._patience), "r", options=options, metadata_errors="replace")
-            return av.open(_Pipe(source), "r", options=options, metadata_errors="replace")
+                self._bytes = Growing(Path(source), self._patience)
+            else:
+                self._bytes = _Pipe(source)
+            return av.open(self._bytes, "r", options=options, metadata_errors="replace")
+
+    def check_interrupted(self) -> None:
+        """Raises the KeyboardInterrupt that FFmpeg has swallowed, if there was one."""
+        if self._bytes.interrupted:
+            raise KeyboardInterrupt
 
 
 def live_frames(source: str | Path | IO[bytes], size: int, fps: float, patience: float = 30.0) -> Generator[LiveFrame]:
@@ -106,6 +132,7 @@ def live_frames(source: str | Path | IO[bytes], size: int, fps: float, patience:
         first = before = None
         number, lead, step = 0, 0.0, container.usual * container.tick
         for frame in _decoded(container):
+            container.check_interrupted()
             first = frame.pts if first is None else first
             assert first is not None
             if before is None:
@@ -118,6 +145,7 @@ def live_frames(source: str | Path | IO[bytes], size: int, fps: float, patience:
                     number += 1
                     yield LiveFrame(resized(before[0], size), before[1], number / fps)
             before = (frame, seconds)
+        container.check_interrupted()
         if before is None:
             raise VideoError(container.where, "ended before it showed a frame")
         while (number + 0.5) / fps < before[1] + step - 1e-6:

@@ -210,7 +210,6 @@ def test_a_pipe_is_watched_and_asked_up_to_a_time(
     assert "first mark at 2 s, which is after 1 s" in typed("ask", "Q", "--state", state, "--until", "0:01", code=1)[1]
 
 
-@pytest.mark.slow  # waits for up to two minutes where a signal comes late
 def test_ctrl_c_keeps_what_was_seen(typed: Typed, run: Path, clip: Path, tmp_path: Path) -> None:
     state, growing = tmp_path / "live.state", tmp_path / "growing.ts"
     growing.write_bytes(clip.read_bytes())
