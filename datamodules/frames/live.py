@@ -128,11 +128,12 @@ def live_frames(source: str | Path | IO[bytes], size: int, fps: float, patience:
     Raises VideoError for what is no video, or cannot be read from its beginning on, such as an MP4 file whose index is
     written last.
     """
-    with LiveContainer(source, patience) as container:
+    live = LiveContainer(source, patience)
+    with live as container:
         first = before = None
         number, lead, step = 0, 0.0, container.usual * container.tick
         for frame in _decoded(container):
-            container.check_interrupted()
+            live.check_interrupted()
             first = frame.pts if first is None else first
             assert first is not None
             if before is None:
@@ -145,7 +146,7 @@ def live_frames(source: str | Path | IO[bytes], size: int, fps: float, patience:
                     number += 1
                     yield LiveFrame(resized(before[0], size), before[1], number / fps)
             before = (frame, seconds)
-        container.check_interrupted()
+        live.check_interrupted()
         if before is None:
             raise VideoError(container.where, "ended before it showed a frame")
         while (number + 0.5) / fps < before[1] + step - 1e-6:
