@@ -282,7 +282,7 @@ def test_openai_files_and_models(served: Served, clips: list[Path]) -> None:
 
 def test_fifty_clients_that_leave_free_their_rows(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = served.server.engine
-    monkeypatch.setitem(engine.tokenizer.__dict__, "stop_ids", [])  # answers that go on and on
+    monkeypatch.setitem(engine.answers.tokenizer.__dict__, "stop_ids", [])  # answers that go on and on
     asked = {"messages": [{"role": "user", "content": "Tell me"}], "stream": True, "max_tokens": 900, "temperature": 2}
     body = json.dumps(asked).encode()
     links = []

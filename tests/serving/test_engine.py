@@ -225,7 +225,7 @@ def test_who_has_gone_is_gone_within_two_steps(model: LoadedModel) -> None:
             engine.abort(s.job)
         before = engine.counts.steps
         engine.turn()
-    assert {row.job for row in engine._rows} <= {said[5].job}
+    assert {row.job for row in engine.answers.rows} <= {said[5].job}
     assert engine.counts.steps - before <= 2
     run(engine)
     assert engine.held == 0

@@ -72,7 +72,7 @@ def says(monkeypatch: pytest.MonkeyPatch, served: Served, text: str) -> None:
     """Let the model answer this, whatever it is asked."""
     from timeviper.serving import writing
 
-    tokenizer = served.server.engine.tokenizer
+    tokenizer = served.server.engine.answers.tokenizer
     ids = [*tokenizer.encode(text), tokenizer.stop_ids[0]]
     monkeypatch.setattr(writing.Writer, "choose", lambda self, *_: ids[min(self.count, len(ids) - 1)])
     assert isinstance(served.server.engine, Engine)
@@ -188,7 +188,7 @@ def test_a_video_of_before_is_there_after_a_reload(page: Any, served: Served, cl
 
 def test_a_stopped_answer(page: Any, served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = served.server.engine
-    monkeypatch.setitem(engine.tokenizer.__dict__, "stop_ids", [])
+    monkeypatch.setitem(engine.answers.tokenizer.__dict__, "stop_ids", [])
     monkeypatch.setattr(served.server.model.recipe.eval, "max_new_tokens", 1000)
     page.wait_for_selector("#earlier option:nth-child(2)", state="attached", timeout=10_000)
     page.select_option("#earlier", index=1)

@@ -2,8 +2,7 @@
 
 A request waits in a queue of bounded length until the bytes that it is predicted to keep fit the budget; then its
 prompt is read piece by piece, a piece of one prompt after each step, so that answers under way are not held up; then
-its answers join the rows. A row leaves at the step at which it ends, or at which its client has gone. Greedy answers
-are the same bits alone and among others (see `rows.py`), and what goes wrong with one row ends that row alone.
+its answers join those that are being written (`answers.py`).
 """
 
 from __future__ import annotations
@@ -12,36 +11,20 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from timeviper.inference.prefill import Prefilled
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
+from timeviper.serving.answers import Answers
 from timeviper.serving.jobs import Counts, EndedError, Job, QueueFullError, TooLargeError, Waiting
-from timeviper.serving.rows import Rows, copies
 from timeviper.serving.turns import Turns
-from timeviper.serving.writing import Style, Writer
 from timeviper.tokenizer import Tokenizer
 
 log = logging.getLogger("timeviper")
 
 IDLE = 0.5  # seconds after which an idle engine looks around unasked
-
-
-@dataclass(eq=False)
-class _Row:
-    """One answer that is being written, and where."""
-
-    job: Job
-    number: int
-    writer: Writer
-    group: Rows
-    place: int
-    last: int
-    """The token that the next step reads."""
 
 
 class Engine:
@@ -60,14 +43,12 @@ class Engine:
     ) -> None:
         """width: rows of a step; more answers than that take several. queue: requests that wait at most. prompts: that
         are read in turns at a time. num_bytes: of states of all requests that are read or written."""
-        self.model, self.tokenizer = model, tokenizer
-        self.width, self.prompts, self.budget = width, prompts, num_bytes
+        self.prompts, self.budget = prompts, num_bytes
         self.counts, self.held = Counts(), 0
+        self.answers = Answers(model, tokenizer, width, self.counts, self._leave)
         self._kernel = kernel
         self._queue = Waiting(queue)
         self._reading: deque[tuple[Job, Turns[Any]]] = deque()
-        self._groups: list[Rows] = []
-        self._rows: list[_Row] = []
         self._wake, self._stop = threading.Event(), False
         self._seconds = 1.0  # that a request takes lately
         self._step_seconds = 0.0  # that the last step took: half of the time is for prompts
@@ -95,7 +76,7 @@ class Engine:
     @property
     def rows(self) -> int:
         """Answers that are being written."""
-        return len(self._rows)
+        return len(self.answers.rows)
 
     @property
     def reading(self) -> int:
@@ -161,10 +142,8 @@ class Engine:
             if time.monotonic() >= until:
                 break
         began = time.monotonic()
-        for group in list(self._groups):
-            worked |= self._step(group)
+        worked |= self.answers.step()
         self._step_seconds = time.monotonic() - began
-        self._gather()
         return worked
 
     def _drop_gone(self) -> None:
@@ -173,8 +152,7 @@ class Engine:
             turns.close()
             self._reading.remove((job, turns))
             self._leave(job, "aborted")
-        for row in [row for row in self._rows if row.job.gone]:
-            self._end_row(row, "aborted")
+        self.answers.drop_gone()
 
     def _admit(self) -> None:
         while len(self._reading) < self.prompts:
@@ -208,98 +186,9 @@ class Engine:
         if job.style is None:
             self._leave(job, "finished")
         else:
-            self._join(job, job.style, result)
-
-    def _join(self, job: Job, style: Style, start: Prefilled) -> None:
-        """The first token of each answer, then its row."""
-        logits = self.model.decoder.project(start.hidden)
-        if not bool(torch.isfinite(logits).all()):
-            raise ValueError("the logits after the prompt are not finite: the weights or the frames hold NaN")
-        self.counts.prompts += 1
-        likeliest, device = int(logits.argmax(-1)), logits.device
-        job.open_rows = style.choices
-        for number, state in enumerate(copies(start.state, style.choices)):
-            writer = Writer(self.tokenizer, style, number, device)
-            token = writer.choose(logits, likeliest)
-            shown = writer.take(token, logits, self.tokenizer.stop_ids)
-            self._count(job)
-            job.on_text(number, shown)
-            if shown.end:
-                self._close(job)
-                continue
-            group = self._group_with_room()
-            place = group.put(state, style.max_new_tokens)
-            self._rows.append(_Row(job, number, writer, group, place, token))
-        self.counts.most_rows = max(self.counts.most_rows, len(self._rows))
-
-    def _group_with_room(self) -> Rows:
-        group = next((group for group in self._groups if group.count < self.width), None)
-        if group is None:
-            group = Rows(self.model.decoder, self.width)
-            self._groups.append(group)
-        return group
-
-    def _step(self, group: Rows) -> bool:
-        rows = [row for row in self._rows if row.group is group]
-        if not rows:
-            return False
-        ids = [0] * self.width
-        for row in rows:
-            ids[row.place] = row.last
-        self.counts.steps += 1
-        try:
-            logits = group.step(ids)
-            likeliest = logits.argmax(-1).tolist()
-        except Exception as error:  # of no row in particular, such as a device without memory
-            for row in rows:
-                row.job.gone = True
-                row.job.on_error(error)
-            log.exception("a step of the engine failed")
-            return True
-        for row in rows:
-            try:
-                self._extend(row, logits[row.place : row.place + 1], likeliest[row.place])
-            except Exception as error:
-                self._end_row(row, "failed")
-                row.job.on_error(error)
-        return True
-
-    def _extend(self, row: _Row, logits: torch.Tensor, likeliest: int) -> None:
-        if row.job.gone:
-            return self._end_row(row, "aborted")
-        row.last = row.writer.choose(logits, likeliest)
-        shown = row.writer.take(row.last, logits, self.tokenizer.stop_ids)
-        self._count(row.job)
-        if shown.end:
-            self._end_row(row, "finished")
-        if shown.text or shown.end or shown.logprobs:
-            row.job.on_text(row.number, shown)
-
-    def _count(self, job: Job) -> None:
-        self.counts.tokens += 1
-        job.tokens += 1
-
-    def _gather(self) -> None:
-        """Rows of the last group move to free places of others: fewer groups are fewer steps."""
-        while len(self._groups) > 1 and len(self._rows) <= self.width * (len(self._groups) - 1):
-            last = self._groups.pop()
-            for row in [row for row in self._rows if row.group is last]:
-                state = last.take(row.place)
-                row.group = self._group_with_room()
-                row.place = row.group.put(state, row.writer.style.max_new_tokens - row.writer.count)
+            self.answers.join(job, job.style, result)
 
     # ---- ends -----------------------------------------------------------------------------------------------
-
-    def _end_row(self, row: _Row, how: str) -> None:
-        row.group.drop(row.place)
-        self._rows.remove(row)
-        self._close(row.job, how)
-
-    def _close(self, job: Job, how: str = "finished") -> None:
-        """One answer of a request has ended."""
-        job.open_rows -= 1
-        if job.open_rows == 0:
-            self._leave(job, how)
 
     def _leave(self, job: Job, how: str) -> None:
         self.held -= job.num_bytes
@@ -308,17 +197,15 @@ class Engine:
             self._seconds += 0.1 * (time.monotonic() - job.began - self._seconds)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        for row in [row for row in self._rows if row.job is job]:
-            row.group.drop(row.place)
-            self._rows.remove(row)
+        self.answers.drop(job)
         self._leave(job, "failed")
         job.on_error(error)
 
     def _end_all(self, error: Exception) -> None:
-        jobs = {*(row.job for row in self._rows), *(job for job, _ in self._reading), *self._queue.clear()}
+        jobs = {*self.answers.clear(), *(job for job, _ in self._reading), *self._queue.clear()}
         for _, turns in self._reading:
             turns.close()
-        self._rows, self._groups, self.held = [], [], 0
+        self.held = 0
         self._reading.clear()
         for job in jobs:
             job.on_error(error)
