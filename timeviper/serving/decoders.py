@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,12 +24,13 @@ from numpy.typing import NDArray
 log = logging.getLogger("timeviper")
 
 HEAD = struct.Struct("<cQ")
-AHEAD = 1  # pieces of a video that wait for the model, beside the one that is being decoded
+LOOK = 250  # milliseconds between two looks at a process that says nothing
 
 SAYS = {
     "unreadable": "it cannot be read as a video or picture: it is damaged, or of a kind that is not taken",
     "memory": "decoding it takes more memory than is allowed",
     "ended": "decoding it takes more time or memory than is allowed, or it is damaged",
+    "stalled": "it cannot be read: its disk gives nothing, or it takes more time than is allowed",
 }
 
 
@@ -46,6 +49,10 @@ class DecodeLimits:
     """Bytes of its address space."""
     seconds: int = 900
     """Of the processor, for one file; ten hours of Full HD take a quarter of it where keyframes are wanted alone."""
+    idle: float = 30.0
+    """Seconds by the clock in which it may say nothing without computing anything, such as when a disk hangs."""
+    wall: float = 3600.0
+    """Seconds by the clock until it must have said something, whatever it does."""
     max_pixels: int = 1 << 26
     """Of one frame: 8,192 x 8,192."""
     max_decoded: int = 1 << 40
@@ -89,7 +96,7 @@ class Decoders:
             raise MediaError("ended") from None
         finally:
             os.close(write)
-        return Reply(read)
+        return Reply(read, self.limits)
 
     def facts(self, do: str, opener: Opener, **more: Any) -> dict[str, Any]:
         """What a child says of a file in one line. Raises MediaError."""
@@ -133,8 +140,11 @@ class Decoders:
 class Reply:
     """What a child answers; leaving the `with` block ends the child."""
 
-    def __init__(self, read: int) -> None:
-        self._file, self._pid, self._done = os.fdopen(read, "rb"), 0, False
+    def __init__(self, read: int, limits: DecodeLimits) -> None:
+        self._file, self._limits = os.fdopen(read, "rb", buffering=0), limits
+        self._pid, self._done, self._closed = 0, False, False
+        self._poll = select.poll()  # select() ends at 1,024 open files
+        self._poll.register(read, select.POLLIN)
 
     def __enter__(self) -> Reply:
         return self
@@ -147,15 +157,34 @@ class Reply:
         self._file.close()
 
     def kill(self) -> None:
+        """Whoever waits for a message gets MediaError soon, also where a hanging disk keeps the child from dying."""
+        self._closed = True
         if self._pid and not self._done:
             with suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)
 
+    def _wait(self) -> None:
+        """Until there is something to read. MediaError where it has been killed, or does nothing."""
+        since = changed = time.monotonic()
+        used = -1.0
+        while not self._poll.poll(LOOK):
+            now, before = time.monotonic(), used
+            used = cpu_seconds(self._pid, now)
+            changed = now if used != before else changed
+            if self._closed:
+                raise MediaError("ended")
+            if now - changed > self._limits.idle or now - since > self._limits.wall:
+                raise MediaError("stalled")
+
     def _read(self, size: int) -> bytearray:
         """So many bytes, which may be written over: they become tensors."""
         found = bytearray(size)
-        if self._file.readinto(found) < size:
-            raise MediaError("ended")
+        rest = memoryview(found)
+        while rest:
+            self._wait()
+            if not (count := self._file.readinto(rest)):
+                raise MediaError("ended")
+            rest = rest[count:]
         return found
 
     def message(self) -> tuple[bytes, bytearray]:
@@ -174,6 +203,16 @@ class Reply:
                 raise MediaError(said["error"])
             else:
                 return kind, body
+
+
+def cpu_seconds(process: int, unknown: float) -> float:
+    """That a process has computed so far; `unknown` where nothing tells."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            user, system = file.read().rpartition(b")")[2].split()[11:13]
+    except OSError:
+        return unknown
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def frames_of(body: bytes | bytearray, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:

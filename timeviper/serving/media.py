@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,6 @@ class MediaRoom:
         self.work = settings.store / "work"
         self.work.mkdir(parents=True, exist_ok=True)
         self._digests: dict[tuple[int, ...], str] = {}
-        self._lock = threading.Lock()
 
     def open(self, medium: Medium, files: FileStore, wake: Callable[[], None] = lambda: None) -> OpenMedium:
         """Raises ApiError: 404 for an id, 400 for what is not read here, 422 for what cannot be had or decoded."""
@@ -137,12 +135,7 @@ class MediaRoom:
             message = "this server reads no files of its own: upload the file (POST /v1/files) and give its id"
             raise ApiError(400, message, "url")
         below = self._below_root(named)
-        opened = self._open_below(below)
-        try:
-            digest = self._digest(opened)
-        finally:
-            os.close(opened)
-        return Bytes(lambda: self._open_below(below), digest)
+        return Bytes(lambda: self._open_below(below), self._digest(self._open_below(below)))
 
     def _below_root(self, named: str) -> tuple[str, ...]:
         """The way from the root to a file, without links. 422, with the same words whatever is there or not."""
@@ -173,14 +166,15 @@ class MediaRoom:
         return opened
 
     def _digest(self, opened: int) -> str:
-        """SHA-256 of an open file, computed once for each state of it."""
-        facts = os.fstat(opened)
-        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        with self._lock:
+        """SHA-256 of an open file, which is closed; computed once for each state of it, in a child: a disk may hang."""
+        try:
+            facts = os.fstat(opened)
+            key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
             if key not in self._digests:
-                with os.fdopen(os.dup(opened), "rb") as file:
-                    self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                self._digests[key] = self.decoders.facts("digest", lambda: os.dup(opened))["sha256"]
             return self._digests[key]
+        finally:
+            os.close(opened)
 
     # ---- frames that the request brings along ---------------------------------------------------------------
 
