@@ -194,6 +194,27 @@ def test_many_ask_at_once_about_a_video_that_is_read_once(
         assert (served.server.states.misses, served.server.states.hits) == (1, 7)
 
 
+def test_a_watched_video_can_be_played_wherever_it_lies(served: Served, clips: list[Path], tmp_path: Path) -> None:
+    """In ranges; until its file is another one."""
+    path = clips[0].with_name("changing.mp4")
+    path.write_bytes(clips[1].read_bytes())
+    data = path.read_bytes()
+    uploaded = served.upload(data, "mine.mp4").json["id"]
+    for where in ({"path": "changing.mp4"}, {"file_id": uploaded}):
+        id = served.call("POST", "/v1/videos", {**where, "cache_salt": "play"}).json["id"]
+        whole = served.call("GET", f"/v1/videos/{id}/content")
+        assert (whole.status, whole.headers["content-type"], whole.body == data) == (200, "video/mp4", True)
+        part = served.call("GET", f"/v1/videos/{id}/content", headers={"Range": "bytes=100-199"})
+        assert (part.status, part.body) == (206, data[100:200])
+    path.write_bytes(clips[2].read_bytes())
+    id = served.call("POST", "/v1/videos", {"path": "changing.mp4", "fps": 1}).json["id"]
+    path.write_bytes(data)
+    reply = served.call("GET", f"/v1/videos/{id}/content")
+    assert (reply.status, "watch it again" in reply.error) == (404, True)
+    path.unlink()
+    assert served.call("GET", f"/v1/videos/{id}/content").status == 422
+
+
 def test_a_watched_video_as_a_stream_of_its_progress(served: Served, clips: list[Path]) -> None:
     reply = served.call("POST", "/v1/videos", {"path": clips[2].name, "stream": True, "max_frames": 5})
     assert reply.headers["content-type"].startswith("text/event-stream")

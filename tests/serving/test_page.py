@@ -35,9 +35,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model = load(random_run(tmp_path_factory.mktemp("run")), device="cpu", overrides=["eval.max_new_tokens=64"])
-    with serving(model, tmp_path_factory.mktemp("store")) as running:
+    with serving(model, tmp_path_factory.mktemp("store"), media_root=clip.parent) as running:
         yield running
 
 
@@ -184,6 +184,16 @@ def test_a_video_of_before_is_there_after_a_reload(page: Any, served: Served, cl
     asked(page, "What?")
     page.wait_for_selector("article .quiet:not(:empty)", timeout=30_000)
     assert "kept state" in page.inner_text("article .quiet")
+
+
+def test_a_video_of_the_media_root_has_a_player(page: Any, served: Served, clip: Path) -> None:
+    served.call("POST", "/v1/videos", {"path": clip.name, "fps": 0.5})
+    page.reload()
+    page.wait_for_selector("#earlier option:nth-child(3)", state="attached", timeout=10_000)
+    page.select_option("#earlier", index=1)  # the newest
+    page.wait_for_selector("#question:not([disabled])", timeout=10_000)
+    assert page.inner_text("#status").startswith(f"{clip.name}: ")
+    until(page, "document.querySelector('#player').readyState >= 1")
 
 
 def test_a_stopped_answer(page: Any, served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

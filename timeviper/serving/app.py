@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import mimetypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files as resources
@@ -14,11 +13,13 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from timeviper.serving.asking import Tenant
 from timeviper.serving.chat import complete
+from timeviper.serving.content import OpenFile
+from timeviper.serving.decoders import MediaError
 from timeviper.serving.fields import Fields, parse_json
 from timeviper.serving.guard import Guard
 from timeviper.serving.metrics import metrics_text
@@ -37,9 +38,6 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
-# What a browser may take a stored file for; anything else is bytes.
-PLAYED = ("video/mp4", "video/webm", "video/quicktime", "video/x-matroska", "video/ogg", "image/png", "image/jpeg",
-          "image/gif", "image/webp")  # fmt: skip
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -70,6 +68,7 @@ def make_app(server: Server) -> Starlette:
         route("/v1/videos", doors.videos),
         route("/v1/videos/{id}", doors.video),
         route("/v1/videos/{id}", doors.delete_video, "DELETE"),
+        route("/v1/videos/{id}/content", doors.video_content),
         route("/health", doors.health),
         route("/metrics", doors.metrics),
         *(route(path, doors.page) for path in PAGE),
@@ -207,12 +206,8 @@ class Doors:
         return JSONResponse({"id": id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
-        """The bytes, in ranges for a player, as nothing that a browser would run."""
         tenant, id = self.tenant(request), request.path_params["id"]
-        kind = mimetypes.guess_type(tenant.files.get(id).name)[0]
-        kind = kind if kind in PLAYED else "application/octet-stream"
-        headers = {"Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private"}
-        return FileResponse(tenant.files.path(id), media_type=kind, headers=headers)
+        return OpenFile(tenant.files.open(id), tenant.files.get(id).name)
 
     async def videos(self, request: Request) -> Response:
         found = await self.run(lambda: [video.as_dict() for video in self.tenant(request).videos])
@@ -220,6 +215,20 @@ class Doors:
 
     async def video(self, request: Request) -> Response:
         return JSONResponse(self.tenant(request).videos.get(request.path_params["id"]).as_dict())
+
+    async def video_content(self, request: Request) -> Response:
+        """The bytes that a video was watched from; 404 where they are others now."""
+        tenant = self.tenant(request)
+        video = tenant.videos.get(request.path_params["id"])
+        medium = video.medium()
+        try:
+            found = await self.run(lambda: self.server.asker.media.bytes_of(medium, tenant.files))
+        except MediaError as error:
+            raise ApiError(422, str(error), "id") from None
+        if found.content != video.content:
+            raise ApiError(404, "the file of this video is another one now: watch it again", "id")
+        name = tenant.files.get(medium.place.id).name if isinstance(medium.place, Stored) else video.source
+        return OpenFile(found.opener(), name)
 
     async def delete_video(self, request: Request) -> Response:
         id = request.path_params["id"]

@@ -128,10 +128,6 @@ class FileStore:
         except OSError:
             raise ApiError(404, "there is no such file: upload it with POST /v1/files", "file_id") from None
 
-    def path(self, id: str) -> Path:
-        self.get(id)
-        return self.folder / id / "data"
-
     def delete(self, id: str) -> None:
         self.get(id)
         with self.lock, suppress(OSError):

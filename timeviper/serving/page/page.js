@@ -118,7 +118,7 @@ function show(found, source, name) {
   player.hidden = !source || found.kind === "image";
   if (source) player.src = source;
   const size = found.state_bytes < 1e6 ? `${Math.ceil(found.state_bytes / 1e3)} kB` : `${(found.state_bytes / 1e6).toFixed(1)} MB`;
-  el("status").textContent = `${name ?? found.source}: ${clock(found.duration)} long, ${found.frames} frames watched, ` +
+  el("status").textContent = `${name}: ${clock(found.duration)} long, ${found.frames} frames watched, ` +
     `from ${clock(found.first_seconds)} to ${clock(found.last_seconds)}; its state takes ${size}.`;
   strip(null);
   ready(true);
@@ -138,12 +138,11 @@ async function earlier() {
   el("earlier").replaceChildren(make("option", "choose…"));
   el("earlier").firstChild.value = "";
   for (const one of found.reverse()) {
-    const option = make("option", `${names.get(one.source) ?? one.source} (${clock(one.duration)}, ${one.frames} frames)`);
+    const name = names.get(one.source) ?? one.source.replace(/^(file|path):/, "");
+    const option = make("option", `${name} (${clock(one.duration)}, ${one.frames} frames)`);
     option.value = one.id;
-    option.chosen = () => {
-      const file = one.source.startsWith("file:") ? one.source.slice(5) : null;
-      show(one, file && names.has(one.source) ? `v1/files/${file}/content` : null, names.get(one.source));
-    };
+    const there = !one.source.startsWith("file:") || names.has(one.source);
+    option.chosen = () => show(one, there ? `v1/videos/${one.id}/content` : null, name);
     el("earlier").append(option);
   }
 }
