@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from export_helpers import random_run
+from rtsp_camera import camera
 from tree import ROOT
 from video_helpers import write_clip
 
@@ -228,6 +229,30 @@ def test_ctrl_c_keeps_what_was_seen(typed: Typed, run: Path, clip: Path, tmp_pat
     assert out.endswith("(stopped)\n")
     typed("ask", QUESTION, "--state", state)
     assert sorted(os.listdir(tmp_path)) == ["growing.ts", "live.state"]
+
+
+@pytest.mark.parametrize("frames", [60, 0])
+def test_ctrl_c_while_a_camera_says_nothing(typed: Typed, run: Path, clip: Path, tmp_path: Path, frames: int) -> None:
+    """After its last frame, or before its first: FFmpeg waits, and would for ten minutes."""
+    state = tmp_path / "live.state"
+    (tmp_path / "none.ts").touch()
+    with camera(clip if frames else tmp_path / "none.ts", silent=True) as (address, asked):
+        command = ["watch", address, "--run", str(run), "-o", str(state), "--every", "1", "--patience", "600", *DENSE]
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "timeviper", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 100
+        while not (state.is_file() if frames else "PLAY" in asked) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=20)
+    assert watching.returncode == 0, err
+    assert "(stopped)" in (out if frames else err)
+    assert "Traceback" not in err
+    if frames:
+        typed("ask", QUESTION, "--state", state)
 
 
 def test_watching_ends_where_it_was_told_to(typed: Typed, run: Path, clip: Path, tmp_path: Path) -> None:

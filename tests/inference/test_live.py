@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from export_helpers import random_run
+from rtsp_camera import camera
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
@@ -224,6 +225,29 @@ def test_an_address_that_the_operator_gives(clip: Path, model: LoadedModel) -> N
         same_frames(live_frames(f"http://127.0.0.1:{server.server_port}/live", 32, 10.0), model.read_video(clip))
     finally:
         server.shutdown()
+
+
+def test_a_camera_over_rtsp(clip: Path, model: LoadedModel) -> None:
+    """The last frame stays in FFmpeg's hands, which waits for the packet after it."""
+    whole = model.read_video(clip)
+    expected = Frames(whole.pixels[:-1], whole.times[:-1], whole.duration, COUNT - 1, 10.0)
+    with camera(clip) as (address, asked):
+        same_frames(live_frames(address, 32, 10.0), expected)
+    assert asked == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
+    with camera(clip, silent=True) as (address, _):
+        same_frames(live_frames(address, 32, 10.0, patience=1.0), expected)
+
+
+def test_stopping_does_not_wait_for_a_silent_camera(clip: Path) -> None:
+    stop, found = threading.Event(), 0
+    with camera(clip, silent=True) as (address, _):
+        for _ in live_frames(address, 32, 10.0, patience=600.0, stop=stop):
+            found += 1
+            if found == COUNT - 10:
+                threading.Timer(0.2, stop.set).start()
+                began = time.monotonic()
+    assert COUNT - 10 <= found < COUNT
+    assert time.monotonic() - began < 5, "0.2 s until it is set, a look every 0.1 s, 1 s to take leave"  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def test_what_cannot_be_watched(tmp_path: Path) -> None:

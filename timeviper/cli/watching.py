@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import IO
 
 from timeviper.cli.clock import clock
@@ -39,9 +41,12 @@ def follow(
         live = model.watch_live(max_bytes=max_bytes, video=source)
         stream: str | Path | IO[bytes] = sys.stdin.buffer if source == "-" else source
         size, fps = pack_format(model.recipe).image_size, model.recipe.data.frames.fps
-        frames = live_frames(stream, size, fps, patience)
-        with closing(frames), ProgressLine(sys.stderr, stays=False) as line:
+        stop = Event()
+        frames = live_frames(stream, size, fps, patience, stop)
+        with _until_interrupted(stop), closing(frames), ProgressLine(sys.stderr, stays=False) as line:
             why = _take(live, frames, out, every, last, line)
+        if stop.is_set():
+            why = "stopped"
         if live.marks and out.is_file():
             mark, size = live.marks[-1], out.stat().st_size / 1e6
             print(f"{out}: {mark.frames:,} frames of {clock(mark.seconds)}, {size:,.1f} MB ({why})")
@@ -54,21 +59,33 @@ def _take(
 ) -> str:
     """Take frames and keep them at every mark; returns why it has ended."""
     following, so_far, why = every, 0.0, "the source has ended"
-    try:
-        for frame in frames:
-            live.add(frame.pixels[None], [frame.seconds])
-            so_far = frame.until
-            line(f"{clock(so_far)}  {live.frames:,} frames")
-            if so_far >= following - 1e-9:
-                _keep(live, so_far, out)
-                following += every * max(1, int((so_far - following) // every + 1))
-            if live.full or (last is not None and so_far >= last - 1e-9):
-                why = live.full or "as long as was asked for"
-                break
-    except KeyboardInterrupt:
-        why = "stopped"
+    for frame in frames:
+        live.add(frame.pixels[None], [frame.seconds])
+        so_far = frame.until
+        line(f"{clock(so_far)}  {live.frames:,} frames")
+        if so_far >= following - 1e-9:
+            _keep(live, so_far, out)
+            following += every * max(1, int((so_far - following) // every + 1))
+        if live.full or (last is not None and so_far >= last - 1e-9):
+            why = live.full or "as long as was asked for"
+            break
     _keep(live, so_far, out)
     return why
+
+
+@contextmanager
+def _until_interrupted(stop: Event) -> Iterator[None]:
+    """A Ctrl-C sets `stop`, so that a frame that is being read is read whole; a second one is as elsewhere."""
+
+    def heard(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _keep(live: LiveState, seconds: float, out: Path) -> None:
