@@ -25,6 +25,7 @@ from timeviper.inference.question import Question, TooLongError, read_question
 from timeviper.inference.state_file import METADATA
 from timeviper.inference.state_key import StateError
 from timeviper.inference.video_state import Tier
+from timeviper.inference.watch import watching
 from timeviper.model.state_size import frames_within, state_bytes
 from timeviper.tokenizer import Message
 
@@ -329,7 +330,7 @@ def test_two_writers_leave_a_whole_file(model: LoadedModel, clip: Path, tmp_path
 
 
 def test_steps_let_others_in_between(model: LoadedModel, clip: Path) -> None:
-    steps = model.watch_in_steps(clip)
+    steps = watching(model, model.media(clip), model.state_key)
     told: list[tuple[int, int]] = []
     while True:
         try:

@@ -21,7 +21,8 @@ from timeviper.analysis.lines import PARTS, Line, behind_media, buckets_of, line
 from timeviper.analysis.look_options import Options, Rows, check
 from timeviper.analysis.watch import Sums, results, watch_sums, watch_tails
 from timeviper.datamodules.build import pack_format
-from timeviper.inference.ask import Answer, Followed, LoadedModel
+from timeviper.inference.answer import Answer, Followed, Sampling
+from timeviper.inference.ask import LoadedModel
 from timeviper.inference.generate import Part
 from timeviper.inference.question import OnFrames, Question, read_question
 from timeviper.kernels.bounds import Bounds
@@ -94,7 +95,7 @@ def look(model: LoadedModel, question: str, video: str, options: Options, on_fra
     )  # a damaged file may make the text longer
     exact = options.method == "relevance"
     with watch_tails(decoder, blocks, room, exact) as tails:
-        followed = model.follow(question, medium, video, max_new_tokens=longest, progress=on_frames is not None)
+        followed = model.follow(question, medium, video, Sampling(longest), progress=on_frames is not None)
     streams = streams_of(decoder, followed)
     behind = tails[blocks[0]].seen - len(_of_block(decoder, streams, blocks[0]))  # tokens of the answer that were read
     edges = stretches(medium, options.per)

@@ -26,7 +26,8 @@ from torch import Tensor
 from timeviper.analysis.cut import cutting
 from timeviper.analysis.lines import behind_media
 from timeviper.analysis.look import Look, teach
-from timeviper.inference.ask import Followed, LoadedModel
+from timeviper.inference.answer import Followed
+from timeviper.inference.ask import LoadedModel
 from timeviper.inference.generate import embed_frames, frames_at_once, in_pieces
 from timeviper.inference.prefill import prefill_chunks
 from timeviper.kernels.bounds import Bounds

@@ -73,26 +73,20 @@ class Followed:
 class Sampling:
     """How an answer is written; see `LoadedModel.ask`."""
 
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    generator: torch.Generator | None
-    stream: bool
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+    stream: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        usual: int,
-        max_new_tokens: int | None,
-        temperature: float,
-        top_p: float,
-        generator: torch.Generator | None,
-        stream: bool,
-    ) -> Sampling:
-        """usual: tokens at most, where nothing is said. Raises ConfigError for what does not exist."""
-        longest = usual if max_new_tokens is None else max_new_tokens
-        check_sampling(temperature, top_p, longest)
-        return cls(longest, temperature, top_p, generator, stream)
+    def longest(self, usual: int) -> int:
+        """Tokens at most; usual: where nothing is said. Raises ConfigError for settings that do not exist."""
+        found = usual if self.max_new_tokens is None else self.max_new_tokens
+        check_sampling(self.temperature, self.top_p, found)
+        return found
+
+
+GREEDY = Sampling()
 
 
 def check_question(question: object) -> None:
@@ -107,9 +101,11 @@ def written(
     medium: Frames | FrameStream,
     prompt: Encoded,
     start: Prefilled,
+    longest: int,
     how: Sampling,
 ) -> Followed:
-    """Write the answer to a prompt that has gone through the decoder, whose state is used up."""
+    """Write the answer, `longest` tokens at most, to a prompt that has gone through the decoder, whose state is used
+    up."""
     decoder = tokenizer.stream()
 
     def show(ids: list[int]) -> None:
@@ -119,7 +115,7 @@ def written(
     ids = write(
         model.decoder,
         start,
-        how.max_new_tokens,
+        longest,
         temperature=how.temperature,
         top_p=how.top_p,
         stop_ids=tokenizer.stop_ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,7 +20,7 @@ from timeviper.datamodules.build import pack_format
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import Frames, read_video
 from timeviper.errors import one_of
-from timeviper.inference.answer import Answer, Followed, Sampling, check_question, written
+from timeviper.inference.answer import GREEDY, Answer, Followed, Sampling, check_question, written
 from timeviper.inference.given import Video, media_of
 from timeviper.inference.live import LiveState
 from timeviper.inference.question import Question, read_question
@@ -91,8 +91,8 @@ class LoadedModel:
         check_question(question)
         medium = self.media(video, times, fps, duration)
         path = str(video) if isinstance(video, (str, Path)) else ""
-        how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "generator": generator}
-        return self.follow(question, medium, path, **how, stream=stream, progress=progress).answer
+        how = Sampling(max_new_tokens, temperature, top_p, generator, stream)
+        return self.follow(question, medium, path, how, progress).answer
 
     def media(
         self,
@@ -109,19 +109,13 @@ class LoadedModel:
         question: str,
         medium: Frames | FrameStream,
         path: str = "",
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        stream: bool = False,
+        how: Sampling = GREEDY,
         progress: bool = False,
     ) -> Followed:
         """`ask`, for who wants to know how it came about."""
         check_question(question)
         asked = Question([{"role": "user", "content": question}], [medium], path)
-        cfg = self.recipe.eval
-        how = Sampling.of(cfg.max_new_tokens, max_new_tokens, temperature, top_p, generator, stream)
+        longest = how.longest(self.recipe.eval.max_new_tokens)
         dispatch.configure(**vars(self.recipe.model.kernel))  # here, because another model may have been asked since
         with _telling(progress) as told:
             prompt, start = read_question(
@@ -129,11 +123,11 @@ class LoadedModel:
                 self.tokenizer,
                 pack_format(self.recipe),
                 asked,
-                tokens_per_piece=cfg.tokens_per_piece,
-                max_new_tokens=how.max_new_tokens,
+                tokens_per_piece=self.recipe.eval.tokens_per_piece,
+                max_new_tokens=longest,
                 on_frames=told,
             )
-        return written(self.model, self.tokenizer, asked, medium, prompt, start, how)
+        return written(self.model, self.tokenizer, asked, medium, prompt, start, longest, how)
 
     def watch(
         self,
@@ -158,9 +152,14 @@ class LoadedModel:
 
         Raises as `ask` does; TooLongError too for more than `max_bytes`.
         """
-        steps = self.watch_in_steps(
-            video, times=times, fps=fps, duration=duration, messages=messages, tier=tier, max_bytes=max_bytes, salt=salt
-        )
+        if tier not in get_args(Tier):
+            raise ValueError(f"tier must be {one_of(get_args(Tier))}, got {tier!r}")
+        medium = self.media(video, times, fps, duration)
+        content = content_of(video, None if isinstance(medium, FrameStream) else medium)
+        sampler = sampler_of(video, self.recipe.data.frames)
+        key = self.state_key.with_(content=content, sampler=sampler, salt=salt)
+        path = str(video) if isinstance(video, (str, Path)) else ""
+        steps = watching(self, medium, key, messages=messages, tier=tier, max_bytes=max_bytes, video=path)
         with _telling(progress) as told:
             while True:
                 try:
@@ -169,29 +168,6 @@ class LoadedModel:
                     return end.value
                 if told is not None:
                     told(done, total)
-
-    def watch_in_steps(
-        self,
-        video: Video,
-        *,
-        times: ArrayLike | Tensor | None = None,
-        fps: float | None = None,
-        duration: float | None = None,
-        messages: Sequence[Message] = NOTHING,
-        tier: Tier = "state",
-        max_bytes: int | None = None,
-        salt: str = "",
-    ) -> Generator[tuple[int, int], None, VideoState]:
-        """`watch`, piece by piece of the prompt: after each one yields the frames done and their number; the generator
-        returns the state. In between the model may be used for other things; closing it frees what was computed."""
-        if tier not in get_args(Tier):
-            raise ValueError(f"tier must be {one_of(get_args(Tier))}, got {tier!r}")
-        medium = self.media(video, times, fps, duration)
-        content = content_of(video, None if isinstance(medium, FrameStream) else medium)
-        sampler = sampler_of(video, self.recipe.data.frames)
-        key = self.state_key.with_(content=content, sampler=sampler, salt=salt)
-        path = str(video) if isinstance(video, (str, Path)) else ""
-        return watching(self, medium, key, messages=messages, tier=tier, max_bytes=max_bytes, video=path)
 
     @cached_property
     def state_key(self) -> StateKey:

@@ -128,11 +128,11 @@ class VideoState:
         goes through the model again, which is exact. Options and errors as `LoadedModel.ask` has them, and those of
         `prompt`."""
         check_question(question)
-        model, longest = self.model, self.model.recipe.eval.max_new_tokens
-        how = Sampling.of(longest, max_new_tokens, temperature, top_p, generator, stream)
-        prompt, start = self.prompt(self.opening(history, question), how.max_new_tokens)
+        model, how = self.model, Sampling(max_new_tokens, temperature, top_p, generator, stream)
+        longest = how.longest(model.recipe.eval.max_new_tokens)
+        prompt, start = self.prompt(self.opening(history, question), longest)
         asked = Question([{"role": "user", "content": question}], [self.medium], self.video)
-        return written(model.model, model.tokenizer, asked, self.medium, prompt, start, how).answer
+        return written(model.model, model.tokenizer, asked, self.medium, prompt, start, longest, how).answer
 
     def opening(self, history: Sequence[Message], question: str) -> list[Message]:
         """A question with the messages before it, behind those that stood before the video when it was watched."""
