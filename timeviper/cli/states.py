@@ -30,17 +30,14 @@ def prefill(
     tier: Annotated[str, typer.Option(help=f"{one_of(TIERS)}: smaller, but the first question reads it.")] = "state",
     max_bytes: MaxBytes = None,
     dtype: Dtype = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only print how large states are, and what a GPU holds.")
-    ] = False,
-    gpu: Annotated[str, typer.Option(help="With --plan.")] = "h200",
+    plan: Annotated[bool, typer.Option("--plan", help="Only print how large states are, and what GPUs hold.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a video once and keep its state, for `ask --state` and `chat --state`; nothing is read twice."""
     if plan:
         from timeviper.planning.state_table import print_state_plan
 
-        return print_state_plan(_recipe(run, overrides or []), gpu, json)
+        return print_state_plan(_recipe(run, overrides or []), json)
     if video is None or out is None:
         lacking = "--video" if video is None else "--out"
         raise ConfigError("prefill", [Problem(lacking, None, "say which video, and where its state goes (-o FILE).")])

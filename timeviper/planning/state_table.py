@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from timeviper.config import Recipe
 from timeviper.config.model import TransVConfig
 from timeviper.console import console
-from timeviper.errors import one_of
 from timeviper.model.boundary import question_cut, schedule, shape_of
 from timeviper.model.decoder import Decoder
 from timeviper.model.state_size import TIME, boundary_bytes, state_bytes
 from timeviper.model.viper import TimeViper
-from timeviper.planning.hardware import GPUS, Assumptions
+from timeviper.planning.hardware import GPUS, Assumptions, Gpu
 from timeviper.planning.tables import print_figures, say
 from timeviper.weights.export import meta_model
 
@@ -92,23 +91,23 @@ def _row(recipe: Recipe, decoder: Decoder, frames: int, dtype: torch.dtype) -> S
     )
 
 
-def hours_held(recipe: Recipe, plan: StatePlan, gpu: str, fps: float, tier: str = "state") -> float:
-    """Hours of video at `fps` whose states, of an hour each, lie in a GPU's memory beside the weights, the plan's
-    reserve and a gigabyte for questions under way."""
+def hours_held(recipe: Recipe, plan: StatePlan, gpu: Gpu) -> dict[str, float]:
+    """Hours of video at the recipe's frames a second whose states, of an hour each, lie in a GPU's memory beside the
+    weights, the plan's reserve and a gigabyte for questions under way: of states, states without TransV, features."""
     assume, e = Assumptions(), getattr(torch, plan.dtype).itemsize
-    room = (GPUS[gpu].memory_gb - assume.reserve_gb) / (1 + assume.fragmentation) * 1e9 - plan.weights - QUESTION
-    return max(room, 0.0) / state_bytes(recipe.model, tier, round(HOUR * fps), 0, e)
+    room = (gpu.memory_gb - assume.reserve_gb) / (1 + assume.fragmentation) * 1e9 - plan.weights - QUESTION
+    frames, without = round(HOUR * recipe.data.frames.fps), replace(recipe.model, transv=TransVConfig())
+    kinds = {"state": (recipe.model, "state"), "no_transv": (without, "state"), "features": (recipe.model, "features")}
+    return {kind: max(room, 0.0) / state_bytes(cfg, tier, frames, 0, e) for kind, (cfg, tier) in kinds.items()}
 
 
-def print_state_plan(recipe: Recipe, gpu: str, as_json: bool, lengths: Sequence[int] = LENGTHS) -> None:
-    """The table of `timeviper prefill --plan`. ValueError for a GPU that is not in the table."""
-    if gpu not in GPUS:
-        raise ValueError(f"--gpu {gpu}: not in the table; known: {one_of(GPUS)}")
+def print_state_plan(recipe: Recipe, as_json: bool, lengths: Sequence[int] = LENGTHS) -> None:
+    """The tables of `timeviper prefill --plan`."""
     plan = plan_states(recipe, lengths)
     fps = recipe.data.frames.fps
-    hours = {tier: hours_held(recipe, plan, gpu, fps, tier) for tier in ("state", "features")}
+    hours = {name: hours_held(recipe, plan, gpu) for name, gpu in GPUS.items()}
     if as_json:
-        print(json.dumps({**asdict(plan), "gpu": gpu, "fps": fps, "hours": hours}, indent=2))
+        print(json.dumps({**asdict(plan), "fps": fps, "hours": hours}, indent=2))
         return
     out = console()
     where = "the end" if plan.asked_from == plan.blocks else f"block {plan.asked_from} of {plan.blocks}"
@@ -118,7 +117,13 @@ def print_state_plan(recipe: Recipe, gpu: str, as_json: bool, lengths: Sequence[
         [f"{r.frames:,}", f"{r.vision:,}", *(f"{v / 1e6:,.1f}" for v in list(vars(r).values())[2:])] for r in plan.rows
     ]
     print_figures(out, columns, rows)
-    held = f"{hours['state']:,.0f} hours of video as states, or {hours['features']:,.0f} as features"
-    say(
-        out, "", f"{GPUS[gpu].name}: beside {plan.weights / 1e9:,.1f} GB of weights, {held}, at {fps:g} frames a second"
-    )
+    weights = f"{plan.weights / 1e9:,.1f} GB of weights"
+    say(out, "", f"Hours of video (frames a second: {fps:g}) that a GPU holds beside {weights}:", "")
+    rows = [
+        [
+            gpu.name if f"{gpu.memory_gb:g} GB" in gpu.name else f"{gpu.name}, {gpu.memory_gb:g} GB",
+            *(f"{h:,.0f}" for h in hours[name].values()),
+        ]
+        for name, gpu in GPUS.items()
+    ]
+    print_figures(out, ["GPU", "as states", "no TransV", "as features"], rows)

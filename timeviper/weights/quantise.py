@@ -7,14 +7,12 @@ is what it buys: a product first makes the dtype of computation of the weights, 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from timeviper.console import without_torchao_s_notes
 from timeviper.errors import ConfigError, Problem
 
 KEY = "eval.quantise"
@@ -32,7 +30,7 @@ def check_quantise(kind: str, device: torch.device, dtype: torch.dtype, key: str
         raise _refused(key, kind, f"needs a GPU that multiplies in fp8 (Ada, Hopper or later), not {name}: take int8.")
     if kind == "fp8" and dtype != torch.bfloat16:
         raise _refused(key, kind, "multiplies into bfloat16: compute in it (--dtype bfloat16), or take int8.")
-    with _quietly():
+    with without_torchao_s_notes():
         try:
             import torchao  # noqa: F401  # pyright: ignore[reportUnusedImport]
         except ImportError as error:
@@ -48,7 +46,7 @@ def _refused(key: str, kind: str, message: str) -> ConfigError:
 def quantise_map(module: nn.Linear, weight: Tensor, kind: str) -> None:
     """Give a linear map this weight `[m, n]`, in the dtype of computation, as torchao keeps it."""
     module.weight = nn.Parameter(weight, requires_grad=False)
-    with _quietly():
+    with without_torchao_s_notes():
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,
             Int8WeightOnlyConfig,
@@ -68,23 +66,8 @@ def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """`[m, n]` -> int8 `[m, n]` and float32 scales `[m]` whose product it is, the numbers that `quantise_map` has."""
     if len(weight) == 0:
         return weight.to(torch.int8), weight.new_zeros(0, dtype=torch.float32)
-    with _quietly():
+    with without_torchao_s_notes():
         from torchao.quantization import Int8Tensor, PerRow
 
         found = Int8Tensor.from_hp(weight.float(), granularity=PerRow())
     return found.qdata, found.scale.flatten().float()
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """torchao tells of kernels that it has for other devices."""
-    names = ("torchao", "torch.utils._pytree", "")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before):
-            logger.setLevel(level)

@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from timeviper.config import TowerConfig
+from timeviper.console import without_torchao_s_notes
 from timeviper.model.vision.tower import Tower, blocks_needed
 
 
@@ -85,8 +86,9 @@ class Pretrained(Tower):
     def hub_classes(cls, model_type: str) -> tuple[Any, Any]:
         """The classes of model and config in transformers."""
         model, config = cls.model_types[model_type]
-        transformers = import_module("transformers")
-        return getattr(transformers, model), getattr(transformers, config)
+        with without_torchao_s_notes():
+            transformers = import_module("transformers")
+            return getattr(transformers, model), getattr(transformers, config)
 
     @classmethod
     def hub_config(cls, cfg: TowerConfig) -> Any:
