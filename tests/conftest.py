@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six held-out videos of the world in the files of Video-MME, Charades-STA and YouCook2: 16, 2 and 6 items."""
+    """Six held-out videos of the world in the files of public sets: 16 items of Video-MME, 2 of Charades-STA ..."""
     from timeviper.benchmarking.world_sets import write_world_sets
 
     folder = tmp_path_factory.mktemp("sets")

@@ -255,7 +255,8 @@ def test_another_protocol_does_not_go_on_with_a_capsule(place: Path, whole: Caps
         bench_run(wanted(place, whole.folder, frames="uniform:4"), quiet=True)
     with pytest.raises(ConfigError, match="the annotation file of mcq"):
         bench_run(Wanted("mcq", place / "run"), quiet=True)
-    assert module.default_folder(Wanted("mcq", place / "run"), {"frames": {"protocol": "fps:1:8"}}) == (
+    depends = {"frames": {"protocol": "fps:1:8"}, "template": {"form": "official"}}
+    assert module.default_folder(Wanted("mcq", place / "run"), depends) == (
         place / "run" / "bench" / "mcq.fps-1-8.official"
     )
 

@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timeviper.benchmarking.agree import AGREEMENTS
 from timeviper.benchmarking.extract import (
     EXTRACTORS,
     ScorerCrash,
     careful,
-    first_words_agree,
-    first_words_agree_unless_empty,
     lmms_eval,
     lmms_eval_v2,
     timeviper,
     videomme,
+    vlmeval_inferred,
 )
+from timeviper.benchmarking.item import Item, VideoRef
 
 OPTIONS = ("Pear", "Apple", "Fig", "Plum")
 CRASH = "crash"
@@ -91,20 +92,60 @@ def test_the_scorers_of_mlvu_and_lvbench_look_at_brackets() -> None:
     assert [lvbench(reply, ()) for reply in ("(B) 4", "B", "Best (C", "(b)", "")] == ["B", "B", "B", "b", ""]
 
 
+def test_others_look_for_a_letter_in_their_own_places() -> None:
+    vnbench, tempcompass, v2 = EXTRACTORS["vnbench"], EXTRACTORS["tempcompass"], EXTRACTORS["vlmeval-v2"]
+    replies = ("B", "It is B. A is wrong", "C, And not B", "none")
+    assert [vnbench(reply, ()) for reply in replies] == ["B", "B", "A", ""]
+    assert [tempcompass(reply, ()) for reply in ("B", "B. up", "B) up", "B up", "E", "")] == ["B", "B", "B", "", "", ""]
+    assert [v2(reply, ()) for reply in ("Final Answer: G", "Best answer: H", "no")] == ["G", "H", ""]
+
+
 @pytest.mark.parametrize(
-    ("reply", "right", "official", "lmms"),
+    ("reply", "letter"),
     [
-        ("(A) a ring", "(A) a ring", True, True),
-        ("A", "(A) a ring", True, True),
-        ("B", "(A) a ring", False, False),
-        ("A man", "(A) a ring", True, True),  # the article
-        ("(A)", "(A) a ring", True, True),
-        ("", "(A) a ring", True, None),
+        ("B", "B"),
+        ("It is (B).", "B"),
+        ("B is what one sees when all is said and done", ""),  # too far from the end, and no option's text
+        ("A or B", ""),
+        ("the fruit is an apple", "B"),
+        ("an apple or a fig", ""),
+        ("apple " * 20, ""),  # far longer than the options
+        ("Z", ""),
+        ("Failed to obtain answer via API: B", ""),
+        ("", ""),
     ],
 )
-def test_mvbench_compares_first_words(reply: str, right: str, official: bool, lmms: bool | None) -> None:
-    assert first_words_agree(reply, right) is official
-    assert first_words_agree_unless_empty(reply, right) is lmms
+def test_vlmevalkit_infers_from_letters_and_texts(reply: str, letter: str) -> None:
+    assert vlmeval_inferred(reply, OPTIONS) == letter
+
+
+RING = Item("q", VideoRef("v"), "mcq", "What?", ("a ring", "the ball is red"), 0, ("a ring",))
+BALL = Item("q", VideoRef("v"), "mcq", "What?", ("a ring", "the ball is red"), 1, ("the ball is red",))
+
+
+@pytest.mark.parametrize(
+    ("reply", "item", "official", "lmms", "vlmeval"),
+    [
+        ("(A) a ring", RING, True, True, True),
+        ("A", RING, True, True, True),
+        ("B", RING, False, False, False),
+        ("A man", RING, True, True, True),  # the article
+        ("(A)", RING, True, True, True),
+        ("", RING, True, None, True),
+        ("the ball is red", BALL, False, False, True),  # inferred from the text
+        ("who knows", BALL, False, False, None),
+    ],
+)
+def test_mvbench_compares_first_words(
+    reply: str, item: Item, official: bool, lmms: bool | None, vlmeval: bool | None
+) -> None:
+    names = ("mvbench", "mvbench-lmms", "mvbench-vlmeval")
+    assert [AGREEMENTS[name](reply, item) for name in names] == [official, lmms, vlmeval]
+
+
+def test_vlmevalkit_reads_mlvu_before_a_bracket_or_infers() -> None:
+    replies = ("B", "B) the ball", "(A) or (B)", "the ball is red", "who knows")
+    assert [AGREEMENTS["mlvu-vlmeval"](reply, BALL) for reply in replies] == [True, True, None, True, None]
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tree import Run
 
 from timeviper.benchmarking.registry import Loaded, load_set
+from timeviper.benchmarking.world_files import STRUCTURES
 from timeviper.benchmarking.world_sets import SOURCE
 from timeviper.datamodules.world.world import describe, sample
 
@@ -46,6 +47,19 @@ def test_all_three_are_whole(world_sets: Path) -> None:
     assert all(item.duration and item.windows and len(item.answers) == len(item.windows) for item in third.items)
     assert all(item.duration for item in second.items)
     assert {item.key[:3] for item in first.items if item.subtitles is None} == {"003", "006"}
+
+
+def test_sets_of_tasks_ask_the_same_and_groups_have_four(world_sets: Path) -> None:
+    said = {(i.question, i.options[i.right or 0]) for i in loaded(world_sets, "videomme").items}
+    for name in ("mlvu", "mvbench"):
+        items = loaded(world_sets, name).items
+        assert {(i.question, i.answers[0]) for i in items} == said
+        assert all(i.options[i.right or 0] == i.answers[0] and not i.video.missing and not i.notes for i in items)
+    groups = loaded(world_sets, "videomme_v2")
+    assert groups.items
+    assert not groups.missing
+    assert all(item.notes == () for item in groups.items)  # none that is not whole
+    assert {item.group_rule for item in groups.items} <= {"relevance", *(rule for _, rule in STRUCTURES)}
 
 
 def test_the_command_draws_and_checks(cli: Run, tmp_path: Path) -> None:

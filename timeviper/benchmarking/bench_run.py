@@ -18,6 +18,7 @@ from timeviper.benchmarking.capsule_write import Part, begin, end
 from timeviper.benchmarking.held_out_set import NAME as HELD_OUT
 from timeviper.benchmarking.held_out_set import load_held_out
 from timeviper.benchmarking.item import Item
+from timeviper.benchmarking.prompt_file import read_prompt
 from timeviper.benchmarking.protocol import protocol_of
 from timeviper.benchmarking.registry import Loaded, load_set
 from timeviper.benchmarking.subtitles import RULES
@@ -46,6 +47,8 @@ class Wanted:
     names: Path | None = None
     frames: str = "run"
     form: str = "official"
+    prompt: Path | None = None
+    """A file with a prompt (`prompt_file`), in place of `form`."""
     subtitles: str = "none"
     out: Path | None = None
     limit: int = 0
@@ -89,7 +92,7 @@ def bench_run(wanted: Wanted, *, quiet: bool = False) -> Capsule:
 
 def default_folder(wanted: Wanted, depends: dict[str, Any]) -> Path:
     """RUN/bench/SET.FRAMES.FORM, with what else is in a score's name."""
-    words = [wanted.set, str(depends["frames"]["protocol"]).replace(":", "-"), wanted.form]
+    words = [wanted.set, str(depends["frames"]["protocol"]).replace(":", "-"), depends["template"]["form"]]
     words += [f"subtitles-{wanted.subtitles}"] if wanted.subtitles != "none" else []
     words += [f"first-{wanted.limit}"] if wanted.limit else []
     run = find_export(wanted.run)
@@ -108,6 +111,8 @@ def _loaded(wanted: Wanted, recipe: Recipe) -> Loaded:
 def _way(wanted: Wanted, loaded: Loaded, recipe: Recipe, export: Path) -> tuple[Way, dict[str, Any]]:
     """How it is asked, and all that the answers depend on."""
     problems = []
+    if wanted.prompt and wanted.form != "official":
+        problems.append(Problem("--form", wanted.form, "and --prompt are two prompts: give one of them."))
     if wanted.form not in loaded.set.forms:
         allowed = f"{loaded.set.title} has {one_of(loaded.set.forms)}."
         problems.append(Problem("--form", wanted.form, allowed))
@@ -117,7 +122,9 @@ def _way(wanted: Wanted, loaded: Loaded, recipe: Recipe, export: Path) -> tuple[
         problems.append(Problem("--prefill", wanted.prefill, "is video or question."))
     if problems:
         raise ConfigError("bench run", problems)
-    form, protocol = loaded.set.forms[wanted.form], protocol_of(wanted.frames, recipe.data.frames)
+    form = read_prompt(wanted.prompt, loaded.set.task) if wanted.prompt else loaded.set.forms[wanted.form]
+    called = f"prompt-{wanted.prompt.stem}" if wanted.prompt else wanted.form
+    protocol = protocol_of(wanted.frames, recipe.data.frames)
     longest = wanted.max_new_tokens or form.max_new_tokens
     way = Way(form, protocol, wanted.subtitles, longest, "video" if wanted.prefill == "video" else "question")
     device, lineage = pick_device(), read_lineage(export)
@@ -141,7 +148,7 @@ def _way(wanted: Wanted, loaded: Loaded, recipe: Recipe, export: Path) -> tuple[
         },
         "frames": protocol.as_dict(),
         "subtitles": {"rule": wanted.subtitles},
-        "template": {"form": wanted.form, **asdict(form), "time": recipe.chat.time},
+        "template": {"form": called, **asdict(form), "time": recipe.chat.time},
         "decoding": {"greedy": True, "max_new_tokens": longest, "prefill": wanted.prefill},
         "seed": recipe.seed,
         "hardware": {"device": _device(device), "torch": torch.__version__, "machine": platform.machine()},

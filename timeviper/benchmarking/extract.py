@@ -34,6 +34,26 @@ _VIDEOMME = (
     "The correct answer",
     "The correct option",
 )
+_VIDEOMME_V2 = (
+    "Final Answer:",
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
+    "Best answer:",
+    "Best option:",
+    "Answer:",
+    "Option:",
+)
+_REFUSALS = (  # of API models, which VLMEvalKit knows by these words
+    "Failed to obtain answer via API",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 _BOLD = r"(?:\*\*[ \t]*)?"
 _LAST_LINE = re.compile(rf"(?:^|\n)[ \t]*{_BOLD}([A-H])(?:[ \t]*\*\*)?[ \t]*[.)]?[ \t]*$", re.IGNORECASE)
 _FIRST = re.compile(rf"^[ \t]*{_BOLD}([A-H])(?:[ \t]*\*\*)?[ \t]*(?:[.)]|\r?\n|$)", re.IGNORECASE)
@@ -117,6 +137,42 @@ def lmms_eval_v2(reply: str, options: Sequence[str] = ()) -> str:
     return LETTERS[held[0]] if len(held) == 1 else ""
 
 
+def vlmeval_v2(reply: str, options: Sequence[str] = ()) -> str:
+    """VLMEvalKit's of Video-MME-v2: the first capital A to H after some words are taken out."""
+    for words in _VIDEOMME_V2:
+        reply = reply.replace(words, "")
+    found = re.search("[A-H]", reply)
+    return found[0] if found else ""
+
+
+def vlmeval_inferred(reply: str, options: Sequence[str] = ()) -> str:
+    """What VLMEvalKit infers before it would ask a judge: the only letter that stands alone among the last five words
+    or marks, else the only option whose text the reply holds, if that is not much longer than all options."""
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", reply).split()
+    letters = _offered(options, 26)
+    alone = [letter for letter in letters if letter in words]
+    if any(refusal in reply for refusal in _REFUSALS) or (not alone and "Z" in words):
+        return ""
+    if len(alone) == 1 and words.index(alone[0]) > len(words) - 5:
+        return alone[0]
+    text = reply.lower()
+    if len(text) > 2 * sum(map(len, options)):
+        return ""
+    held = [letter for letter, option in zip(letters, options) if option.lower() in text]
+    return held[0] if len(held) == 1 else ""
+
+
+def tempcompass(reply: str, options: Sequence[str] = ()) -> str:
+    """TempCompass's rule before its judge: a letter A to D alone, or before a full stop or a bracket."""
+    return reply[0] if re.match(r"[ABCD](?:[.)]|$)", reply) else ""
+
+
+def vnbench(reply: str, options: Sequence[str] = ()) -> str:
+    """VNBench's: of the capitals A, B, C, D in what stands before the first full stop the one that comes first in the
+    alphabet, so that an "A" anywhere wins."""
+    return next((letter for letter in "ABCD" if letter in reply.split(".")[0]), "")
+
+
 def timeviper(reply: str, options: Sequence[str] = ()) -> str:
     """TimeViper's: the first capital before a full stop, else the first character, whatever it is.
 
@@ -183,20 +239,10 @@ EXTRACTORS: dict[str, Extractor] = {
     "videomme": videomme,
     "lmms-eval": lmms_eval,
     "lmms-eval-v2": lmms_eval_v2,
+    "vlmeval-v2": vlmeval_v2,
+    "tempcompass": tempcompass,
+    "vnbench": vnbench,
     "timeviper": timeviper,
     "mlvu": bracket,
     "lvbench": lvbench,
 }
-
-
-def first_words_agree(reply: str, right: str) -> bool:
-    """MVBench's, which is no extractor: whether the first word of the reply is part of that of the right option,
-    written "(A) Its text", or holds it. An empty reply is part of everything, so it is right."""
-    said, first = reply.lower().split(" ")[0], right.lower().split(" ")[0]
-    return said.replace(".", "") in first or first in said
-
-
-def first_words_agree_unless_empty(reply: str, right: str) -> bool | None:
-    """lmms-eval's of MVBench: the same in lower case, so that the article of "A man" is option A; empty replies are
-    dropped (None)."""
-    return first_words_agree(reply, right) if reply.strip() else None

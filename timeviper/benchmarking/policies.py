@@ -15,17 +15,17 @@ from timeviper.benchmarking.item import Item
 
 OFFICIAL = "official"
 CAREFUL = "careful"
-FIRST_WORDS = ("mvbench", "mvbench-lmms")
-"""Rules that compare words in place of extracting a letter."""
 EXACT, CIDER = "exact words", "CIDEr"
 
-# Extractor of choices by set and policy; of a set that is not named, by policy.
+# Extractor or agreement of choices by set and policy; of a set that is not named, by policy.
 _CHOICE: dict[str, dict[str, str]] = {
     "videomme": {"official": "videomme", "lmms": "lmms-eval", "vlmeval": "videomme", "timeviper": "timeviper"},
-    "videomme_v2": {"official": "lmms-eval-v2", "lmms": "lmms-eval-v2"},
+    "videomme_v2": {"official": "lmms-eval-v2", "lmms": "lmms-eval-v2", "vlmeval": "vlmeval-v2"},
     "lvbench": {"official": "lvbench"},
-    "mlvu": {"official": "mlvu"},
-    "mvbench": {"official": "mvbench", "vlmeval": "mvbench", "lmms": "mvbench-lmms"},
+    "mlvu": {"official": "mlvu", "vlmeval": "mlvu-vlmeval"},
+    "mvbench": {"official": "mvbench", "vlmeval": "mvbench-vlmeval", "lmms": "mvbench-lmms"},
+    "vnbench": {"official": "vnbench"},
+    "tempcompass": {"official": "tempcompass", "lmms": "tempcompass"},
     "longvideobench": {"vlmeval": "videomme"},
     "": {"lmms": "lmms-eval", "vlmeval": "videomme", "timeviper": "timeviper"},
 }

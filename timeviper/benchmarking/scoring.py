@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from timeviper.benchmarking.extract import (
-    EXTRACTORS,
-    LETTERS,
-    ScorerCrash,
-    first_words_agree,
-    first_words_agree_unless_empty,
-)
+from timeviper.benchmarking.agree import AGREEMENTS
+from timeviper.benchmarking.extract import EXTRACTORS, LETTERS, ScorerCrash
 from timeviper.benchmarking.groups import group_score, group_score_as_published
 from timeviper.benchmarking.intervals import Tally, macro, tally
 from timeviper.benchmarking.item import Item
-from timeviper.benchmarking.policies import FIRST_WORDS, Rule
-from timeviper.benchmarking.windows import READERS, THRESHOLDS, best_iou, meets
+from timeviper.benchmarking.policies import CAREFUL, Rule
+from timeviper.benchmarking.windows import (
+    READERS,
+    THRESHOLDS,
+    all_pairs,
+    best_iou,
+    mean_average_precision,
+    meets,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,8 @@ def judge(rule: Rule, items: Iterable[Item], replies: Mapping[str, str | None], 
         reply = replies.get(item.key)
         if reply is None:
             found.append(Judged(item, "", False, False))
-        elif rule.reads in FIRST_WORDS:
-            truth = f"({item.letter}) {item.options[item.right]}" if item.right is not None else item.answers[0]
-            agree = first_words_agree if rule.reads == FIRST_WORDS[0] else first_words_agree_unless_empty
-            found.append(Judged(item, reply.split(" ")[0], agree(reply, truth), True))
+        elif rule.reads in AGREEMENTS:
+            found.append(Judged(item, reply.split(" ")[0], AGREEMENTS[rule.reads](reply, item), True))
         else:
             found.append(_lettered(rule, item, reply, unscored))
     return found
@@ -137,7 +137,8 @@ def window_ious(rule: Rule, items: Sequence[Item], replies: Mapping[str, str | N
 def window_tallies(
     rule: Rule, items: Sequence[Item], replies: Mapping[str, str | None], clusters: Mapping[str, int]
 ) -> dict[str, Tally]:
-    """mIoU, and recall of the first window at each threshold."""
+    """mIoU, and recall of the first window at each threshold; where questions have several true windows (QVHighlights)
+    also mAP over all windows of a reply, in their order."""
     values = window_ious(rule, items, replies)
     videos = np.array([clusters[item.video.name] for item in items], int)
     strata = [one for i in items for one in (i.label(rule.by) or ("",))[:1]] if rule.average == "macro" else None
@@ -145,6 +146,9 @@ def window_tallies(
     for threshold in THRESHOLDS:
         hits = [float(meets(value, threshold, rule.strict)) for value in values]
         found[f"R1@{threshold:g}"] = tally(hits, videos, strata)
+    if rule.reads == CAREFUL and not rule.strict and any(len(item.windows) > 1 for item in items):
+        ranked = [mean_average_precision(all_pairs(replies.get(item.key) or ""), item.windows) for item in items]
+        found["mAP"] = tally(ranked, videos, strata)
     return found
 
 

@@ -52,6 +52,29 @@ def recall_at(
     return sum(hit) / len(hit) if hit else 0.0
 
 
+AP_THRESHOLDS = tuple(i / 100 for i in range(50, 100, 5))
+AP_WINDOWS = 10
+"""That are looked at of a reply (QVHighlights)."""
+
+
+def average_precision(said: Sequence[Window], true: Sequence[Window], threshold: float) -> float:
+    """Of ranked windows, 0 to 1, as moment_detr scores QVHighlights: each takes the true window that it meets best
+    (>=) of those that are left; the area under precision, made to fall, over recall. 0 without windows."""
+    left, hits = list(true), []
+    for window in said[:AP_WINDOWS]:
+        best = max(left, key=lambda one: iou(window, one), default=None)
+        hits.append(best is not None and iou(window, best) >= threshold)
+        if best is not None and hits[-1]:
+            left.remove(best)
+    precision = [sum(hits[: i + 1]) / (i + 1) for i in range(len(hits))]
+    return sum(max(precision[i:]) for i, hit in enumerate(hits) if hit) / len(true) if true else 0.0
+
+
+def mean_average_precision(said: Sequence[Window], true: Sequence[Window]) -> float:
+    """Over `AP_THRESHOLDS`."""
+    return sum(average_precision(said, true, t) for t in AP_THRESHOLDS) / len(AP_THRESHOLDS)
+
+
 # ---- reading ---------------------------------------------------------------------------------------------
 
 _NUMBER = r"\d+(?:\.\d+)?"

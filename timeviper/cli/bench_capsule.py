@@ -38,6 +38,9 @@ def bench_run(
         typer.Option(help="run, fps:F:N, uniform:N, first:F:N, linspace:N, vlmeval:N, longvideobench:N, mvbench:N."),
     ] = "run",
     form: Annotated[str, typer.Option(help="Prompt: official, lmms, or another of the set.")] = "official",
+    prompt: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A prompt of your own in YAML, such as a paper's very words.")
+    ] = None,
     subtitles: Annotated[str, typer.Option(help="none, shown (at the frames), vlmeval or all.")] = "none",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Capsule; RUN/bench/SET.FRAMES.FORM if not said.")
@@ -68,6 +71,7 @@ def bench_run(
         names=names,
         frames=frames,
         form=form,
+        prompt=prompt,
         subtitles=subtitles,
         out=out,
         limit=limit,

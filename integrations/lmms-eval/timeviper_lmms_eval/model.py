@@ -14,10 +14,12 @@ from tqdm import tqdm
 from timeviper_lmms_eval.door import Door
 
 LONGEST = 64  # tokens of an answer, where a task says nothing
+QUESTIONS = ("question", "query", "caption")  # fields of a document that say what is asked
 
 
 class TimeViper(lmms):
-    """Arguments (`--model_args`): pretrained (a run folder), command, frames, overrides, on_error (stop or empty)."""
+    """Arguments (`--model_args`): pretrained (a run folder), command, frames, overrides, bare (the question alone, as
+    a document has it), on_error (stop or empty)."""
 
     is_simple = True
 
@@ -27,6 +29,7 @@ class TimeViper(lmms):
         command: str = "timeviper",
         frames: str = "run",
         overrides: str = "",
+        bare: Any = False,
         on_error: str = "stop",
         **ignored: Any,
     ) -> None:
@@ -36,11 +39,12 @@ class TimeViper(lmms):
         if unknown := set(ignored) - {"batch_size", "max_batch_size", "device", "system_prompt"}:
             raise ValueError(f"model_args that there are not: {', '.join(sorted(unknown))}")
         self.on_error, self.failed = on_error, 0
+        self.bare = str(bare).lower() in ("1", "true", "yes")
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.door = Door(command, pretrained, frames, overrides)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        asked = [self.asked(request) for request in requests]
+        asked = [self._bared(request, self.asked(request)) for request in requests]
         replies = [""] * len(asked)
         order = sorted(range(len(asked)), key=lambda i: (asked[i]["video"], asked[i].get("start") or 0.0))
         for i in tqdm(order, disable=self._rank != 0, desc="timeviper"):
@@ -58,6 +62,17 @@ class TimeViper(lmms):
         context, settings, doc_to_visual, doc_id, task, split = request.args
         media = doc_to_visual(self.task_dict[task][split][doc_id])
         return {"video": _video(media, task), "text": context.strip(), "max_new_tokens": _longest(settings)}
+
+    def _bared(self, request: Instance, asked: dict[str, Any]) -> dict[str, Any]:
+        """Without options and instructions, if that is wished."""
+        if not self.bare:
+            return asked
+        doc_id, task, split = request.args[-3:]
+        doc = self.task_dict[task][split][doc_id]
+        question = next((str(doc[name]) for name in QUESTIONS if doc.get(name)), None)
+        if question is None:
+            raise ValueError(f"{task} has none of {', '.join(QUESTIONS)}: bare=yes cannot tell what is asked")
+        return {**asked, "text": question, "system": ""}
 
     def _fails(self, asked: dict[str, Any], reason: str) -> None:
         if self.on_error == "stop":

@@ -57,7 +57,7 @@ LONGVIDEOBENCH = TestSet(
     read=read,
     download="lvb_val.json, videos.tar.part.*, subtitles.tar",
     forms={"official": Form(TEXT), "lmms": Form(TEXT)},
-    policies={"official": Policy(), "lmms": Policy(unparsed="random"), "vlmeval": Policy(unparsed="random")},
+    policies={"official": Policy(), "lmms": Policy(unparsed="random"), "vlmeval": Policy()},
     counts=Counts(
         videos=753,
         questions=1337,

@@ -100,7 +100,7 @@ MLVU = TestSet(
     policies={
         "official": Policy(average="macro", by="task"),
         "lmms": Policy(average="macro", by="task"),
-        "vlmeval": Policy(average="question", unparsed="random"),
+        "vlmeval": Policy(average="question"),
         "timeviper": Policy(average="question"),
     },
     counts=Counts(questions=sum(TASKS.values()), by={"task": TASKS}, others={"MLVU-Test, with up to 6 options": 502}),

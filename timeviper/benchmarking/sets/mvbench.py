@@ -83,7 +83,7 @@ MVBENCH = TestSet(
     policies={
         "official": Policy(unparsed="right", average="macro", by="task"),
         "lmms": Policy(unparsed="dropped", average="macro", by="task"),
-        "vlmeval": Policy(unparsed="right", average="macro", by="task"),
+        "vlmeval": Policy(),
     },
     counts=Counts(questions=4000, by={"task": {task: 200 for task in FOLDERS}}),
     defects={ONE_OPTION: 5},

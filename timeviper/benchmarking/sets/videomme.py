@@ -75,7 +75,7 @@ VIDEOMME = TestSet(
     policies={
         "official": Policy(unparsed="dropped"),
         "lmms": Policy(unparsed="wrong"),
-        "vlmeval": Policy(unparsed="random"),
+        "vlmeval": Policy(unparsed="wrong"),
     },
     counts=Counts(
         videos=900,

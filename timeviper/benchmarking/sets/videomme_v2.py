@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from timeviper.benchmarking.defects import SHORT_GROUP, choice
-from timeviper.benchmarking.forms import LETTER_FORM
+from timeviper.benchmarking.forms import BARE, LETTER_FORM
 from timeviper.benchmarking.item import Item, SubtitleRef
 from timeviper.benchmarking.rows import Row, each, rows
 from timeviper.benchmarking.testset import Counts, Form, Policy, TestSet, Unread
@@ -79,15 +79,17 @@ VIDEOMME_V2 = TestSet(
             cue="The best answer is:",
         ),
         "lmms": LETTER_FORM,
+        "bare": BARE,
     },
     policies={
         "official": Policy(average="group"),
         "lmms": Policy(average="group"),
+        "vlmeval": Policy(average="group"),
     },
     counts=Counts(videos=800, questions=3200, groups=800),
     remarks=(
         "The official scorer takes an answer that cannot be read as -1, which is true in groups of logic: four empty "
-        "answers score 100 there. Here they are wrong.",
+        "answers score 100 there. `official` does the same; under `lmms` and all other rules they are wrong.",
         "Level and heads of a group are those of its last question.",
     ),
     licence="academic research",

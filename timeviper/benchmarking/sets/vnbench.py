@@ -65,8 +65,11 @@ VNBENCH = TestSet(
     read=read,
     download="VNBench-main-4try.json, VNBench_new.zip",
     forms={"official": LETTER_FORM, "lmms": LETTER_FORM, "bare": BARE},
-    policies={"official": Policy(average="macro", by="task")},
+    policies={"official": Policy(average="macro", by="type")},
     counts=Counts(questions=5400, groups=1350, others={"one rotation of each": 1350}),
-    remarks=('The official reader takes an "A" anywhere in the first sentence, before all other letters.',),
+    remarks=(
+        'The official reader takes an "A" anywhere before the first full stop, before all other letters.',
+        "The official score is the mean of the nine types, of which each of the three tasks has three.",
+    ),
     licence="academic research alone",
 )

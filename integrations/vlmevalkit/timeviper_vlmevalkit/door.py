@@ -1,0 +1,1 @@
+../../lmms-eval/timeviper_lmms_eval/door.py
