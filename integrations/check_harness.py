@@ -22,6 +22,7 @@ from typing import Any
 
 from timeviper.benchmarking.bench_run import Wanted, bench_run
 from timeviper.benchmarking.capsule import Capsule
+from timeviper.benchmarking.export_capsule import export_capsule
 from timeviper.benchmarking.item import Item
 from timeviper.benchmarking.registry import load_set
 from timeviper.benchmarking.rescore import rescore
@@ -72,6 +73,7 @@ def main() -> None:
     for task, replies, number in ask(told.python, run, work, sets, told.frames):
         capsule = _capsule(task, told.harness, run, work, sets, told.frames)
         right &= _same(task, told.harness, capsule, replies, number)
+        right &= _exported(task, told.harness, told.python, capsule, work, number)
     sys.exit(0 if right else 1)
 
 
@@ -101,6 +103,43 @@ def _same(task: Task, harness: str, capsule: Capsule, replies: dict[str, str], n
     if not 0 < number < 100:
         print("       a number that proves nothing: take a run that answers some and not all")
     return equal and 0 < number < 100
+
+
+_READ = {
+    # what lmms-eval's --baseline reads
+    "lmms-eval": "from lmms_eval.baselines.loader import load_baseline; s = load_baseline({path!r}, {task!r})[0]; "
+    "print('FOUND', 100 * sum(s.values()) / len(s))",
+    "vlmeval": "from vlmeval.dataset import {task}; import json; "
+    "print('FOUND', json.dumps({task}.evaluate({path!r}, model='exact_matching')))",
+}
+
+
+def _exported(task: Task, harness: str, python: Path, capsule: Capsule, work: Path, number: float) -> bool:
+    """Whether the harness reads an export of the capsule as its own, and scores it alike."""
+    if harness == "lmms-eval" and task.measure == "mIoU":
+        return True  # its --baseline compares answers that are right or wrong
+    out = work / "exported" / task.set
+    shutil.rmtree(out, ignore_errors=True)
+    path = export_capsule(capsule, out, harness)[-1]
+    code = _READ[harness].format(path=str(path), task=task.name)
+    done = subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=work)
+    told = next(line.removeprefix("FOUND ") for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    if harness == "lmms-eval":  # which compares questions, not groups
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        want, found = 100 * sum(row.get("score", 0.0) for row in rows) / len(rows), float(told)
+    else:
+        want, found = number, _accuracy(task, json.loads(told))
+    equal = abs(want - found) <= DECIMALS
+    print(
+        f"{'same  ' if equal else 'DIFFER'} {task.name}: {harness} reads the export as {found:.4f}, wanted {want:.4f}"
+    )
+    return equal
+
+
+def _accuracy(task: Task, rating: dict[str, Any]) -> float:
+    """Of what VLMEvalKit's `evaluate` returns: counts of right and all by task, whose sum it prints."""
+    counts = [rating[task.theirs]] if task.theirs else list(rating.values())
+    return 100 * sum(one[0] for one in counts) / sum(one[1] for one in counts)
 
 
 # ---- lmms-eval -------------------------------------------------------------------------------------------
@@ -139,7 +178,8 @@ def _lmms_eval(
         file = next(out.rglob(f"*_samples_{task.name}_small.jsonl"))
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         keys = [item.key for item in load_set(task.set, sets / task.set).items]
-        replies = {keys[row["doc_id"]]: row["filtered_resps"][0].strip() for row in rows}
+        texts = [row["filtered_resps"] for row in rows]  # lists of one before 0.7.3
+        replies = {keys[r["doc_id"]]: (t if isinstance(t, str) else t[0]).strip() for r, t in zip(rows, texts)}
         yield task, replies, results[f"{task.name}_small"][task.theirs]
 
 
@@ -209,18 +249,14 @@ def _vlmeval(
     command = [python, "-c", _VLMEVAL, told, "--run", run, "--command", TIMEVIPER, "--bare", "--max-new-tokens", "64"]
     command += ["--name", "TimeViper", "--data", *rows, "--judge", "exact_matching", "--work-dir", out]
     env = os.environ | {"HF_HOME": str(work / "hf"), "LMUData": str(work / "lmu"), "HF_HUB_OFFLINE": "1"}
+    env["VLMEVALKIT_USE_MODELSCOPE"] = "0"  # where the release on PyPI looks first
     done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True, cwd=work)
     lines = [line.partition(" ") for line in done.stdout.splitlines()]
     replies = dict(json.loads(text) for word, _, text in lines if word == "REPLIES")
     ratings = dict(json.loads(text) for word, _, text in lines if word == "RATING")
     for task in VLMEVAL:
         keys = [item.key for item in load_set(task.set, sets / task.set).items]
-        rating = ratings[task.name]
-        if task.theirs:
-            right, of = rating[task.theirs][:2]
-        else:  # counts by task, whose sum VLMEvalKit's MLVU prints as M-Avg
-            right, of = (sum(one[i] for one in rating.values()) for i in (0, 1))
-        yield task, dict(zip(keys, replies[task.name])), 100 * right / of
+        yield task, dict(zip(keys, replies[task.name])), _accuracy(task, ratings[task.name])
 
 
 def _row(name: str, item: Item) -> dict[str, Any]:

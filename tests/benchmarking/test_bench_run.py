@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,20 @@ def test_killed_on_two_ranks_each_question_is_answered_once(place: Path, whole: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_killed_ten_times_at_random_moments(place: Path, whole: Capsule, tmp_path: Path, world: int) -> None:
-    rng = random.Random(world)
-    for n in range(10):
-        out = tmp_path / f"c{n}"
-        for _ in range(rng.randint(1, 2)):
+def test_killed_twenty_times_at_random_moments(place: Path, whole: Capsule, tmp_path: Path, world: int) -> None:
+    """Several times in one capsule, from the first import to the last line; then it is finished on another number of
+    ranks. The moments are drawn over what a whole run takes here."""
+    rng, left = random.Random(world), 20
+    begun = time.monotonic()
+    run_job(tmp_path, world, *arguments(place, tmp_path / "timed"))
+    lasts = time.monotonic() - begun
+    while left:
+        out = tmp_path / f"c{left}"
+        for _ in range(min(left, rng.randint(1, 4))):
             job = Job(tmp_path, world, *arguments(place, out))
-            job.ranks[rng.randrange(world)].join(rng.uniform(1.0, 12.0))
+            job.ranks[0].join(rng.uniform(0.0, lasts))
             job.end(seconds=0.1)  # all of them
+            left -= 1
         run_job(tmp_path, 3 - world, *arguments(place, out))
         made = read_capsule(out)
         assert made.finished

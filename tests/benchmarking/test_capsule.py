@@ -253,7 +253,8 @@ def test_result_files_of_other_harnesses(tmp_path: Path) -> None:
     assert found["results"]["videomme"]["videomme_accuracy,none"] == pytest.approx(50.0)
     assert found["n-samples"]["videomme"] == {"original": 4, "effective": 4}
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    assert [(r["doc_id"], r["target"], r["filtered_resps"]) for r in rows][1] == (1, "B", ["B"])
+    assert [(r["doc_id"], r["target"], r["filtered_resps"]) for r in rows][1] == (1, "B", "B")
+    assert [r["score"] for r in rows] == [1.0, 1.0, 0.0, 0.0]
     (table,) = export_capsule(read_capsule(folder), tmp_path / "vk", "vlmeval")
     with table.open(newline="") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from timeviper.benchmarking.archives import ArchiveError
-from timeviper.benchmarking.capsule import BLIND, Reply, Shown, clip_key
+from timeviper.benchmarking.capsule import BLIND, Reply, Shown, watched_key
 from timeviper.benchmarking.item import Item, VideoRef
 from timeviper.benchmarking.media import open_video
+from timeviper.benchmarking.needle_frame import WithNeedle, haystack_frames, picture_of
 from timeviper.benchmarking.protocol import Protocol
 from timeviper.benchmarking.subtitles import chosen, cues_of
 from timeviper.benchmarking.testset import Form
@@ -52,6 +54,8 @@ class Way:
     max_new_tokens: int = 16
     prefill: Literal["video", "question"] = "video"
     """video: all questions of a video go on from one prefill; question: each has its own, for comparison."""
+    files: tuple[Path, ...] = ()
+    """Of the annotations, in which pictures of needles are."""
 
 
 class Grey(FrameStream):
@@ -87,7 +91,6 @@ class Asker:
 
     def ask(self, items: Sequence[Item], variant: str = "") -> tuple[list[Reply], list[Shown]]:
         """Replies to questions about one video, or one part of it, in order, and the frames that were shown."""
-        ref = items[0].video
         try:
             medium, state = self.watch(items[0], variant)
         except Failures as error:
@@ -95,7 +98,8 @@ class Asker:
         replies = [self.reply(item, variant, medium, state) for item in items]
         fallback = f"{medium.missing} frames could not be decoded" if medium.missing else ""
         times = tuple(round(float(t), 3) for t in medium.times)
-        return replies, [] if variant == BLIND else [Shown(clip_key(ref), times, round(medium.duration, 3), fallback)]
+        shown = Shown(watched_key(items[0]), times, round(medium.duration, 3), fallback)
+        return replies, [] if variant == BLIND else [shown]
 
     def watch(self, item: Item, variant: str = "") -> tuple[FrameStream, VideoState | None]:
         """The frames of an item's video, and its state where all questions share one. Raises one of `Failures`."""
@@ -103,12 +107,21 @@ class Asker:
         if ref.missing:
             raise ValueError(MISSING)
         dispatch.configure(**vars(self.model.recipe.model.kernel))
-        stream = FrameStream(lambda: opened(ref), self.form.image_size, self.way.protocol.frames, part=ref.part)
+        stream = self._stream(item)
         medium = Grey(stream) if variant == BLIND else stream
         if self.way.prefill == "question":
             return medium, None
-        key = self.model.state_key.with_(content=clip_key(ref))
+        key = self.model.state_key.with_(content=watched_key(item))
         return medium, drained(watching(self.model, medium, key, messages=self.messages(item, medium), video=item.key))
+
+    def _stream(self, item: Item) -> FrameStream:
+        frames, size = self.way.protocol.frames, self.form.image_size
+        if "needle" in item.extra:
+            frames = haystack_frames(item, frames)
+        stream = FrameStream(lambda: opened(item.video), size, frames, part=item.video.part)
+        if "needle" not in item.extra:
+            return stream
+        return WithNeedle(stream, int(item.extra["at"]), picture_of(item, self.way.files, size))
 
     def messages(self, item: Item, medium: FrameStream) -> list[Message]:
         """What is said to the model; subtitles count from the start of the file, as frames do."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from timeviper.benchmarking.asking import Asker, Way
-from timeviper.benchmarking.capsule import BLIND, Capsule, clip_key, read_capsule
+from timeviper.benchmarking.capsule import BLIND, Capsule, read_capsule, watched_key
 from timeviper.benchmarking.capsule_write import Part, begin, end
 from timeviper.benchmarking.held_out_set import NAME as HELD_OUT
 from timeviper.benchmarking.held_out_set import load_held_out
@@ -126,7 +126,8 @@ def _way(wanted: Wanted, loaded: Loaded, recipe: Recipe, export: Path) -> tuple[
     called = f"prompt-{wanted.prompt.stem}" if wanted.prompt else wanted.form
     protocol = protocol_of(wanted.frames, recipe.data.frames)
     longest = wanted.max_new_tokens or form.max_new_tokens
-    way = Way(form, protocol, wanted.subtitles, longest, "video" if wanted.prefill == "video" else "question")
+    prefill = "video" if wanted.prefill == "video" else "question"
+    way = Way(form, protocol, wanted.subtitles, longest, prefill, tuple(loaded.files))
     device, lineage = pick_device(), read_lineage(export)
     dtype = str(pick_dtype(recipe, device, wanted.dtype)).removeprefix("torch.")
     depends = {
@@ -178,7 +179,7 @@ def _tasks(items: Sequence[Item], known: set[tuple[str, str]], blind: bool) -> l
     for variant in ("", *([BLIND] if blind else [])):
         for item in items:
             if (variant, item.key) not in known:
-                found.setdefault((variant, item.video.file, clip_key(item.video)), []).append(item)
+                found.setdefault((variant, item.video.file, watched_key(item)), []).append(item)
     return [(variant, asked) for (variant, _, _), asked in found.items()]
 
 

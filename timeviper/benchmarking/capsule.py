@@ -36,7 +36,7 @@ class Shown:
     """The frames of a video that a model was shown."""
 
     video: str
-    """`clip_key` of it."""
+    """`watched_key` of it."""
     times: tuple[float, ...]
     """Seconds, to the millisecond."""
     duration: float
@@ -207,6 +207,11 @@ def clip_key(ref: VideoRef) -> str:
     """A video, or a part of it, as `frames.jsonl` names it."""
     part = ref.part
     return ref.name if part is None else f"{ref.name} [{part[0]:g}, {'end' if part[1] is None else f'{part[1]:g}'}]"
+
+
+def watched_key(item: Item) -> str:
+    """What is watched for an item: its clip, or a needle in it, which is another video."""
+    return clip_key(item.video) + (f" with {item.key}" if "needle" in item.extra else "")
 
 
 def item_line(item: Item, shown: str) -> str:

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from timeviper.benchmarking.capsule import Capsule
+from timeviper.benchmarking.groups import RELEVANCE
 from timeviper.benchmarking.item import LETTERS, Item
+from timeviper.benchmarking.policies import choice_rules
 from timeviper.benchmarking.rescore import rescore
 from timeviper.benchmarking.scores import Rescored
+from timeviper.benchmarking.scoring import Unscored, judge
 from timeviper.files import write_whole
 
 TO = ("lmms-eval", "vlmeval")
@@ -32,6 +35,8 @@ TASKS = {
     "nextqa": "nextqa_mc_test",
     "tempcompass": "tempcompass_multi_choice",
 }
+LABELS = {"task": "task_type", "aspect": "dim"}
+"""Columns of VLMEvalKit's tables, where they are called otherwise than our labels."""
 TABLES = {
     "videomme": "Video-MME",
     "videomme_v2": "Video-MME-v2",
@@ -70,7 +75,9 @@ def _lmms(capsule: Capsule, out: Path) -> list[Path]:
     date = time.strftime("%Y%m%d_%H%M%S")
     folder = out / _model(capsule)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps(_sample(i, item, texts[item.key]), ensure_ascii=False) for i, item in enumerate(capsule.items)]
+    right = _right(capsule, texts)
+    samples = [_sample(i, item, texts[item.key], right.get(item.key)) for i, item in enumerate(capsule.items)]
+    rows = [json.dumps(sample, ensure_ascii=False) for sample in samples]
     results = json.dumps(_results(capsule, made, task, date), ensure_ascii=False, indent=2)
     return [
         write_whole(folder / f"{date}_results.json", results + "\n"),
@@ -78,19 +85,21 @@ def _lmms(capsule: Capsule, out: Path) -> list[Path]:
     ]
 
 
-def _sample(number: int, item: Item, reply: str) -> dict[str, Any]:
+def _right(capsule: Capsule, texts: Mapping[str, str]) -> dict[str, bool]:
+    """Choices that the set's own rule finds right, which `--baseline` of lmms-eval compares."""
+    items = [item for item in capsule.items if item.is_choice]
+    rule = choice_rules(capsule.set_name, dict(capsule.header["set"].get("policies", {})), items)[0]
+    return {one.item.key: bool(one.right) for one in judge(rule, items, texts, Unscored())}
+
+
+def _sample(number: int, item: Item, reply: str, right: bool | None) -> dict[str, Any]:
+    """A line as lmms-eval 0.7.3 writes it, with the question, which that leaves out."""
     doc = {"question_id": item.key, "video": item.video.name, "question": item.question, "options": list(item.options)}
     doc |= {name: list(values) for name, values in item.labels.items()}
-    target = item.letter or (list(item.windows) if item.windows else list(item.answers))
+    target = item.letter or str(list(item.windows[0]) if item.windows else list(item.answers))
     digest = sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest()
-    return {
-        "doc_id": number,
-        "doc": doc,
-        "target": target,
-        "resps": [[reply]],
-        "filtered_resps": [reply],
-        "doc_hash": digest,
-    }
+    made = {"doc_id": number, "doc": doc, "target": target, "filtered_resps": reply, "doc_hash": digest}
+    return made if right is None else made | {"score": float(right)}
 
 
 def _results(capsule: Capsule, made: Rescored, task: str, date: str) -> dict[str, Any]:
@@ -120,27 +129,39 @@ def _results(capsule: Capsule, made: Rescored, task: str, date: str) -> dict[str
 
 
 def _vlmeval(capsule: Capsule, out: Path) -> list[Path]:
-    """`MODEL_TABLE.tsv`, a row a question with its `prediction`, which `dataset.evaluate(file)` reads."""
+    """`MODEL_TABLE.tsv`, a row a question with its `prediction`, which `evaluate` of the dataset's class reads."""
     texts, model = _texts(capsule), _model(capsule)
     protocol = str(capsule.header["frames"]["protocol"]).replace(":", "-")
     table = f"{TABLES.get(capsule.set_name, capsule.set_name)}_{protocol}"
-    labels = sorted({name for item in capsule.items for name in item.labels})
-    most = max((len(item.options) for item in capsule.items), default=0)
+    rows = [
+        _row(number, item, capsule.set_name) | {"prediction": texts[item.key]}
+        for number, item in enumerate(capsule.items)
+    ]
     text = io.StringIO()
-    head = ["index", "question_id", "video", "question", "candidates", *LETTERS[:most], "answer", *labels, "prediction"]
-    writer = csv.DictWriter(text, head, delimiter="\t", lineterminator="\n")
+    head = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "prediction"]
+    writer = csv.DictWriter(text, [*head, "prediction"], delimiter="\t", lineterminator="\n")
     writer.writeheader()
-    for number, item in enumerate(capsule.items):
-        lettered = {LETTERS[i]: option for i, option in enumerate(item.options)}
-        row: dict[str, Any] = {
-            "index": number,
-            "question_id": item.key,
-            "video": item.video.name,
-            "question": item.question,
-            "candidates": [f"{letter}. {option}" for letter, option in lettered.items()],
-            "answer": item.letter or (item.answers[0] if item.answers else list(item.windows)),
-            "prediction": texts[item.key],
-        }
-        writer.writerow(row | lettered | {name: ", ".join(item.label(name)) for name in labels})
+    writer.writerows(rows)
     (out / model).mkdir(parents=True, exist_ok=True)
     return [write_whole(out / model / f"{model}_{table}.tsv", text.getvalue())]
+
+
+def _row(number: int, item: Item, set_name: str) -> dict[str, Any]:
+    """What VLMEvalKit's table of a set has, whose columns differ from set to set."""
+    lettered = [f"{letter}. {option}" for letter, option in zip(LETTERS, item.options)]
+    text = item.options[item.right] if item.right is not None else ""
+    row: dict[str, Any] = {"index": number, "question_id": item.key, "video": item.video.name}
+    row |= {"question": item.question, "candidates": lettered, **dict(zip(LETTERS, item.options))}
+    row["answer"] = item.letter or (item.answers[0] if item.answers else list(item.windows))
+    row |= {LABELS.get(name, name): ", ".join(item.label(name)) for name in item.labels}
+    match set_name:
+        case "mlvu" | "mvbench":
+            row |= {"candidates": list(item.options), "answer": text or row["answer"]}
+        case "videomme_v2":
+            logic = item.group_rule != RELEVANCE
+            row |= {"options": "\n".join(lettered), "group_structure": item.group_rule if logic else "[1,2,3,4]"}
+        case "longvideobench":
+            row |= {"correct_choice": item.right}
+        case "tempcompass":
+            row |= {"task_type": "multi-choice", "answer": f"{item.letter}. {text}"}
+    return row

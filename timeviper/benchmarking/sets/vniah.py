@@ -41,6 +41,7 @@ def _items(row: Row) -> Iterator[Item]:
                     "frames": frames,
                     "depth": depth,
                     "at": int(depth * frames),
+                    "match": "prefix",
                 },
             )
 
@@ -56,7 +57,9 @@ VNIAH = TestSet(
     policies={"official": Policy()},
     counts=Counts(videos=1, questions=5 * len(LENGTHS) * len(DEPTHS)),
     remarks=(
-        "The official score does not generate: right is what teacher-forced argmax hits in all tokens of the answer.",
+        "The official score does not generate: right is what teacher-forced argmax hits in all tokens of the answer. A "
+        "greedy reply that begins with the answer is the same where its tokens are, as here.",
+        "Needles are put into the first 200 to 3,000 frames at the rate of --frames first:1:3000, and no other rule.",
         "`timeviper needles` makes and scores such maps from your own videos and pictures.",
     ),
     licence="not stated where it was looked for",
