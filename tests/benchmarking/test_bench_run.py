@@ -14,7 +14,6 @@ from capsules import die_answering
 from export_helpers import random_run
 from jobs import Job
 from jobs import run as run_job
-from shard_helpers import clip
 from video_helpers import write_clip
 
 from timeviper.benchmarking import bench_run as module
@@ -25,9 +24,7 @@ from timeviper.benchmarking.capsule_write import Part
 from timeviper.benchmarking.compare_capsules import compare_capsules
 from timeviper.benchmarking.rescore import rescore
 from timeviper.cli import main as cli
-from timeviper.datamodules.shards.pool import write_shards
 from timeviper.errors import ConfigError
-from timeviper.inference.evaluate import evaluate
 from timeviper.model.viper import TimeViper
 from timeviper.training.lock import Held, run_lock
 
@@ -216,27 +213,6 @@ def test_two_runs_do_not_fill_one_capsule(place: Path, tmp_path: Path) -> None:
         bench_run(wanted(place, tmp_path / "c"), quiet=True)
 
 
-def test_held_out_answers_are_those_of_eval(tmp_path: Path) -> None:
-    """The same questions through `timeviper eval` and through a capsule: the same words, the same shares."""
-    shards = tmp_path / "shards"
-    talk = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "from 0.5 to 1.5 seconds"}]
-    samples = [clip(n) for n in range(5)]
-    for sample in samples:
-        sample["json"]["conversations"].append({"type": "when", "messages": talk})
-    write_shards(samples, shards)
-    run = random_run(tmp_path / "run", val=shards)
-    settings = ["data.workers=0", "eval.max_new_tokens=6", *FEW]
-    report = evaluate(run, settings, quiet=True)
-    made = bench_run(Wanted("held-out", run, max_new_tokens=6, overrides=tuple(settings)), quiet=True)
-    assert made.folder.parent == run / "bench"
-    rows = [json.loads(line) for line in next(run.glob("evals/*/answers.jsonl")).read_text().splitlines()]
-    assert {row["key"]: row["written"] for row in rows} == {key: r.reply for key, r in made.of("").items()}
-    scores = {(s.kind, s.measure): s.value / 100 for s in rescore(made).official}
-    assert scores["words", "accuracy"] == pytest.approx(report.scores.accuracy["shape"])
-    assert scores["windows", "R1@0.5"] == pytest.approx(report.scores.accuracy["when"])
-    assert scores["windows", "mIoU"] == pytest.approx(report.scores.miou)
-
-
 # ---- bad input --------------------------------------------------------------------------------------------
 
 
@@ -255,6 +231,17 @@ def test_options_that_are_none(place: Path, tmp_path: Path, more: dict[str, Any]
     with pytest.raises(ConfigError, match=says):
         bench_run(wanted(place, tmp_path / "c", **more), quiet=True)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_prompt_of_ones_own_is_kept_whole(place: Path, tmp_path: Path) -> None:
+    prompt = tmp_path / "paper.yaml"
+    prompt.write_text('text: "{question} {options}"\ncue: "The answer:"\nmax_new_tokens: 3\n')
+    made = bench_run(wanted(place, tmp_path / "c", prompt=prompt, limit=1, max_new_tokens=None), quiet=True)
+    template = made.header["template"]
+    assert (template["form"], template["cue"]) == ("prompt-paper", "The answer:")
+    assert (template["text"], made.header["decoding"]["max_new_tokens"]) == ("{question} {options}", 3)
+    with pytest.raises(ConfigError, match="--prompt are two prompts"):
+        bench_run(wanted(place, tmp_path / "c", prompt=prompt, form="bare"), quiet=True)
 
 
 def test_another_protocol_does_not_go_on_with_a_capsule(place: Path, whole: Capsule) -> None:

@@ -47,6 +47,16 @@ def test_unread_replies_are_wrong_dropped_or_a_guess(tmp_path: Path) -> None:
     assert [round(value(made, rule), 1) for rule in ("strict", "dropped", "random")] == [60.0, 75.0, 65.0]
 
 
+def test_without_options_words_are_the_headline(tmp_path: Path) -> None:
+    """What was never shown letters says none: the set's own rule finds nothing, and is not what is printed first."""
+    items = [choice("q0", 1), choice("q1", 2)]
+    told = {"set": {"policies": DROPPED, "name": "videomme"}, "template": {"text": "{question}"}}
+    made = scored(write(tmp_path / "c", items, {"q0": "thing 1", "q1": "thing 3"}, **told))
+    assert [(s.rule, s.value) for s in made.official] == [("words", 50.0)]
+    assert value(made, "official") == 0.0
+    assert made.notes[0].startswith("no options were shown")
+
+
 @pytest.mark.parametrize(
     ("counts", "best", "score"),
     [((677, 735, 684, 604), "always B", 27.2), ((291, 304, 270, 290, 182), "always B", 22.7)],
@@ -261,5 +271,16 @@ def test_result_files_of_other_harnesses(tmp_path: Path) -> None:
     assert [line["prediction"] for line in lines] == ["A", "B", "D", ""]
     assert (lines[2]["answer"], lines[2]["C"], lines[2]["duration"]) == ("C", "thing 2", "short")
     assert "Video-MME_fps-1-256" in table.name
+    group = [choice(f"g{i}", i % 4, task="group", group="v", group_rule="[1,[2,3],4]", place=i) for i in range(1, 5)]
+    told = {"mlvu": items, "mvbench": items, "videomme_v2": group, "longvideobench": items, "tempcompass": items}
+    wanted = {"mlvu": ("answer", "thing 1"), "mvbench": ("candidates", "['thing 0', 'thing 1', 'thing 2', 'thing 3']")}
+    wanted |= {"videomme_v2": ("group_structure", "[1,[2,3],4]"), "longvideobench": ("correct_choice", "1")}
+    wanted |= {"tempcompass": ("answer", "B. thing 1")}
+    for name, (column, content) in wanted.items():
+        texts = {item.key: "B" for item in told[name]}
+        folder = write(tmp_path / name, told[name], texts, set={"name": name, "policies": {}})
+        (table,) = export_capsule(read_capsule(folder), tmp_path / "vk", "vlmeval")
+        with table.open(newline="") as file:
+            assert list(csv.DictReader(file, delimiter="\t"))[name != "videomme_v2"][column] == content
     with pytest.raises(ValueError, match="capsules go to lmms-eval or vlmeval"):
         export_capsule(read_capsule(folder), tmp_path, "helm")

@@ -75,5 +75,12 @@ def test_the_command_draws_and_checks(cli: Run, tmp_path: Path) -> None:
     done = cli("bench", "check", "videomme", *options, "--part", check=False)
     assert done.returncode == 1
     assert "PROBLEM: 1 of 3 videos are missing" in done.stdout
+    done = cli("bench", "check", "videomme", *options, "--against", place, check=False)
+    assert "has no .tar in it" in done.stderr
+    assert "videos decoded" not in done.stdout
+    assert "TempCompass" in cli("bench", "sets").stdout
+    told = cli("bench", "sets", "videomme_v2").stdout
+    assert "groups: 800" in told
+    assert "rule official: unread replies are wrong, mean of each group" in told
     done = cli("bench", "check", "videome", "--annotations", place, check=False)
     assert (done.returncode, "Did you mean videomme" in done.stderr, "Traceback" in done.stderr) == (1, True, False)

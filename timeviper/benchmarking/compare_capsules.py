@@ -82,7 +82,7 @@ def compare_capsules(a: str | Path, b: str | Path) -> CapsuleComparison:
     made.videos = len(clusters)
     sides = [_texts(capsule) for capsule in (one, other)]
     policies = dict(one.header["set"].get("policies", {}))
-    made.rows += _choices(one.set_name, policies, asked, sides, clusters)
+    made.rows += _choices(one.header, asked, sides, clusters)
     made.rows += _windows(one.set_name, policies, asked, sides, clusters)
     made.rows += _words(asked, sides, clusters)
     if len(asked) < len(one.items):
@@ -124,12 +124,12 @@ Sides = Sequence[Mapping[str, str | None]]
 
 
 def _choices(
-    name: str, policies: Mapping[str, Any], items: Sequence[Item], sides: Sides, clusters: Mapping[str, int]
+    header: Mapping[str, Any], items: Sequence[Item], sides: Sides, clusters: Mapping[str, int]
 ) -> list[Compared]:
     choices = [item for item in items if item.is_choice]
     if not choices:
         return []
-    rule = choice_rules(name, policies, choices)[0]
+    rule = choice_rules(header, choices)[0]
     judged = [judge(rule, choices, texts, Unscored()) for texts in sides]
     tallies = [choice_tally(rule, one, clusters) for one in judged]
     flips = _flips([[bool(one.right) for one in side] for side in judged])

@@ -88,7 +88,7 @@ def _lmms(capsule: Capsule, out: Path) -> list[Path]:
 def _right(capsule: Capsule, texts: Mapping[str, str]) -> dict[str, bool]:
     """Choices that the set's own rule finds right, which `--baseline` of lmms-eval compares."""
     items = [item for item in capsule.items if item.is_choice]
-    rule = choice_rules(capsule.set_name, dict(capsule.header["set"].get("policies", {})), items)[0]
+    rule = choice_rules(capsule.header, items)[0]
     return {one.item.key: bool(one.right) for one in judge(rule, items, texts, Unscored())}
 
 

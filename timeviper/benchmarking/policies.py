@@ -58,12 +58,20 @@ class Rule:
         return self.reads, self.unparsed, self.average, self.by, self.strict, self.as_published
 
 
-def choice_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]], items: Sequence[Item]) -> list[Rule]:
-    """Of questions with options. policies: `Policy` by name, as plain data; the first is the set's own."""
+def choice_rules(header: Mapping[str, Any], items: Sequence[Item]) -> list[Rule]:
+    """Of questions with options, by the header of a capsule. The set's own is first, as official.
+
+    Where the prompt showed no options (`bare`) letters are not to be found, so that words are held against the options
+    in its place.
+    """
+    set_name, policies = str(header["set"]["name"]), header["set"].get("policies", {})
     rules = [_of_set(set_name, name, dict(policy), _CHOICE) for name, policy in policies.items()]
     rules = rules or [Rule(OFFICIAL, "")]
     rules = [replace(rules[0], official=True, as_published=rules[0].average == "group"), *rules[1:]]
     first = rules[0]
+    if not letters_were_asked(header):
+        words = replace(first, name="words", reads=CAREFUL, unparsed="wrong", as_published=False)
+        rules = [words, *(replace(rule, official=False) for rule in rules)]
     plain = replace(Rule("strict", ""), average=first.average, by=first.by)
     rules += [plain, replace(plain, name="dropped", unparsed="dropped")]
     rules += [replace(plain, name="random", unparsed="random"), Rule("pooled", "")]
@@ -73,6 +81,11 @@ def choice_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]], items
     if any(item.group for item in items):
         rules.append(Rule("groups", "", average="group"))
     return _distinct([replace(rule, said=_choice_words(rule)) for rule in rules])
+
+
+def letters_were_asked(header: Mapping[str, Any]) -> bool:
+    """Whether the prompt of a capsule showed the options."""
+    return "{options}" in header.get("template", {}).get("text", "{options}")
 
 
 def window_rules(set_name: str, policies: Mapping[str, Mapping[str, Any]]) -> list[Rule]:

@@ -12,7 +12,7 @@ from timeviper.benchmarking.dense import Caption, read_captions, score_dense, so
 from timeviper.benchmarking.intervals import Tally, f1, intervals, tally
 from timeviper.benchmarking.item import Item
 from timeviper.benchmarking.meteor import Meteor
-from timeviper.benchmarking.policies import CIDER, EXACT, Rule, choice_rules, window_rules
+from timeviper.benchmarking.policies import CIDER, EXACT, Rule, choice_rules, letters_were_asked, window_rules
 from timeviper.benchmarking.scores import Rescored, Score
 from timeviper.benchmarking.scoring import (
     Judged,
@@ -81,7 +81,9 @@ class _Tallies:
         if not items:
             return
         unscored = Unscored(hidden=sum(item.right is None and not item.answers for item in items))
-        rules = choice_rules(self.capsule.set_name, self.policies, items)
+        rules = choice_rules(self.capsule.header, items)
+        if not letters_were_asked(self.capsule.header):
+            made.notes.append("no options were shown, so words are held against them; the set's own rule wants letters")
         for rule in rules:
             judged = judge(rule, items, texts, unscored)
             told = _told("choice", "accuracy" if rule.average != "group" else "group score", rule)

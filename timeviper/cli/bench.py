@@ -65,11 +65,16 @@ def bench_check(
 
 
 @bench.command("sets")
-def bench_sets() -> None:
-    """List the test sets: what was published of them, what to download, known defects."""
-    from timeviper.cli.check_bench import show_sets
+def bench_sets(
+    name: Annotated[str, typer.Argument(metavar="[SET]", help="One of them: what to download, prompts, defects.")] = "",
+) -> None:
+    """List the test sets, or tell all of one: what was published, what to download, prompts, rules, known defects."""
+    from timeviper.cli.check_bench import show_set, show_sets
 
-    show_sets()
+    if name:
+        show_set(name)
+    else:
+        show_sets()
 
 
 @bench.command("world")

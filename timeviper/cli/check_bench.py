@@ -8,9 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from timeviper.benchmarking.check import Checked, check_set, compare_with
-from timeviper.benchmarking.registry import SETS, load_set
+from timeviper.benchmarking.registry import SETS, load_set, set_named
 from timeviper.console import ProgressLine, console, table
+from timeviper.datamodules.checks.shards import find_shards
 
 if TYPE_CHECKING:
     from timeviper.cli.bench import CheckPlace
@@ -28,6 +31,8 @@ def check_bench(
     """Check, print, and write the report; whether there is no problem."""
     if against and not place.videos:
         raise ValueError("--against compares videos: say with --videos where those of the set are")
+    if against:
+        find_shards(against)  # a wrong folder is said now, not after all videos
     loaded = load_set(name, place.annotations, place.videos, place.names, place.precut)
     with ProgressLine(sys.stderr, stays=False) as line:
         checked = check_set(
@@ -67,11 +72,36 @@ def _show(checked: Checked) -> None:
 
 def show_sets() -> None:
     """All test sets, a row each."""
-    made = table("set", "is", "videos", "questions", "download", "forms", "known defects")
+    made = table("set", "is", "videos", "questions", "prompts")
+    made.columns[0].no_wrap = True
     for one in SETS.values():
-        counts = one.counts
-        known = ", ".join(f"{name} {count or ''}".strip() for name, count in one.defects.items())
-        gate = " (gated)" if one.gated else ""
-        numbers = [f"{n:,}" if n else "" for n in (counts.videos, counts.questions)]
-        made.add_row(one.name, one.title, *numbers, one.download + gate, " ".join(one.forms), known)
+        numbers = [f"{n:,}" if n else "" for n in (one.counts.videos, one.counts.questions)]
+        made.add_row(one.name, one.title, *numbers, " ".join(one.forms))
     console().print(made)
+    print("More of one: timeviper bench sets SET")
+
+
+def show_set(name: str) -> None:
+    """All that is known of a set. ValueError for another name."""
+    one = set_named(name)
+    counts = one.counts
+    told = {"videos": counts.videos, "questions": counts.questions, "groups": counts.groups}
+    lines = [
+        f"{one.name}: {one.title}",
+        *(f"{what}: {count:,}" for what, count in told.items() if count),
+        *(f"{label}: {', '.join(f'{v} {n:,}' for v, n in values.items())}" for label, values in counts.by.items()),
+        *(f"not to be mixed up with {what}: {count:,} questions" for what, count in counts.others.items()),
+        f"download: {one.download}{' (terms are accepted first)' if one.gated else ''}",
+        *([f"licence: {one.licence}"] if one.licence else []),
+        *(f"known defect: {what}{f', {count} items' if count else ''}" for what, count in one.defects.items()),
+        *(f"note: {remark}" for remark in one.remarks),
+    ]
+    for rule, policy in one.policies.items():
+        means = f"mean over {policy.by}" if policy.by else f"mean of each {policy.average}"
+        lines.append(f"rule {rule}: unread replies are {policy.unparsed}, {means}{', IoU >' if policy.strict else ''}")
+    for form, prompt in one.forms.items():
+        lines += [f"prompt {form} (at most {prompt.max_new_tokens} tokens):"]
+        said = [prompt.system, *prompt.text.split("\n"), prompt.cue, prompt.prefix and f"reply begins: {prompt.prefix}"]
+        lines += [f"    {line}" for line in said if line]
+    for line in lines:
+        console().print(Text(line))
