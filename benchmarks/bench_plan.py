@@ -71,6 +71,9 @@ class MadeUp(Source):
         record = SampleRecord(f"{i:08d}", {}, "video" if seconds else "image", seconds, 24.0, frames, (talk,))
         return Unit(self.name, f"data/{self.name}/shard-{i // SHARD:06d}.tar", record, 0)
 
+    def planned(self, rows: Rows) -> list[Unit]:
+        return [self[row] for row in rows.tolist()]
+
     def key(self, i: int) -> str:
         return self[i].key
 

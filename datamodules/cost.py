@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, NamedTuple
@@ -87,6 +87,18 @@ class CostModel:
         num_frames, text = sum(sum(s.groups) for s in sequences), sum(s.text for s in sequences)
         tokens, cost, work = self.of(num_frames, text)
         return Item(unit, num_frames, tokens, cost, work, sequences=sequences)
+
+    def items(self, units: Iterable[Unit], frames: FramesConfig, sizes: Iterable[Sequence[int]]) -> list[Item]:
+        """`item` of many units, whose frames and text tokens were measured."""
+        made = []
+        for unit, (count, text) in zip(units, sizes, strict=True):
+            media = unit.record.each
+            if len(media) > 1 or (self.split and len(unit.spec.turns) > 1):
+                made.append(self.item(unit, frames))
+            else:
+                shape = SequenceShape(text, (count,) if media else ())
+                made.append(Item(unit, count, *self.of(count, text), sequences=(shape,)))
+        return made
 
     def of(self, frames: Any, text: Any) -> tuple[Any, Any, Any]:
         """Tokens, cost and work, as in `Item`, of integers or of columns of them; the same to the last bit."""

@@ -8,10 +8,10 @@ global batches. States of the plan (`plan_state.py`) are shortcuts on the way to
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -24,13 +24,12 @@ from timeviper.datamodules.order import Former, Listing, digest, listing_name
 from timeviper.datamodules.packing import PATIENCE, fill
 from timeviper.datamodules.plan_state import PlanState, canonical
 from timeviper.datamodules.source import Source, Unit
+from timeviper.datamodules.spares import chosen
 from timeviper.datamodules.step_plan import LazyPacks, StepPlan
 
 __all__ = ["CostModel", "Item", "Plan", "PlanState", "SequenceShape", "StepPlan", "drawn", "held_out"]
 
 ORDER = 1  # raised whenever the same recipe and data come to give other steps
-SPARES = 2  # replacements that are chosen for each unit ...
-TRIES = 8  # ... from this many candidates
 HOPELESS = 1000  # units too long for a pack in a step: the settings are wrong
 
 
@@ -234,33 +233,33 @@ class _Step:
 
     def plan(self, after: Callable[[], PlanState]) -> StepPlan:
         work = tuple(sum(self.work[number] for number in pack) for pack in self.filled.packs)
-        too_long = tuple(self._item(number) for number in self.filled.too_long)
+        too_long = tuple(self._items(self.filled.too_long))
         numbers = self.units["source"][[number for pack in self.filled.packs for number in pack]]
         drawn = dict(zip(self.of._names, np.bincount(numbers, minlength=len(self.of._names)).tolist()))
         packs = LazyPacks(self.filled.packs, self._pack)
         return StepPlan(self.step, self.frames, packs, too_long, work, after, drawn)
 
-    def _item(self, number: int) -> Item:
-        source, row = self.units[["source", "row"]][number].item()
-        return self.cost.item(self.of.sources[self.of._names[source]][row], self.frames)
+    def _items(self, numbers: Sequence[int]) -> list[Item]:
+        found: dict[int, Item] = {}
+        for name, mine in self._by_source(numbers).items():
+            units = self.of.sources[name].planned(self.units["row"][mine])
+            sizes = self.units[["frames", "text"]][mine].tolist()
+            found |= zip(mine, self.cost.items(units, self.frames, sizes))
+        return [found[number] for number in numbers]
+
+    def _by_source(self, numbers: Sequence[int]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for number, source in zip(numbers, self.units["source"][[*numbers]].tolist()):
+            found.setdefault(self.of._names[source], []).append(number)
+        return found
 
     def _pack(self, numbers: list[int]) -> tuple[Item, ...]:
-        items = [self._item(number) for number in numbers]
-        spares: dict[int, tuple[Item, ...]] = {}
-        for name, source in self.of.sources.items():
-            if mine := [i for i, item in enumerate(items) if item.unit.source == name]:
-                found = self._spares(source, [items[i] for i in mine])
-                spares |= dict(zip(mine, found))
-        return tuple(replace(item, spares=spares[i]) for i, item in enumerate(items))
-
-    def _spares(self, source: Source, items: list[Item]) -> Iterator[tuple[Item, ...]]:
-        keys = [item.unit.key for item in items]
-        rows = [source.stand_ins(key, TRIES) for key in keys]
-        measured = self.cost.measure(source, np.concatenate(rows), self.frames)
-        costs = self.cost.of(*measured)[1].reshape(-1, TRIES).tolist()
-        for item, key, tries, cost in zip(items, keys, rows, costs):
-            fitting = (i for i, c in zip(tries, cost) if c <= item.cost and source.key(i) != key)
-            yield tuple(self.cost.item(source[i], self.frames) for i in islice(fitting, SPARES))
+        items = dict(zip(numbers, self._items(numbers)))
+        for name, mine in self._by_source(numbers).items():
+            rows, those = self.units["row"][mine].tolist(), [items[number] for number in mine]
+            found = chosen(self.of.sources[name], rows, those, self.cost, self.frames)
+            items |= {number: replace(items[number], spares=spares) for number, spares in zip(mine, found)}
+        return tuple(items.values())
 
 
 def held_out(sources: dict[str, Source], data: DataConfig, cost: CostModel, samples: int, world: int) -> list[StepPlan]:

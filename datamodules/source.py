@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,6 @@ from timeviper.datamodules.shards.column_join import columns_of
 from timeviper.datamodules.shards.columns import Columns, Facts
 from timeviper.datamodules.shards.index_file import Conversation, SampleRecord, ShardIndex
 
-KEPT = 2048  # units of a source that stay objects, 2 MB: those of small sources come again and again
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -28,7 +26,9 @@ class Unit:
     shard: str
     """Path or URL of the tar. Not its index: units travel to loader processes."""
     record: SampleRecord
+    """Of its conversations that of the unit at least."""
     conversation: int
+    """Its number in the json."""
 
     @property
     def key(self) -> str:
@@ -36,7 +36,8 @@ class Unit:
 
     @property
     def spec(self) -> Conversation:
-        return self.record.conversations[self.conversation]
+        talks = self.record.conversations
+        return talks[self.conversation if len(talks) > 1 else 0]
 
 
 def unit_key(source: str, shard: str, key: str, conversation: int) -> str:
@@ -67,7 +68,6 @@ class Source:
         self.name = name
         self.shards = shards if isinstance(shards, Columns) else columns_of(shards)
         self._talks: np.ndarray | None = None  # the conversation of each unit; None: they are the same
-        self._unit = lru_cache(KEPT)(self._made)
         if types:
             self._talks = self._of_types(types)
         if not len(self):
@@ -97,16 +97,24 @@ class Source:
         return self.shards.talks if self._talks is None else len(self._talks)
 
     def __getitem__(self, i: int) -> Unit:
-        return self._unit(i)
-
-    def _made(self, i: int) -> Unit:
         talk, sample, shard = self._place(i)
         first = self.shards.first_talk(sample)
         return Unit(self.name, self.shards.location(shard), self.shards.record(sample), talk - first)
 
+    def planned(self, rows: np.ndarray) -> list[Unit]:
+        """Units, int `[n]`, as they travel to loader processes, for a fifth of the time: each record has the
+        conversation of its unit alone, but for a Python class, whose lengths are checked there."""
+        talks = self._talks_of(rows)
+        units = zip(self.shards.places_of(talks), self.shards.records_of(talks), rows.tolist())
+        return [Unit(self.name, shard, r, n) if r.members else self[row] for (shard, n), r, row in units]
+
     def facts(self, rows: np.ndarray) -> Facts:
         """What the plan reads of units, int `[n]`, in one go: each turn, each medium."""
-        return self.shards.facts(rows if self._talks is None else self._talks[rows])
+        return self.shards.facts(self._talks_of(rows))
+
+    def _talks_of(self, rows: np.ndarray) -> np.ndarray:
+        """Conversations of units."""
+        return rows if self._talks is None else self._talks[rows].astype(np.int64)
 
     def sizes(self, rows: np.ndarray) -> Sizes:
         """Sums of `facts`, one for each unit."""
@@ -140,6 +148,11 @@ class Source:
         return edges if self._talks is None else np.searchsorted(self._talks, edges)
 
     @property
+    def own_bytes(self) -> int:
+        """Of its index in the memory of this process alone."""
+        return (0 if self.shards.is_mapped else self.shards.nbytes) + (0 if self._talks is None else self._talks.nbytes)
+
+    @property
     def listing(self) -> Listing:
         """The shards that have units. The digest is the checksum of all that a shard's index says."""
         return self._listing
@@ -152,7 +165,8 @@ class Source:
 
     def stand_ins(self, key: str, attempts: int) -> list[int]:
         """Numbers of the units that may take the place of one that cannot be read: always the same ones."""
-        return [zlib.crc32(f"{key}@{attempt}".encode()) % len(self) for attempt in range(attempts)]
+        count = len(self)
+        return [zlib.crc32(f"{key}@{attempt}".encode()) % count for attempt in range(attempts)]
 
 
 def _short(rows: np.ndarray) -> np.ndarray:

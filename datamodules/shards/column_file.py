@@ -172,7 +172,7 @@ def mapped(path: Path, where: str, remedy: str, beside: str) -> Columns:
             whole = mmap.mmap(file.fd, header.bytes, access=mmap.ACCESS_READ)
         except OSError:
             return in_memory(file.read, where, remedy, beside)
-    return Columns(_arrays(whole, header, where, remedy), beside)
+    return Columns(_arrays(whole, header, where, remedy), beside, is_mapped=True)
 
 
 class open_file:

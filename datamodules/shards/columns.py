@@ -78,6 +78,8 @@ class Columns(Sequence[ShardIndex]):
     arrays: Arrays
     beside: str = ""
     """A file in the folder of the shards, where their names alone are held."""
+    is_mapped: bool = False
+    """Whether the arrays lie in a file that all processes of a node map."""
 
     def __len__(self) -> int:
         return len(self.arrays["shard_bytes"])
@@ -92,8 +94,8 @@ class Columns(Sequence[ShardIndex]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         shard = number % len(self)
-        samples = tuple(self.record(i) for i in self.samples_of(shard))
-        return ShardIndex(self.location(shard), int(self.arrays["shard_bytes"][shard]), samples)
+        samples = np.arange(*self.arrays["sample_start"][shard : shard + 2].tolist())
+        return ShardIndex(self.location(shard), int(self.arrays["shard_bytes"][shard]), tuple(self._whole(samples)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
@@ -130,9 +132,6 @@ class Columns(Sequence[ShardIndex]):
         held = texts(self.arrays["name"], self.arrays["name_start"])
         return [*held] if self.beside else [file_name(place) for place in held]
 
-    def samples_of(self, shard: int) -> range:
-        return self._part("sample", shard)
-
     def shard_of(self, sample: int) -> int:
         return _owner(self.arrays["sample_start"], sample)
 
@@ -152,47 +151,78 @@ class Columns(Sequence[ShardIndex]):
 
     def lengths(self, sample: int) -> tuple[Length, ...]:
         """Of each medium, in the order of the json."""
-        return tuple(Length(*length) for length in self._rows(LEVELS["medium"], self._part("medium", sample)))
+        rows = slice(*self.arrays["medium_start"][sample : sample + 2].tolist())
+        return tuple(Length(*length) for length in self._rows(LEVELS["medium"], rows))
 
-    def _part(self, part: str, number: int) -> range:
-        first, last = self.arrays[f"{part}_start"][number : number + 2].tolist()
-        return range(first, last)
-
-    def _rows(self, names: tuple[str, ...], rows: range) -> Iterator[tuple[Any, ...]]:
-        return zip(*(self.arrays[name][rows.start : rows.stop].tolist() for name in names))
+    def _rows(self, names: tuple[str, ...], rows: np.ndarray | slice) -> Iterator[tuple[Any, ...]]:
+        return zip(*(self.arrays[name][rows].tolist() for name in names))
 
     def record(self, sample: int) -> SampleRecord:
-        """All that the index says of a sample: a hundred numbers, in some 15 us."""
-        a, words = self.arrays, self.words
-        held = self._part("member", sample)
-        members = {words[name]: Slice(*where) for name, *where in self._rows(LEVELS["member"], held)}
-        sums = a["sum_start"][held.start : held.stop + 1].tolist()
-        blocks = {n: a["sum"][i:j].astype("<u4").tobytes() for n, (i, j) in zip(members, pairwise(sums)) if j > i}
-        lengths = self.lengths(sample)
-        kind, fps, spacing, fingerprint = next(self._rows(LEVELS["sample"], range(sample, sample + 1)))
-        return SampleRecord(
-            key=self.key(sample),
-            members=members,
-            media=MEDIA[kind],
-            duration=float(sum(length.duration for length in lengths)),
-            fps=fps,
-            frames=sum(length.frames for length in lengths),
-            conversations=tuple(self.conversation(talk) for talk in self._part("talk", sample)),
-            keyframe_spacing=None if spacing != spacing else spacing,
-            fingerprint=words[fingerprint] or None,
-            blocks=blocks,
-            lengths=lengths if len(lengths) > 1 else (),
-        )
+        """All that the index says of a sample."""
+        return next(self._whole(np.array([sample])))
 
-    def conversation(self, talk: int) -> Conversation:
-        kind, text, answer = next(self._rows(LEVELS["talk"], range(talk, talk + 1)))
-        turns = self._rows(LEVELS["turn"], self._part("turn", talk))
-        return Conversation(self.words[kind], text, answer, tuple(Turn(*turn) for turn in turns))
+    def records_of(self, talks: np.ndarray) -> list[SampleRecord]:
+        """The samples of conversations, int `[n]`, each with that one alone: if they are many, some 10 us each."""
+        return [*self._records(self.samples_of_talks(talks), np.arange(len(talks) + 1), talks)]
+
+    def _whole(self, samples: np.ndarray) -> Iterator[SampleRecord]:
+        return self._records(samples, *_spread(self.arrays["talk_start"], samples))
+
+    def _records(self, samples: np.ndarray, talk_start: np.ndarray, talks: np.ndarray) -> Iterator[SampleRecord]:
+        """Samples with some of their conversations. Columns are read for all of them at once: to read costs more than
+        what is read."""
+        a, words = self.arrays, self.words
+        member_start, members = _spread(a["member_start"], samples)
+        medium_start, media = _spread(a["medium_start"], samples)
+        names = [words[code] for code in a["member_name"][members].tolist()]
+        places = [Slice(*where) for where in self._rows(LEVELS["member"][1:], members)]
+        sums = [*zip(a["sum_start"][members].tolist(), a["sum_start"][members + 1].tolist())]
+        lengths = [Length(*length) for length in self._rows(LEVELS["medium"], media)]
+        spoken = self._conversations(talks)
+        keys = zip(a["key_start"][samples].tolist(), a["key_start"][samples + 1].tolist())
+        plain = self._rows(LEVELS["sample"], samples)
+        edges = zip(*(pairwise(starts.tolist()) for starts in (member_start, medium_start, talk_start)))
+        for (first, last), (kind, fps, spacing, mark), (held, seen, said) in zip(keys, plain, edges):
+            own, each = range(*held), tuple(lengths[slice(*seen)])
+            yield SampleRecord(
+                key=a["key"][first:last].tobytes().decode(),
+                members={names[i]: places[i] for i in own},
+                media=MEDIA[kind],
+                duration=float(sum(length.duration for length in each)),
+                fps=fps,
+                frames=sum(length.frames for length in each),
+                conversations=tuple(spoken[slice(*said)]),
+                keyframe_spacing=None if spacing != spacing else spacing,
+                fingerprint=words[mark] or None,
+                blocks={
+                    names[i]: a["sum"][slice(*sums[i])].astype("<u4").tobytes() for i in own if sums[i][0] < sums[i][1]
+                },
+                lengths=each if len(each) > 1 else (),
+            )
+
+    def _conversations(self, talks: np.ndarray) -> list[Conversation]:
+        start, rows = _spread(self.arrays["turn_start"], talks)
+        turns = [Turn(*turn) for turn in self._rows(LEVELS["turn"], rows)]
+        told = zip(self._rows(LEVELS["talk"], talks), pairwise(start.tolist()))
+        return [
+            Conversation(self.words[kind], text, answer, tuple(turns[i:j])) for (kind, text, answer), (i, j) in told
+        ]
+
+    def samples_of_talks(self, talks: np.ndarray) -> np.ndarray:
+        """`sample_of` of many, int `[n]`."""
+        return talks if self.talks == self.samples else _owners(self.arrays["talk_start"], talks)
+
+    def places_of(self, talks: np.ndarray) -> list[tuple[str, int]]:
+        """Of conversations, int `[n]`: path or URL of the tar, and the number in the json."""
+        samples = self.samples_of_talks(talks)
+        shards, numbers = _owners(self.arrays["sample_start"], samples), talks - self.arrays["talk_start"][samples]
+        named = {shard: self.location(shard) for shard in {*shards.tolist()}}
+        return [(named[shard], number) for shard, number in zip(shards.tolist(), numbers.tolist())]
 
     def facts(self, talks: np.ndarray) -> Facts:
         """Of these conversations, int `[units]`, in one go: below a microsecond each."""
         a = self.arrays
-        samples = talks if self.talks == self.samples else np.searchsorted(a["talk_start"], talks, "right") - 1
+        samples = self.samples_of_talks(talks)
         media_start, media = _spread(a["medium_start"], samples)
         turns_start, turns = _spread(a["turn_start"], talks)
         several = np.diff(turns_start) > 0
@@ -244,6 +274,11 @@ def check(arrays: Arrays) -> None:
 def _owner(starts: np.ndarray, number: int) -> int:
     """Which part holds `number`; those without any are passed over."""
     return int(np.searchsorted(starts, starts.dtype.type(number), "right")) - 1
+
+
+def _owners(starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """`_owner` of many, int64 `[n]`."""
+    return np.searchsorted(starts, numbers.astype(starts.dtype), "right") - 1
 
 
 def _spread(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from zlib import crc32
 
@@ -15,7 +16,7 @@ from timeviper.datamodules.plan import drawn
 from timeviper.datamodules.shards.column_join import columns_of, join
 from timeviper.datamodules.shards.columns import NAMES, Columns, check
 from timeviper.datamodules.shards.index_file import ShardIndex, Turn, line
-from timeviper.datamodules.source import Source
+from timeviper.datamodules.source import Source, Unit
 
 
 def same(a: Columns, b: Columns) -> bool:
@@ -70,7 +71,10 @@ def test_what_the_plan_reads_is_what_the_units_say(made: list[ShardIndex], some:
     turns = [*zip(facts.text.tolist(), facts.answer.tolist(), facts.media.tolist())]
     media = [*zip(facts.seconds.tolist(), facts.frames.tolist())]
     assert len(facts.turns_start) == len(facts.media_start) == len(rows) + 1
-    for i, unit in enumerate(units):
+    for i, (unit, planned) in enumerate(zip(units, source.planned(rows), strict=True)):
+        own = replace(unit.record, conversations=(unit.spec,)) if unit.record.members else unit.record
+        assert planned == replace(unit, record=own)
+        assert planned.spec == unit.spec
         alone = Turn(unit.spec.text_bytes, unit.spec.answer_bytes, len(unit.record.each))
         told = list(unit.spec.turns or (alone,))
         assert turns[facts.turns_start[i] : facts.turns_start[i + 1]] == told
@@ -103,6 +107,11 @@ def test_a_held_out_set_makes_only_the_units_that_are_drawn(a: list[ShardIndex],
     sources = {"a": Source("a", a), "b": Source("b", b)}
     every = [source[i] for source in sources.values() for i in range(len(source))]
     chosen = sorted(np.random.default_rng(0).permutation(len(every))[:few].tolist()) if few else range(len(every))
-    fresh = {name: Source(name, made) for name, made in (("a", a), ("b", b))}
-    assert drawn(fresh, few) == [every[i] for i in chosen]
-    assert sum(source._unit.cache_info().misses for source in fresh.values()) == len(chosen)
+    made = []
+
+    class Watched(Source):
+        def __getitem__(self, i: int) -> Unit:
+            made.append(unit := super().__getitem__(i))
+            return unit
+
+    assert drawn({"a": Watched("a", a), "b": Watched("b", b)}, few) == [every[i] for i in chosen] == made

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import islice
 
 import numpy as np
 import plan_reference as reference
 import pytest
+from bench_plan import MadeUp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -290,3 +292,23 @@ def test_spares_are_of_the_same_source_no_dearer_and_always_the_same() -> None:
             assert spare.unit.key != item.unit.key
             assert spare.cost <= item.cost
     assert [s.packs for s in first] == [s.packs for s in again]
+
+
+def test_namesakes_do_not_stand_in_for_each_other() -> None:
+    """Two shards of one file name in two folders, with the same key: only what has another name does."""
+    alike = [ShardIndex(f"{place}/a.tar", 1, (sample("same", conversations=1),)) for place in ("x", "y")]
+    other = ShardIndex("z/b.tar", 1, (sample("other", conversations=1),))
+    (step,) = islice(plan({"a": Source("a", [*alike, other])}).steps(), 1)
+    found = {i.unit.record.key: {spare.unit.record.key for spare in i.spares} for pack in step.packs for i in pack}
+    assert found == {"same": {"other"}, "other": {"same"}}
+
+
+def test_a_source_of_one_sample_beside_one_of_ten_million() -> None:
+    many = {"one": MadeUp("one", 1, 0), "many": MadeUp("many", 10**7, 1)}
+    begun = time.process_time()
+    steps = list(islice(plan(many).steps(), 20))
+    assert time.process_time() - begun < 10.0  # s; no pass over what is not drawn
+    drawn = Counter(item.unit.source for step in steps for pack in step.packs for item in pack)
+    assert abs(drawn["one"] - drawn["many"]) <= 16  # a step's worth may wait for room
+    ones = [i for step in steps for pack in step.packs for i in pack if i.unit.source == "one"]
+    assert {(i.unit.key, i.spares) for i in ones} == {("one/shard-000000.tar/00000000#0", ())}

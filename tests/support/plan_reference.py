@@ -48,7 +48,7 @@ def steps(plan: Plan) -> Iterator[Step]:
         phase, cost = phase_at(step, data, plan.phases), plan.cost.at(step)
 
         def item(name: str, row: int, cost: CostModel = cost, phase: Phase = phase) -> Item:
-            return cost.item(plan.sources[name][row], phase.frames)
+            return cost.item(plan.sources[name].planned(np.array([row]))[0], phase.frames)
 
         active = {n: float(w) for n, w in phase.weights.items() if w > 0}
         if active != weights:
