@@ -19,19 +19,22 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what is `path` at the end of the block; an error leaves an older file, and nothing of the new."""
+def whole_file(path: Path, lasting: bool = True) -> Iterator[Path]:
+    """Where to write what is `path` at the end of the block; an error leaves an older file, and nothing of the new.
+
+    lasting: False for what nobody believes after the machine has stopped, and which so need not wait for the disk.
+    """
     partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY}")  # its own: two may write the same file
     try:
         yield partial
-        put(partial, path)
+        put(partial, path, lasting)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """A file of this content, text as UTF-8."""
-    with whole_file(path) as partial:
+def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> Path:
+    """A file of this content, text as UTF-8. lasting: as for `whole_file`."""
+    with whole_file(path, lasting) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -79,15 +82,17 @@ def new_folder(path: str | Path) -> Path:
     return path
 
 
-def put(partial: Path, path: Path) -> None:
+def put(partial: Path, path: Path, lasting: bool = True) -> None:
     """Give a file or folder its name once all of it is on the disk, in the place of an older one."""
     for part in (*partial.rglob("*"), partial):
         if part.is_file():
             part.chmod(0o666 & ~_umask())  # some writers (safetensors) make files that only their owner may read
-        _to_disk(part)
+        if lasting:
+            _to_disk(part)
     old = _aside(path) if path.is_dir() else None
     partial.replace(path)
-    _to_disk(path.parent)
+    if lasting:
+        _to_disk(path.parent)
     if old:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -35,7 +35,7 @@ from timeviper.datamodules.shards.column_file import (
 from timeviper.datamodules.shards.column_join import columns_of, join, pick, runs
 from timeviper.datamodules.shards.columns import Columns
 from timeviper.datamodules.shards.index_file import SUFFIX, ShardIndex
-from timeviper.datamodules.shards.node_files import NodeFiles
+from timeviper.datamodules.shards.node_files import LASTING, NodeFiles
 from timeviper.datamodules.shards.tar import is_litter
 from timeviper.files import whole_file
 
@@ -152,7 +152,7 @@ def of_file(
 
     def make(path: Path) -> None:
         header = seen[-1] if seen else read_header(read, where, remedy)
-        with whole_file(path) as partial_file, partial_file.open("wb") as file:
+        with whole_file(path, LASTING) as partial_file, partial_file.open("wb") as file:
             copy_columns(read, header, lambda at, data: os.pwrite(file.fileno(), data, at), where, remedy, reading)
 
     small = SMALL if small is None else small

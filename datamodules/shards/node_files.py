@@ -3,6 +3,9 @@
 They lie in the folder of the cache, each under a name that tells the place it is of and what that held. So a file is
 never written to once it is there, and may be mapped: nobody cuts it short under those who read it (which ends a process
 without a word), whatever is done to the one that it was made from, and every file system that shards lie on will do.
+
+They are of one boot of the machine, which their names tell, and made anew in the next. So no start of a run waits until
+gigabytes are on a disk (a minute where it takes 50 MB a second): nothing is believed that may not have got there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,17 @@ from timeviper.files import TEMPORARY, write_whole
 FOLDER, ENDING = "indexes", ".safetensors"
 LATELY = 60.0  # s for which ranks of one node believe what another one has found
 UNUSED = 30 * 86400.0  # s after which a file goes
+
+
+def _boot() -> str:
+    """Some letters that stand for this boot of the machine; "" where it does not tell."""
+    with suppress(OSError):
+        return sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
+    return ""
+
+
+BOOT = _boot()
+LASTING = not BOOT  # whether files must be on the disk before they are believed
 
 
 class NodeFiles:
@@ -45,13 +59,13 @@ class NodeFiles:
             known, looked, run = self._noted(name)
             if looked < asked - (LATELY if several and run == os.getppid() else 0.0):
                 looked, known = time.time(), look()
-            file = self.folder / f"{name}-{known}{ENDING}"
+            file = self.folder / f"{name}-{known}{BOOT and f'-{BOOT}'}{ENDING}"
             if not file.exists():
                 self._clear(name)
                 make(file)
             os.utime(file)
             said = {"holds": known, "looked": looked, "run": os.getppid()}
-            write_whole(self.folder / f"{name}.json", json.dumps(said))
+            write_whole(self.folder / f"{name}.json", json.dumps(said), lasting=False)  # one that is lost costs a look
         return file
 
     def forget(self, place: str) -> None:

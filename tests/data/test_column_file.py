@@ -24,7 +24,7 @@ from shard_helpers import flip_bit, picture, raw_tar
 from tree import ROOT, Run
 
 from timeviper.datamodules.build import load_index
-from timeviper.datamodules.shards import column_file, folder
+from timeviper.datamodules.shards import column_file, folder, node_files
 from timeviper.datamodules.shards.column_file import FILE, HEADER, in_memory, mapped, open_file, write_columns
 from timeviper.datamodules.shards.column_join import columns_of, join
 from timeviper.datamodules.shards.columns import NAMES
@@ -176,6 +176,17 @@ def test_a_copy_that_somebody_cuts_is_made_again(place: Path, tmp_path: Path, la
     os.truncate(copy, 100)
     assert [*load_index(place, tmp_path / "cache")] == wanted
     assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 1
+
+
+def test_a_copy_of_another_boot_is_not_believed(place: Path, tmp_path: Path, large: None, monkeypatch) -> None:
+    """The machine may have stopped before it was on the disk."""
+    wanted = [*load_index(place, tmp_path / "cache")]
+    (copy,) = (tmp_path / "cache").rglob("*.safetensors")
+    copy.write_bytes(copy.read_bytes()[:HEADER].ljust(copy.stat().st_size, b"\0"))
+    monkeypatch.setattr(node_files, "BOOT", "another")
+    assert [*load_index(place, tmp_path / "cache")] == wanted
+    assert [*(tmp_path / "cache").rglob("*.safetensors")] != [copy]
+    assert not copy.exists()
 
 
 def test_file_systems_that_cannot_map_or_keep(place: Path, tmp_path: Path, large: None, monkeypatch, caplog) -> None:
