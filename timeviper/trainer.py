@@ -35,7 +35,7 @@ from timeviper.errors import ConfigError, Problem
 from timeviper.features.check import check_features
 from timeviper.files import whole_file
 from timeviper.planning.host import check_host_memory, host_needs
-from timeviper.planning.node import check_node_memory, loader_needs, node_line
+from timeviper.planning.node import check_node_memory, index_needs, loader_needs, node_line
 from timeviper.tokenizer import Tokenizer
 from timeviper.training.ends import chain, foreseen
 from timeviper.training.inputs import check_template, ready_recipe
@@ -190,12 +190,13 @@ def _fit(
     local, nodes = ranks()
     needs = loader_needs(recipe, data.plan, local * nodes)
     offloaded = sum(host_needs(recipe, local * nodes, "cuda" if torch.cuda.is_available() else "cpu").values())
-    check_node_memory(recipe, needs, local, offloaded)
+    _, shared = index_needs(data.plan.sources.values())
+    check_node_memory(recipe, needs, local, offloaded, shared)
     if _first():
         for line in data.changes if checkpoint else starting_points(recipe):
             print(f"{recipe.name}: {line}", flush=True)
         found = outlook(data.plan, recipe.train)
-        for line in (*map(str, found), *too_often(found), node_line(needs, local, offloaded)):
+        for line in (*map(str, found), *too_often(found), node_line(needs, local, offloaded, shared)):
             print(f"{recipe.name}: {line}", flush=True)
     run.mkdir(parents=True, exist_ok=True)
     with whole_file(run / CONFIG) as partial:  # every rank writes the same

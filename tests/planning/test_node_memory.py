@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,11 +12,22 @@ from video_helpers import write_clip
 
 from timeviper.config import Recipe, SourceConfig
 from timeviper.config.load import load_recipe
-from timeviper.datamodules.build import build_plan, pack_format
+from timeviper.datamodules.build import build_plan, load_sources, pack_format
 from timeviper.datamodules.reader import PackReader
+from timeviper.datamodules.shards import folder
+from timeviper.datamodules.shards.column_file import FILE, HEADER
+from timeviper.datamodules.shards.index import index_shards
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.errors import ConfigError
-from timeviper.planning.node import PROCESS, check_node_memory, image_size, loader_needs, node_line
+from timeviper.planning.node import (
+    PROCESS,
+    Shared,
+    check_node_memory,
+    image_size,
+    index_needs,
+    loader_needs,
+    node_line,
+)
 from timeviper.tokenizer import Tokenizer
 
 
@@ -42,7 +54,7 @@ def test_a_step_holds_what_is_told(recipe: Recipe) -> None:
     assert needs["pack"] < needs["step"] < 4 * needs["pack"]
     assert loader_needs(recipe, plan, ranks=4)["step"] < 0.5 * needs["step"]
     recipe.data.workers = 0
-    assert loader_needs(recipe, plan, ranks=1).keys() == {"step"}
+    assert loader_needs(recipe, plan, ranks=1).keys() == {"index", "step"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/stage*.yaml")), ids=lambda p: p.stem)
@@ -59,6 +71,7 @@ def test_shipped_recipes_keep_their_own_bound(path: Path) -> None:
         ({"ahead": 6e9, "step": 1e9, "processes": 1e9}, "data.prefetch_gb"),
         ({"ahead": 1e9, "step": 6e9, "processes": 1e9}, "data.tokens_per_pack"),
         ({"ahead": 1e9, "step": 1e9, "processes": 6e9}, "data.workers"),
+        ({"index": 6e9, "step": 1e9, "processes": 1e9}, "data.sources"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_what_is_largest(settings: dict[str, float], key: str) -> None:
@@ -75,8 +88,25 @@ def test_what_cannot_fit_is_refused_with_what_is_largest(settings: dict[str, flo
 
 
 def test_the_line_names_what_there_is() -> None:
-    said = node_line({"step": 2e9, "ahead": 1e9}, 2, 0.5e9)
+    said = node_line({"index": 0.1e9, "step": 2e9, "ahead": 1e9}, 2, 0.5e9, Shared(index=0.3e9, shards=12e9))
     assert said == (
-        "host memory of a node with 2 ranks: 7.00 GB (steps at hand 4.00, read ahead (data.prefetch_gb) 2.00, "
-        "offloaded 1.00)"
+        "host memory of a node with 2 ranks: 7.50 GB (index 0.50, steps at hand 4.00, "
+        "read ahead (data.prefetch_gb) 2.00, offloaded 1.00); 12.00 GB more would hold all shards in the page cache"
     )
+
+
+@pytest.mark.parametrize("small", [1 << 24, 0], ids=["in memory", "mapped"])
+def test_an_index_is_counted_where_it_lies(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    """That of each rank once for each of its sources; one in a file, and the shards, once for a node."""
+    monkeypatch.setattr(folder, "SMALL", small)
+    place = Path(recipe.data.sources["clips"].shards)
+    index_shards(place)
+    recipe.data.sources |= {"again": replace(recipe.data.sources["clips"], types="chat")}
+    recipe.data.cache = str(place / "cache")
+    sources = load_sources(recipe.data.sources, recipe.data.cache).values()
+    own, shared = index_needs(sources)
+    columns = (place / FILE).stat().st_size - HEADER
+    rows = 4 * 4  # of the source that does not take all types
+    assert own == pytest.approx(rows + (2 * columns if small else 0), abs=64)
+    assert shared.index == pytest.approx(0 if small else columns, abs=64)
+    assert shared.shards == sum(tar.stat().st_size for tar in place.glob("*.tar"))

@@ -17,7 +17,7 @@ from timeviper.model.flops import total as total_flops
 from timeviper.planning.hardware import Assumptions, Gpu
 from timeviper.planning.host import host_needs
 from timeviper.planning.memory import PeakMemory, peak_memory
-from timeviper.planning.node import loader_needs, node_line
+from timeviper.planning.node import index_needs, loader_needs, node_line
 from timeviper.planning.parameters import ParameterCount, count_parameters, sharded_parameters
 from timeviper.planning.phase_packs import PhasePacks, index_of, longest_pack, phases_of, time_text
 from timeviper.planning.roofline import StepTime, step_time
@@ -124,7 +124,8 @@ class Stage:
             return ""
         offloaded = sum(host_needs(self.recipe, gpus, "cuda").values())
         local = min(gpus, self.assume.gpus_per_node)
-        return node_line(loader_needs(self.recipe, self.order, gpus), local, offloaded)
+        _, shared = index_needs(self.order.sources.values())
+        return node_line(loader_needs(self.recipe, self.order, gpus), local, offloaded, shared)
 
     def memory(self, phase: PhasePacks, gpus: int) -> PeakMemory:
         """Of the pack of a phase that needs most, its longest samples' among them: a few steps of an index may not
