@@ -72,24 +72,24 @@ CASES = [
 
 
 def run_folder(cache: Path, schedule: str) -> Path:
-    """A run of the tiny stage 2 that nobody trained."""
+    """The tiny stage 2 with open gates."""
+    return random_run(cache / f"run-{schedule}", [*SCHEDULES[schedule], "model.transv.gate=0.6"])
+
+
+def random_run(folder: Path, settings: Sequence[str]) -> Path:
+    """A run of the tiny stage 2, with other settings, that nobody trained."""
     import torch
 
     from timeviper.config.load import load_recipe
     from timeviper.tokenizer import Tokenizer
     from timeviper.weights.export import build_model, is_export, write_export
 
-    folder = cache / f"run-{schedule.replace(' ', '-')}"
     if not is_export(folder / "export"):
         limits = ["model.decoder.max_tokens=1000000", "data.val.videos=null"]
-        recipe = load_recipe("tiny/stage2_instruct", [*limits, *SCHEDULES[schedule]])
+        recipe = load_recipe("tiny/stage2_instruct", [*limits, *settings])
         recipe.train.init_from = ""
-        state = build_model(recipe).state_dict()
-        for name, tensor in state.items():
-            if name.endswith("alpha"):
-                tensor.fill_(0.7)
         torch.manual_seed(0)
-        write_export(folder / "export", state, recipe, Tokenizer.load(""), step=0)
+        write_export(folder / "export", build_model(recipe).state_dict(), recipe, Tokenizer.load(""), step=0)
     return folder
 
 
@@ -163,11 +163,16 @@ def peak_mb() -> float:
 
 
 def in_own_process(case: Case, cache: Path) -> Result:
-    command = [sys.executable, __file__, "--cache", str(cache), "--one", json.dumps(vars(case))]
+    return Result(**apart(__file__, cache, "--one", json.dumps(vars(case))))
+
+
+def apart(script: str, cache: Path, *words: str) -> dict[str, Any]:
+    """What a script says in its last line, as JSON, in a process of its own."""
+    command = [sys.executable, script, "--cache", str(cache), *words]
     done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 # ---- a video of ordinary size -------------------------------------------------------------------------------
@@ -268,9 +273,7 @@ def _hd(cache: Path, seconds: int) -> list[str]:
     ]
     for part in (seconds // 4, seconds):
         full_hd(cache, part)
-        command = [sys.executable, __file__, "--cache", str(cache), "--hd", str(part), "--one", "{}"]
-        done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = apart(__file__, cache, "--hd", str(part), "--one", "{}")
         lines.append(
             f"| {part} s | {found['frames']:,} | {found['foretold']:.2f} | {found['cpu']:.1f} "
             f"| {found['start_mb']:.0f} | {found['peak_mb']:.0f} |"

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -25,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from bench_ask import EARLY, MALLOC, QUESTION, peak_mb, video
+from bench_ask import EARLY, QUESTION, apart, peak_mb, random_run, video
 
 # The published blocks, state, frames and stages; a sixteenth of all widths, of groups (but one) and of heads.
 NARROW = [
@@ -68,24 +65,6 @@ FLAT = [Case("early", verb, seconds) for verb in ("ask", "look", "relevance") fo
 LARGE = [Case("narrow", "look", frames) for frames in (640, 10_240)]
 
 
-def run_folder(cache: Path, size: str) -> Path:
-    """A run that nobody trained."""
-    import torch
-
-    from timeviper.config.load import load_recipe
-    from timeviper.tokenizer import Tokenizer
-    from timeviper.weights.export import build_model, is_export, write_export
-
-    folder = cache / f"look-{size}"
-    if not is_export(folder / "export"):
-        limits = ["model.decoder.max_tokens=1000000", "data.val.videos=null"]
-        recipe = load_recipe("tiny/stage2_instruct", [*limits, *SIZES[size]])
-        recipe.train.init_from = ""
-        torch.manual_seed(0)
-        write_export(folder / "export", build_model(recipe).state_dict(), recipe, Tokenizer.load(""), step=0)
-    return folder
-
-
 def measure(case: Case, cache: Path) -> Result:
     """In a process of its own."""
     import torch
@@ -98,7 +77,7 @@ def measure(case: Case, cache: Path) -> Result:
 
     torch.set_num_threads(1)
     settings = ["data.frames.fps=1", "data.frames.max_frames=1000000", "eval.max_new_tokens=8", "data.workers=0"]
-    model = load(run_folder(cache, case.size), device="cpu", overrides=settings)
+    model = load(random_run(cache / f"look-{case.size}", SIZES[case.size]), device="cpu", overrides=settings)
     exact, decoder = case.verb == "relevance", model.model.decoder
     options = Options(method="relevance" if exact else "rows")
     look(model, QUESTION, str(video(cache, 20)), options)
@@ -118,11 +97,7 @@ def measure(case: Case, cache: Path) -> Result:
 
 
 def in_own_process(case: Case, cache: Path) -> Result:
-    command = [sys.executable, __file__, "--cache", str(cache), "--one", json.dumps(vars(case))]
-    done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    return Result(**apart(__file__, cache, "--one", json.dumps(vars(case))))
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench_ask import MALLOC, run_folder, video
+from bench_ask import apart, run_folder, video
 
 QUESTIONS = ["What colour is the ring?", "When does the red circle appear?", "How many triangles are there?"]
 ANSWER = 8  # tokens, of every answer
@@ -112,9 +109,7 @@ HEAD = (
 def page(cache: Path) -> list[str]:
     lines, same = [*INTRO.splitlines(), "", HEAD, "|---" * 14 + "|"], True
     for case in CASES:
-        command = [sys.executable, __file__, "--cache", str(cache), "--one", json.dumps(asdict(case))]
-        done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=True)
-        found = Result(**json.loads(done.stdout.splitlines()[-1]))
+        found = Result(**apart(__file__, cache, "--one", json.dumps(asdict(case))))
         same &= found.same
         seconds = [f"{value:.3f}" for value in (found.first, found.watch, found.later, found.prompt)]
         share, off = f"{found.later / found.first:.3f}", f"{found.file / found.formula - 1:+.2%}"

@@ -31,7 +31,7 @@ from timeviper.pack import Kind, Pack
 
 
 def asked(*words: str, decoder: Decoder | None = None) -> FlowOptions:
-    return read_options(Words("flow", words, SETTINGS), decoder or make_decoder(HYBRID))
+    return read_options(Words("analyse flow", words, SETTINGS), decoder or make_decoder(HYBRID))
 
 
 def with_video() -> Pack:
@@ -169,7 +169,7 @@ def made_up(kl: dict[str, list[float]], right: dict[str, list[float]]) -> Flow:
             if cut.blocks:
                 name = "null" if curve.null else curve.roads
                 scores[cut.name] = Scores([kl[name][place]] * 50, [right[name][place]] * 50, [0.0] * 50)
-    return Flow(options, "M*", made, scores, {"V-I": [0.5] * 50}, keys, [], {})
+    return Flow("M*", {}, scores, keys, [], options, made, {"V-I": [0.5] * 50})
 
 
 def test_what_the_figures_say() -> None:
@@ -204,7 +204,7 @@ def test_what_the_figures_say() -> None:
         ("at=40", "0, 2, 3, 5, 6"),
         ("at=x", "0, 2, 3, 5, 6"),
         ("samples=0", "must be a whole number, 1 or more"),
-        ("sampels=3", "is no setting of flow, .*Did you mean samples"),
+        ("sampels=3", "is no setting of analyse flow, .*Did you mean samples"),
         ("V-I", "a setting is key=value"),
         ("mixers=T", "names nothing that this model has, which is .*, M"),
     ],
@@ -219,7 +219,7 @@ def test_a_transformer_is_told_that_it_has_no_mamba_blocks() -> None:
     assert options.roads == ("*",)
     assert options.notes == ("This model has no Mamba-2: what is said of M is left out.",)
     assert asked("mixers=M*,*MT,*", decoder=make_model(config()).decoder).roads == ("*M", "*MT", "*")
-    assert Words("flow", ["data.frames.max_frames=4"], SETTINGS).overrides == ["data.frames.max_frames=4"]
+    assert Words("analyse flow", ["data.frames.max_frames=4"], SETTINGS).overrides == ["data.frames.max_frames=4"]
 
 
 def test_the_verb(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,11 +254,11 @@ def test_what_was_stopped_continues(world: Path, tmp_path: Path) -> None:
     options = asked("edges=V-A", "mixers=*", "at=3", "samples=6", decoder=subject.model.decoder)
     kept = tmp_path / "kept.jsonl"
 
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, unit: str) -> None:
         if done > total / 2:
             raise KeyboardInterrupt
 
-    whole = study(subject, options, tmp_path / "other.jsonl", lambda done, total: None)
+    whole = study(subject, options, tmp_path / "other.jsonl", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         study(subject, options, kept, stop)
     done = len(kept.read_text().splitlines())
@@ -266,10 +266,10 @@ def test_what_was_stopped_continues(world: Path, tmp_path: Path) -> None:
     with kept.open("a") as file:
         file.write('{"digest": "cut off in the mid')
     passes_made = []
-    again = study(subject, options, kept, lambda done, total: passes_made.append(done))
+    again = study(subject, options, kept, lambda done, *_: passes_made.append(done))
     assert min(passes_made) > 1
     assert again.scores == whole.scores
     assert again.keys == whole.keys
     fresh = []
-    study(subject, replace(options, samples=5), kept, lambda done, total: fresh.append(done))
+    study(subject, replace(options, samples=5), kept, lambda done, *_: fresh.append(done))
     assert min(fresh) == 1

@@ -16,12 +16,14 @@ from model_helpers import HYBRID, PLAIN, PLAIN_GUIDED, PUBLISHED
 from typer.testing import CliRunner
 from viper_helpers import TOWER, make_model, sample
 
-from timeviper.analysis.maps import BlockMap, curve, fitting, mixers, see, some
+from timeviper.analysis.cut import mixers
+from timeviper.analysis.maps import BlockMap, curve, fitting, see, some
 from timeviper.analysis.maps_page import borders, pictures
+from timeviper.analysis.options import Words
 from timeviper.analysis.subject import AnalysisError
-from timeviper.cli.analyse import OptionError, whole
 from timeviper.cli.main import app
 from timeviper.config import ModelConfig, TransVConfig
+from timeviper.errors import ConfigError
 from timeviper.pack import Kind
 
 
@@ -144,11 +146,10 @@ def test_long_samples_and_text_alone_are_refused() -> None:
     fitting(item(300, 4096))
 
 
-def test_blocks_that_do_not_mix_are_named() -> None:
-    with pytest.raises(AnalysisError, match="block 1 is an MLP; tokens meet in 0, 2"):
-        mixers("M-*", [1])
-    with pytest.raises(AnalysisError, match="block 99 is none of 0 to 2"):
-        mixers("M-*", [0, 99])
-    with pytest.raises(OptionError, match="--blocks=x: takes whole numbers from 0 on"):
-        whole("x", "--blocks", least=0)
-    assert mixers("M-*", [2, 2]) == [2]
+@pytest.mark.parametrize("typed", ["1", "0,99", "x", "", "-1"])
+def test_blocks_that_do_not_mix_are_named(typed: str) -> None:
+    words = Words("analyse maps", [])
+    words.own["--blocks"] = typed
+    assert set(words.blocks("--blocks", "M-*") or ()) <= {0}
+    with pytest.raises(ConfigError, match=r"names blocks of M-\* where tokens meet, with commas between: 0, 2\."):
+        words.check()

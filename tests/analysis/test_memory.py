@@ -14,8 +14,9 @@ from viper_helpers import config, make_model, sample
 
 from timeviper.analysis.halflife import LN2
 from timeviper.analysis.memory import BlockSums, Memory, mamba_blocks, summary, watching
-from timeviper.cli.analyse import OptionError, options, seconds
+from timeviper.analysis.options import Words
 from timeviper.config import DataConfig, FramesConfig, ModelConfig, Recipe
+from timeviper.errors import ConfigError
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.viper import TimeViper
 
@@ -93,22 +94,30 @@ def test_watching_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def asked(*words: str) -> Words:
+    return Words("analyse memory", words, ("at", "samples"))
+
+
 @pytest.mark.parametrize(("text", "wanted"), [("600", 600), ("600s", 600), ("1.5m", 90), ("2h", 7200), ("10min", 600)])
 def test_times_are_read_as_people_write_them(text: str, wanted: float) -> None:
-    assert seconds(text) == wanted
+    assert asked(f"at={text}").seconds("at", 1.0) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "0s", "-1", "soon", "10 parsecs"])
 def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(OptionError, match="takes a time above 0, such as 600s, 10m or 2h"):
-        seconds(text)
+    words = asked(f"at={text}")
+    words.seconds("at", 1.0)
+    with pytest.raises(ConfigError, match="must be a time above 0, such as 600s, 10m or 2h"):
+        words.check()
 
 
 def test_words_are_told_apart() -> None:
-    own = {"at": "600s", "samples": "50"}
-    assert options(["at=5m", "data.frames.fps=2"], own) == ({"at": "5m", "samples": "50"}, ["data.frames.fps=2"])
-    with pytest.raises(OptionError, match=r"sample=3: takes at=.. or samples=.., and settings .* Did you mean samples"):
-        options(["sample=3"], own)
+    found = asked("at=5m", "data.frames.fps=2")
+    assert (found.own, found.overrides, found.seconds("samples", 7.0)) == ({"at": "5m"}, ["data.frames.fps=2"], 7.0)
+    with pytest.raises(ConfigError, match=r"no setting of analyse memory, which has at, samples, .* mean samples"):
+        asked("sample=3").check()
+    with pytest.raises(ConfigError, match=r"is no setting of report, and those of the run have a dot in them."):
+        Words("report", ["samples=3"]).check()
 
 
 def test_the_command_writes_a_page_its_numbers_and_its_pictures(tmp_path: Path, world: Path, cli) -> None:

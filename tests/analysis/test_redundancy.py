@@ -44,7 +44,7 @@ from timeviper.weights.export import load_export
 
 
 def asked(*words: str, decoder: Decoder | None = None) -> Options:
-    return read_options(Words("redundancy", words, SETTINGS), decoder or make_decoder(HYBRID))
+    return read_options(Words("analyse redundancy", words, SETTINGS), decoder or make_decoder(HYBRID))
 
 
 def with_video() -> Pack:
@@ -225,9 +225,8 @@ def made_up(kl: float, predicted: float) -> Redundancy:
     scores[WHOLE] = Scores([0.0] * 50, [1.0] * 50, [0.0] * 50)
     table = table_of("*M", options, scores)
     every = all_schedules(table, {"tokens": np.array([[0.5, 0.5], [0.05, 0.05]])})
-    found = Redundancy(
-        options, "*M", scores, [f"v{i}" for i in range(50)], [], table, every, every.best({"tokens": 0.6})
-    )
+    keys = [f"v{i}" for i in range(50)]
+    found = Redundancy("*M", {}, scores, keys, [], options, table, every, every.best({"tokens": 0.6}))
     found.joint = {"0": Scores([kl] * 50, [0.9] * 50, [0.0] * 50)}
     return found
 
@@ -258,7 +257,7 @@ def test_what_the_figures_say() -> None:
         (["stages=4"], "must be a whole number from 1 to 3"),
         (["budget.flops=0"], "must be a share above 0 and at most 1"),
         (["budget.flops=many"], "must be a share above 0 and at most 1"),
-        (["budget.time=.5"], "is no setting of redundancy, .*budget.tokens"),
+        (["budget.time=.5"], "is no setting of analyse redundancy, .*budget.tokens"),
         (["budget.kv=.5", "select=random"], "leaves nothing that a recipe can do"),
         (["budget.kv=.5", "keep=0,1"], "leaves nothing that a recipe can do"),
         (["budget.kv=.5", "select=last", "at=0"], "leaves nothing that a recipe can do"),

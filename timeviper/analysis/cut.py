@@ -24,6 +24,7 @@ from timeviper.errors import one_of
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.attention import Attention
 from timeviper.model.decoder import Decoder
+from timeviper.model.hooks import hooked
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.state import Span
 from timeviper.model.transv import Stream
@@ -115,17 +116,11 @@ def cutting(
         (before,) = here
         return delta.masked_fill(rows[before.index[before.kind != Kind.VISION]][:, None], 0)
 
-    torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
     chosen += [i for i, letter in enumerate(layout) if letter == "-" and exact]
     hooks = [decoder.blocks[block].mixer.register_forward_hook(mix) for block in chosen]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     hooks += [decoder.transv[name].register_forward_hook(transfer) for name in transfers]
-    try:
-        with decoder.watched(watch):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.compiler.set_stance("default")
+    with hooked(hooks), decoder.watched(watch):
+        yield
 
 
 def mixers(layout: str) -> list[int]:

@@ -10,7 +10,6 @@ import numpy as np
 from timeviper.analysis.flow import BLIND, ROADS, TEXT, WHOLE
 from timeviper.analysis.flow_study import Flow
 from timeviper.analysis.scores import Band
-from timeviper.inference.paired import FEW
 
 CLIFF = 0.25  # of a curve's highest KL: a smaller step between two places is not called one
 NOTHING = 0.005  # nats a token: less than this is called no change
@@ -116,11 +115,7 @@ def _null(flow: Flow) -> Iterable[str]:
 
 
 def warnings(flow: Flow) -> list[str]:
-    told = list(flow.options.notes)
-    if (count := len(set(flow.clusters.tolist()))) < FEW:
-        told.append(f"Only {count} videos: with fewer than {FEW} the bands are too narrow.")
-    if flow.skipped:
-        told.append(f"{len(flow.skipped)} samples could not be read, the first: {flow.skipped[0]}")
+    told = [*flow.options.notes, *flow.doubts()]
     if not flow.stages:
         told.append("The run has no TransV stage: vision meets text in its mixers alone.")
     return told

@@ -45,9 +45,7 @@ def page(subject: Subject, flow: Flow) -> Page:
     sections += [_edge(flow, edge) for edge in flow.options.edges]
     facts = [
         *subject.facts,
-        ("TransV stages", "; ".join(f"{n} before block {s['layer']}" for n, s in flow.stages.items()) or "none"),
-        ("samples", len(flow.keys)),
-        ("videos", len(set(flow.clusters.tolist()))),
+        *flow.facts,
         ("cut", f"layers={sweep}: {SWEEPS[sweep.kind]}"),
     ]
     return Page(f"Where vision flows into text: {subject.recipe.name}", told[0], sections, facts, NOTES)

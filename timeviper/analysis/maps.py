@@ -30,6 +30,7 @@ from timeviper.config.shape import Segment
 from timeviper.datamodules.cost import Item
 from timeviper.model.attention import Attention
 from timeviper.model.decoder import Decoder
+from timeviper.model.hooks import hooked
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.transv import Stream
 from timeviper.model.viper import TimeViper
@@ -77,16 +78,6 @@ class Curve:
     """Mean distance over rows and heads, in tokens."""
     half: float
     """That of a kernel with this reach."""
-
-
-def mixers(layout: str, wanted: Sequence[int] | None = None) -> list[int]:
-    """The blocks where tokens meet, all or those wanted. AnalysisError for others."""
-    there = [i for i, letter in enumerate(layout) if letter in "M*"]
-    for block in wanted or ():
-        if block not in there:
-            what = "is an MLP" if 0 <= block < len(layout) else f"is none of 0 to {len(layout) - 1}"
-            raise AnalysisError(f"--blocks: block {block} {what}; tokens meet in {', '.join(map(str, there))}")
-    return sorted(set(wanted)) if wanted else there
 
 
 def fitting(item: Item) -> None:
@@ -159,14 +150,9 @@ def _watching(
             hooks.append(mixer.ssm.register_forward_pre_hook(scan(i)))
         elif isinstance(mixer, Attention):
             hooks.append(mixer.register_forward_pre_hook(attend(i)))
-    torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
-    try:
-        with decoder.watched(lambda segment, stream: here.__setitem__(slice(None), [(segment, stream)])):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.compiler.set_stance("default")
+    enter = decoder.watched(lambda segment, stream: here.__setitem__(slice(None), [(segment, stream)]))
+    with hooked(hooks), enter:
+        yield
 
 
 def _map(block: int, name: str, behind: str, kind: Tensor, of: Callable[[Tensor], Tensor]) -> BlockMap:

@@ -21,6 +21,7 @@ from timeviper.config import Recipe
 from timeviper.config.shape import Segment, tokens_per_frame
 from timeviper.datamodules.frames.video import frame_count
 from timeviper.model.decoder import Decoder
+from timeviper.model.hooks import hooked
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.transv import Stream
 from timeviper.pack import Kind, Pack
@@ -111,15 +112,9 @@ def watching(decoder: Decoder, pack: Pack, sums: dict[int, BlockSums]) -> Iterat
 
         return add
 
-    torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
     hooks = [decoder.blocks[i].mixer.ssm.register_forward_pre_hook(look(i)) for i in mamba_blocks(decoder)]  # pyright: ignore
-    try:
-        with decoder.watched(enter):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.compiler.set_stance("default")
+    with hooked(hooks), decoder.watched(enter):
+        yield
 
 
 def mamba_blocks(decoder: Decoder) -> list[int]:

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
 
 from timeviper.errors import ConfigError, Problem, did_you_mean, one_of
 
-T = TypeVar("T")
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 class Words:
     """Settings of a verb by name, as typed; collects what is wrong with them, to be said together."""
 
-    def __init__(self, verb: str, words: Iterable[str], known: Collection[str]) -> None:
+    def __init__(self, verb: str, words: Iterable[str], known: Collection[str] = ()) -> None:
         """known: the verb's own settings. What has a dot and is none of them is a setting of the recipe."""
+        has = f", which has {', '.join(known)}" if known else ""
         self.verb, self.problems = verb, list[Problem]()
         self.own: dict[str, str] = {}
         self.overrides: list[str] = []
         for word in words:
             key, equals, value = word.partition("=")
             if not equals or not key or key.startswith("-"):
-                self.wrong(word, "", f"a setting is key=value; those of {verb}: {', '.join(known)}.")
+                of = f"those of {verb}: {', '.join(known)}" if known else "such as data.frames.max_frames=512"
+                self.wrong(word, "", f"a setting is key=value; {of}.")
             elif key in known:
                 self.own[key] = value
             elif "." in key and key.partition(".")[0] not in {k.partition(".")[0] for k in known if "." in k}:
                 self.overrides.append(word)
             else:
                 near = did_you_mean(key, known)
-                self.wrong(key, value, f"is no setting of {verb}, which has {', '.join(known)}.{near}")
+                self.wrong(key, value, f"is no setting of {verb}{has}, and those of the run have a dot in them.{near}")
 
     def wrong(self, key: str, value: object, message: str) -> None:
         self.problems.append(Problem(key, value, message, "command line"))
@@ -62,6 +64,16 @@ class Words:
             self.wrong(key, self.own[key], f"must be {allowed}.")
         return found
 
+    def seconds(self, key: str, default: float) -> float:
+        """A time above 0: `600`, `600s`, `10m` or `2h`."""
+        if key not in self.own:
+            return default
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", self.own[key].strip().lower())
+        if found and found[2] in UNITS and (seconds := float(found[1]) * UNITS[found[2]]) > 0:
+            return seconds
+        self.wrong(key, self.own[key], "must be a time above 0, such as 600s, 10m or 2h.")
+        return default
+
     def blocks(self, key: str, layout: str) -> list[int] | None:
         """Blocks of a layout where tokens meet; None: not said."""
         if key not in self.own:
@@ -76,7 +88,7 @@ class Words:
     def check(self) -> None:
         """Raises ConfigError with everything that is wrong."""
         if self.problems:
-            raise ConfigError(f"analyse {self.verb}", self.problems)
+            raise ConfigError(self.verb, self.problems)
 
 
 def whole(low: int) -> Callable[[float], bool]:

@@ -9,8 +9,7 @@ import numpy as np
 
 from timeviper.analysis.drop import OWN, OWN_DROP, RULES, WHOLE
 from timeviper.analysis.redundancy_study import Redundancy
-from timeviper.analysis.scores import Band, band
-from timeviper.inference.paired import FEW
+from timeviper.analysis.scores import Band
 
 NOTHING = 0.005  # nats a token: less than this is called no change
 LITTLE = 0.05  # nats a token, of a schedule that one would try
@@ -76,7 +75,7 @@ def _chance(found: Redundancy) -> Iterable[str]:
             for keep in (k for k in found.options.keeps if 0 < k < 1):
                 ours, chance = found.of(place, keep, rule), found.of(place, keep, "random")
                 if ours is not None and chance is not None:
-                    gaps[place, keep] = band(np.subtract(ours.kl, chance.kl).tolist(), found.clusters)
+                    gaps[place, keep] = found.difference(chance, ours, "kl")
         worse = {at: gap for at, gap in gaps.items() if gap.low > 0}
         better = {at: gap for at, gap in gaps.items() if gap.high < 0}
         told = [
@@ -118,11 +117,7 @@ def _own(found: Redundancy) -> Iterable[str]:
 
 
 def warnings(found: Redundancy) -> list[str]:
-    told = list(found.options.notes)
-    if (count := len(set(found.clusters.tolist()))) < FEW:
-        told.append(f"Only {count} videos: with fewer than {FEW} the bands are too narrow.")
-    if found.skipped:
-        told.append(f"{len(found.skipped)} samples could not be read, the first: {found.skipped[0]}")
+    told = [*found.options.notes, *found.doubts()]
     if found.stages:
         told.append(
             "The run was trained with stages: without them it is off what it learnt, and so is all that is here."

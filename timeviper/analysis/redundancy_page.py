@@ -16,7 +16,7 @@ from timeviper.analysis.redundancy_findings import findings, warnings
 from timeviper.analysis.redundancy_study import Redundancy
 from timeviper.analysis.schedule import Schedule
 from timeviper.analysis.schedule_cost import BUDGETS
-from timeviper.analysis.scores import MEASURES, band
+from timeviper.analysis.scores import MEASURES
 from timeviper.analysis.subject import Subject
 from timeviper.console import table
 
@@ -50,9 +50,7 @@ def page(subject: Subject, found: Redundancy, words: Sequence[str] = ()) -> Page
     sections += [_schedules(found, words)] if len(found.schedules.loss) > 1 else []
     facts = [
         *subject.facts,
-        ("TransV stages", "; ".join(f"{n} before block {s['layer']}" for n, s in found.stages.items()) or "none"),
-        ("samples", len(found.keys)),
-        ("videos", len(set(found.clusters.tolist()))),
+        *found.facts,
         ("rules", ", ".join(found.options.rules)),
     ]
     lead = told[0] if told else "What it costs to lose vision tokens, by depth."
@@ -72,13 +70,12 @@ def _figure(found: Redundancy, keep: float, measure: str) -> Figure:
         low, high = [b.low for _, b in bands], [b.high for _, b in bands]
         series.append(Line(RULE_NAMES[rule], places, values, low, high, len(found.keys), rule == "random"))
         rows += [[RULE_NAMES[rule], p, b.mean, b.low, b.high] for p, b in bands]
-    whole = float(np.mean(getattr(found.scores[WHOLE], measure)))
     drawn = lines(
         f"Keep {keep:g}: {Y_NAMES[measure]}",
         series,
         "tokens are dropped before block",
         Y_NAMES[measure],
-        levels=[Level(whole, "no drop")],
+        levels=[Level(found.bands[WHOLE, measure].mean, "no drop")],
         layout=found.layout,
         y_range=(-0.03, 1.03) if measure == "right" else None,
     )
@@ -157,7 +154,6 @@ def numbers(found: Redundancy, words: Sequence[str] = ()) -> dict[str, Any]:
         for rule in options.rules
         if found.of(place, keep, rule) is not None
     ]
-    whole = found.scores[WHOLE]
     return {
         "layout": found.layout,
         "stages": found.stages,
@@ -165,7 +161,7 @@ def numbers(found: Redundancy, words: Sequence[str] = ()) -> dict[str, Any]:
         "budgets": options.budgets,
         "samples": found.keys,
         "skipped": found.skipped,
-        "whole": {m: band(getattr(whole, m), found.clusters) for m in MEASURES},
+        "whole": {m: found.bands[WHOLE, m] for m in MEASURES},
         "drops": entries,
         "frontier": {name: [_plain(s) for s in frontier(found, name)] for name in BUDGETS},
         "schedules": [

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from timeviper.analysis.cut import mixers
 from timeviper.analysis.drop import OWN, OWN_DROP, RULES, SEEDS, WHOLE, Drop, drops, measure, measure_jointly, stage
 from timeviper.analysis.options import Words, whole
-from timeviper.analysis.parts import Parts, digest_of_settings
+from timeviper.analysis.parts import Measured, Tell, gather
 from timeviper.analysis.samples import Samples
 from timeviper.analysis.schedule import MOST, Schedule, Schedules, Table, all_schedules
 from timeviper.analysis.schedule_cost import BUDGETS, block_costs
-from timeviper.analysis.scores import MEASURES, Band, Scores, band, videos
+from timeviper.analysis.scores import MEASURES, Band, Scores
 from timeviper.analysis.subject import Subject
 from timeviper.config import TransVConfig, TransVStage
 from timeviper.config.shape import PackShape
@@ -26,8 +25,6 @@ from timeviper.pack import Pack
 
 SETTINGS = ("select", "keep", "at", "stages", "samples", *(f"budget.{name}" for name in BUDGETS))
 CANDIDATES = 5  # schedules that are measured as a whole
-Tell = Callable[[int, int, str], None]
-"""Told of passes done, of how many, and of what kind."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,10 @@ def read_options(words: Words, decoder: Decoder) -> Options:
 
 
 @dataclass
-class Redundancy:
-    """What was found, by sample; all that pages and files show is made from it."""
+class Redundancy(Measured):
+    """Scores of every drop by its name, and of `WHOLE`."""
 
     options: Options
-    layout: str
-    scores: dict[str, Scores]
-    """Of every drop by its name, and of `WHOLE`; `[n]` each."""
-    keys: list[str]
-    skipped: list[str]
     table: Table
     schedules: Schedules
     chosen: list[Schedule]
@@ -84,12 +76,6 @@ class Redundancy:
     joint: dict[str, Scores] = field(default_factory=dict)
     """Of `chosen` by number, and of the run's own stages."""
     own_costs: dict[str, float] = field(default_factory=dict)
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """TransV of the run."""
-
-    @cached_property
-    def clusters(self) -> np.ndarray:
-        return videos(self.keys)
 
     def of(self, place: int, keep: float, rule: str) -> Scores | None:
         """Of one entry of the table: of the random rule the mean of its draws. None: not measured."""
@@ -103,7 +89,7 @@ class Redundancy:
         key = (place, keep, rule, measure)
         if key not in self._bands:
             scores = self.of(place, keep, rule)
-            self._bands[key] = None if scores is None else band(getattr(scores, measure), self.clusters)
+            self._bands[key] = None if scores is None else self.band_of(scores, measure)
         return self._bands[key]
 
     @cached_property
@@ -111,7 +97,7 @@ class Redundancy:
         return {}
 
     def joint_band(self, name: str, measure: str) -> Band:
-        return band(getattr(self.joint[name], measure), self.clusters)
+        return self.band_of(self.joint[name], measure)
 
     @property
     def winner(self) -> int | None:
@@ -129,58 +115,28 @@ def study(subject: Subject, options: Options, kept: Path, tell: Tell) -> Redunda
     """
     asked = drops(subject.layout, options.places, options.keeps, options.rules)
     samples = Samples(subject, options.samples)
-    digest = digest_of_settings(subject, options.samples, [drop.name for drop in asked])
-    parts = Parts(kept, digest)
-    for number, items in enumerate(samples.bins):
-        if number not in parts.found:
-            count, total = number * (len(asked) + 1), len(samples.bins) * (len(asked) + 1)
-            before = len(samples.skipped)
-            pack = samples.pack(items)
-            found: dict[str, Any] = {"keys": [], "shapes": [], "scores": {}}
-            if pack is not None:
-                found = {"keys": pack.keys, "shapes": _shapes(pack), "scores": {}}
-                for done, (drop, scores) in enumerate(measure(subject.model, pack, asked), 1):
-                    name = drop if isinstance(drop, str) else drop.name
-                    found["scores"][name] = [getattr(scores, m) for m in MEASURES]
-                    tell(count + done, total, "drops")
-            parts.add(number, found | {"skipped": samples.skipped[before:]})
-    return _solved(subject, options, samples, [parts.found[i] for i in range(len(samples.bins))], tell)
-
-
-def _shapes(pack: Pack) -> list[list[int]]:
-    """Frames and text tokens of each sequence."""
-    shape = PackShape.of(pack)
-    return [[*pair] for pair in zip(shape.frames, shape.text)]
-
-
-def _solved(
-    subject: Subject, options: Options, samples: Samples, parts: Sequence[dict[str, Any]], tell: Tell
-) -> Redundancy:
-    there = [part for part in parts if part["keys"]]
-    if not there:
-        samples.skipped = [reason for part in parts for reason in part["skipped"]]
-        raise samples.none_read()
-    scores = {name: Scores.join([Scores(*part["scores"][name]) for part in there]) for name in there[0]["scores"]}
-    shapes = [PackShape((frames,), (text,), 0) for part in there for frames, text in part["shapes"]]
-    table = table_of(subject.layout, options, scores)
-    model = subject.recipe.model
-    costs = block_costs(model, shapes, table.ratios)
-    every = all_schedules(table, costs, options.stages)
-    segments = [s for s in subject.model.decoder.segments if s.stage is not None]
+    settings = options.samples, [drop.name for drop in asked]
+    run = partial(measure, subject.model, asked=asked)
+    there, parts = gather(samples, kept, settings, run, _shapes, len(asked) + 1, tell, "drops")
+    shapes = [PackShape((frames,), (text,), 0) for part in parts for frames, text in part["shapes"]]
+    table = table_of(subject.layout, options, there.scores)
+    every = all_schedules(table, block_costs(subject.recipe.model, shapes, table.ratios), options.stages)
     found = Redundancy(
-        options,
-        subject.layout,
-        scores,
-        [key for part in there for key in part["keys"]],
-        [reason for part in parts for reason in part["skipped"]],
-        table,
-        every,
-        every.best(options.budgets, CANDIDATES) if options.budgets else [],
+        **vars(there),
+        options=options,
+        table=table,
+        schedules=every,
+        chosen=every.best(options.budgets, CANDIDATES) if options.budgets else [],
         own_costs=own_costs(subject, shapes),
-        stages={s.name: vars(s.stage) for s in segments},
     )
     _measure_jointly(subject, samples, found, tell)
     return found
+
+
+def _shapes(pack: Pack) -> dict[str, list[list[int]]]:
+    """Frames and text tokens of each sequence."""
+    shape = PackShape.of(pack)
+    return {"shapes": [[*pair] for pair in zip(shape.frames, shape.text)]}
 
 
 def table_of(layout: str, options: Options, scores: dict[str, Scores]) -> Table:

@@ -28,6 +28,7 @@ from timeviper.analysis.hidden import Asked, Queries, add_attention, add_rows
 from timeviper.analysis.relevance import MambaRelevance, Relevance, attention_relevance, scanned_of
 from timeviper.model.attention import Attention
 from timeviper.model.decoder import Block, Decoder
+from timeviper.model.hooks import hooked
 from timeviper.model.mamba2 import Mamba2
 from timeviper.model.state import AttentionState, DecoderState
 
@@ -97,19 +98,8 @@ def watch_tails(decoder: Decoder, blocks: Sequence[int], room: int, outputs: boo
             hooks.append(mixer.register_forward_pre_hook(attend(tail, mixer)))
             if outputs:
                 hooks.append(mixer.register_forward_hook(lambda _, __, out, tail=tail: tail.keep(out=out)))
-    with _eager(hooks):
+    with hooked(hooks):
         yield tails
-
-
-@contextmanager
-def _eager(hooks: list[Any]) -> Iterator[None]:
-    torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.compiler.set_stance("default")
 
 
 @dataclass
@@ -202,7 +192,7 @@ class Sums:
 @contextmanager
 def watch_sums(sums: Sequence[Sums]) -> Iterator[None]:
     """The second pass."""
-    with _eager([hook for one in sums for hook in one.hooks()]):
+    with hooked([hook for one in sums for hook in one.hooks()]):
         yield
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeviper.cli.shards import HELP
-from timeviper.errors import did_you_mean, one_of
+from timeviper.cli.shards import HELP, STOPPED
+from timeviper.console import ProgressLine, console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 analyse = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +22,6 @@ analyse = typer.Typer(
     help="Look inside a finished stage: what remembers, what attends. Writes RUN/analysis/.",
 )
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an export.")]
 Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to write; RUN/analysis if not said.")]
@@ -41,23 +44,23 @@ def memory(
     dtype: Dtype = None,
 ) -> None:
     """How long each Mamba head remembers: half-life in tokens and seconds, by kind of token, left after a time."""
-    own, overrides = options(words or [], {"at": "600s", "samples": "50"})
-    at, samples = seconds(own["at"]), whole(own["samples"], "samples")
     from timeviper.analysis import memory as measured
     from timeviper.analysis import memory_page as shown
+    from timeviper.analysis.options import Words, whole
     from timeviper.analysis.subject import load_subject
     from timeviper.analysis.written import as_json, write
-    from timeviper.console import ProgressLine, console
 
-    subject = load_subject(run, overrides, dtype)
+    typed = Words("analyse memory", words or [], ("at", "samples"))
+    at = typed.seconds("at", 600.0)
+    samples = int(typed.number("samples", whole(1), "a whole number, 1 or more", 50))
+    typed.check()
+    subject = load_subject(run, typed.overrides, dtype)
     with ProgressLine(sys.stderr, stays=False) as line:
         found = measured.measure(subject, at, samples, lambda done: line.count(done, samples, "samples"))
     page = write(out or subject.folder, "memory", shown.page(subject, found), {"memory": found})
     if json:
         return print(as_json(found))
-    console().print(shown.terminal(found))
-    for warning in found.warnings:
-        print(f"warning: {warning}")
+    tell([shown.terminal(found)], warnings=found.warnings)
     print(page)
 
 
@@ -81,16 +84,20 @@ def maps(
     dtype: Dtype = None,
 ) -> None:
     """Maps of who reads whom in one short sample, and shares by part beside content-free null lines."""
-    wanted = None if blocks is None else [whole(part, "--blocks", least=0) for part in blocks.split(",")]
-    _, settings = options(overrides or [], {})
     from timeviper.analysis import maps_page as shown
-    from timeviper.analysis.maps import curve, fitting, mixers, see, some
+    from timeviper.analysis.cut import mixers
+    from timeviper.analysis.maps import curve, fitting, see, some
+    from timeviper.analysis.options import Words
     from timeviper.analysis.subject import load_subject
     from timeviper.analysis.written import as_json, write
-    from timeviper.console import console
 
-    subject = load_subject(run, settings, dtype)
-    there = mixers(subject.layout, wanted)
+    typed = Words("analyse maps", overrides or [])
+    typed.own |= {} if blocks is None else {"--blocks": blocks}
+    typed.check()
+    subject = load_subject(run, typed.overrides, dtype)
+    wanted = typed.blocks("--blocks", subject.layout)
+    typed.check()
+    there = wanted or mixers(subject.layout)
     item = subject.item(sample) if sample else subject.items(1)[0]
     fitting(item)
     (pack,) = subject.packs([item])
@@ -103,43 +110,25 @@ def maps(
     shown.write_cells(folder / "maps.npz", drawn)
     if json:
         return print(as_json(numbers))
-    console().print(shown.terminal(curves))
+    tell([shown.terminal(curves)])
     print(page)
 
 
-def options(words: list[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """A verb's own `name=value` words (defaults: `own`), and the others, which are settings of the run.
-
-    Raises ValueError for a word without a dot that is neither.
-    """
-    found, rest = dict(own), []
-    for word in words:
-        name, sign, value = word.partition("=")
-        if sign and name in own:
-            found[name] = value
-        elif sign and "." in name:
-            rest.append(word)
-        else:
-            takes = f"{one_of([f'{n}=..' for n in own])}, and settings" if own else "settings"
-            raise OptionError(
-                f"{word}: takes {takes} of the run such as data.frames.max_frames=512.{did_you_mean(name, own)}"
-            )
-    return found, rest
+def tell(tables: Iterable[Table], sentences: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
+    """What was found, on a terminal in its width."""
+    out = console()
+    for table in tables:
+        out.print(table)
+    for words in (*sentences, *(f"warning: {words}" for words in warnings)):
+        out.print(words, highlight=False, markup=False, soft_wrap=not out.is_terminal)
 
 
-class OptionError(ValueError):
-    """A word that a verb does not know."""
-
-
-def seconds(text: str) -> float:
-    """`600`, `600s`, `10m` or `2h` in seconds, above 0."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if not found or found[2] not in UNITS or float(found[1]) <= 0:
-        raise OptionError(f"at={text}: takes a time above 0, such as 600s, 10m or 2h")
-    return float(found[1]) * UNITS[found[2]]
-
-
-def whole(text: str, name: str, least: int = 1) -> int:
-    if not text.strip().isdecimal() or int(text) < least:
-        raise OptionError(f"{name}={text}: takes whole numbers from {least} on")
-    return int(text)
+@contextmanager
+def continuing() -> Iterator[ProgressLine]:
+    """A line of progress of figures that are kept as they come: who stops them is told so."""
+    try:
+        with ProgressLine(sys.stderr, stays=False) as line:
+            yield line
+    except KeyboardInterrupt:
+        print("stopped: the figures so far are kept, and the same command continues", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from timeviper.cli.analyse import OVERRIDES, Dtype, Json, Out, Run, analyse
-from timeviper.cli.shards import STOPPED
+from timeviper.cli.analyse import OVERRIDES, Dtype, Json, Out, Run, analyse, continuing, tell
 
 
 @analyse.command("flow", context_settings=OVERRIDES)
@@ -38,29 +36,19 @@ def flow(
     from timeviper.analysis.options import Words
     from timeviper.analysis.subject import load_subject
     from timeviper.analysis.written import as_json, write
-    from timeviper.console import ProgressLine, console
 
-    typed = Words("flow", words or [], SETTINGS)
+    typed = Words("analyse flow", words or [], SETTINGS)
     typed.check()
     subject = load_subject(run, typed.overrides, dtype)
     options = read_options(typed, subject.model.decoder)
     folder = out or subject.folder
     kept = folder / "flow.partial.jsonl"
-    try:
-        with ProgressLine(sys.stderr, stays=False) as line:
-            found = study(subject, options, kept, lambda done, total: line.count(done, total, "passes"))
-    except KeyboardInterrupt:
-        print("stopped: the figures so far are kept, and the same command continues", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
+    with continuing() as line:
+        found = study(subject, options, kept, line.count)
     numbers = shown.numbers(found)
     page = write(folder, "flow", shown.page(subject, found), numbers)
     kept.unlink(missing_ok=True)
     if json:
         return print(as_json(numbers))
-    for table in shown.terminal(found):
-        console().print(table)
-    for sentence in findings(found):
-        print(sentence)
-    for warning in warnings(found):
-        print(f"warning: {warning}")
+    tell(shown.terminal(found), findings(found), warnings(found))
     print(page)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from timeviper.cli.analyse import OVERRIDES, Dtype, Json, Out, Run, analyse
-from timeviper.cli.shards import STOPPED
+from timeviper.cli.analyse import OVERRIDES, Dtype, Json, Out, Run, analyse, continuing, tell
 
 
 @analyse.command("redundancy", context_settings=OVERRIDES)
@@ -38,20 +36,15 @@ def redundancy(
     from timeviper.analysis.schedule_recipe import words_for_eval, write_recipe
     from timeviper.analysis.subject import load_subject
     from timeviper.analysis.written import as_json, write
-    from timeviper.console import ProgressLine, console
 
-    typed = Words("redundancy", words or [], SETTINGS)
+    typed = Words("analyse redundancy", words or [], SETTINGS)
     typed.check()
     subject = load_subject(run, typed.overrides, dtype)
     options = read_options(typed, subject.model.decoder)
     folder = out or subject.folder
     kept = folder / "redundancy-drops.jsonl"  # stays: another budget needs no other table
-    try:
-        with ProgressLine(sys.stderr, stays=False) as line:
-            found = study(subject, options, kept, line.count)
-    except KeyboardInterrupt:
-        print("stopped: the figures so far are kept, and the same command continues", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
+    with continuing() as line:
+        found = study(subject, options, kept, line.count)
     chosen = found.chosen[found.winner] if found.winner is not None else None
     eval_words = words_for_eval(subject, chosen) if chosen else []
     numbers = shown.numbers(found, eval_words)
@@ -59,12 +52,7 @@ def redundancy(
     recipe = write_recipe(subject, chosen, folder / "schedule.yaml", findings(found)[-2:]) if chosen else None
     if json:
         return print(as_json(numbers))
-    for table in shown.terminal(found):
-        console().print(table)
-    for sentence in findings(found):
-        print(sentence)
-    for warning in warnings(found):
-        print(f"warning: {warning}")
+    tell(shown.terminal(found), findings(found), warnings(found))
     if recipe:
         print(f"train it:  timeviper train {recipe}")
         print(f"as it is:  timeviper eval {run} {' '.join(eval_words)}")

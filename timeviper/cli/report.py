@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from timeviper.cli.analyse import Dtype, Run, options
+from timeviper.cli.analyse import Dtype, Run
 
 
 def report(
@@ -21,8 +21,8 @@ def report(
     dtype: Dtype = None,
 ) -> None:
     """Write a run as one page: scores, held-out samples with frames, survivors of TransV and answers, its curves."""
-    _, settings = options(overrides or [], {})
     from timeviper.analysis.log_curves import read_curves
+    from timeviper.analysis.options import Words
     from timeviper.analysis.page import write_page
     from timeviper.analysis.report import chosen, show
     from timeviper.analysis.report_page import page
@@ -33,7 +33,9 @@ def report(
     from timeviper.weights.export import is_export
     from timeviper.weights.lineage import find_export
 
-    export = find_export(run)
+    typed = Words("report", overrides or [])
+    typed.check()
+    settings, export = typed.overrides, find_export(run)
     folder = folder_of(export)
     curves, warnings = read_curves(folder / "logs"), []
     if not curves:

@@ -40,6 +40,7 @@ from timeviper.config.shape import Segment, kept_counts
 from timeviper.inspection.ranking import AT_A_TIME, RankingSums, agreement, divergence, judge, ranks
 from timeviper.kernels.bounds import Bounds
 from timeviper.model.decoder import Decoder, DecoderOutput
+from timeviper.model.hooks import hooked
 from timeviper.model.selection import SELECTIONS, View
 from timeviper.model.transv import Stream
 from timeviper.model.transv_stages import other_stages
@@ -175,14 +176,8 @@ def _entering(decoder: Decoder, blocks: set[int]) -> Iterator[dict[int, Tensor]]
     def catch(block: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, args: entered.update({block: args[0]})
 
-    torch.compiler.set_stance("force_eager")  # compiled modules do not notice new hooks
-    hooks = [decoder.blocks[block].register_forward_pre_hook(catch(block)) for block in blocks]
-    try:
+    with hooked([decoder.blocks[block].register_forward_pre_hook(catch(block)) for block in blocks]):
         yield entered
-    finally:
-        for hook in hooks:
-            hook.remove()
-        torch.compiler.set_stance("default")
 
 
 def _view(
