@@ -238,7 +238,7 @@ def test_the_verb(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "vision to instruction" in page
     assert "What not to conclude" in page
     app([*common, "at=8", "data.val.clips.shards=" + str(world / "val/images")], standalone_mode=False)
-    assert "V-I, cut from block" in capsys.readouterr().out
+    assert "V-I: vision to instruction, cut from this block on" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="write V-I, V-A or V-IA"):
         app([*common[:3], "edges=A-V"], standalone_mode=False)
     with pytest.raises(ValueError, match="no shards"):

@@ -253,6 +253,10 @@ def test_a_summary_names_the_window_that_was_hidden(model: LoadedModel, clip: Pa
     lines = summary(Found(seen, "run", checked))
     assert any(line.startswith("hiding the top window, ") for line in lines)
     assert max(map(len, lines)) <= 80
+    twice = check_windows(lambda hidden: 8.0 * ({0, 44} <= hidden), 45)
+    lines = summary(Found(seen, "run", twice))
+    assert "any half of them at most 0.00: it is told more than once" in " ".join(lines)
+    assert not any("hiding the top window" in line for line in lines)
 
 
 def test_in_bfloat16(runs: dict[str, Path], clip: Path) -> None:

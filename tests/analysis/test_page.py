@@ -53,6 +53,25 @@ def test_drawings_are_svg_that_tells_what_it_shows(drawing: Drawing) -> None:
         assert drawing.narrow.width == NARROW
 
 
+def test_long_words_stay_in_the_picture() -> None:
+    """At the mean width of a letter in common fonts, wide and on a telephone."""
+    y_name = "KL from the model without stages, nats a token"
+    curves = [Line("random, attention + Mamba-2 + TransV", [0, 8], [0.1, 0.2], n=1000, null=True), *CURVES]
+    levels = [Level(0.2, "no cut"), Level(0.21, "blind"), Level(0.9, "text alone")]
+    drawn = [
+        lines(f"Keep 0.25: {y_name}", curves, "tokens are dropped before block", y_name, layout="M*M", levels=levels),
+        bars("What each cut costs at block 0", [Bar("V-IA, attention + Mamba-2 + TransV", 0.5, 0.4, 0.6)], y_name),
+    ]
+    for one in (d for drawing in drawn for d in (drawing, drawing.narrow) if d):
+        for element in ElementTree.fromstring(one.file()).iter(f"{SVG}text"):
+            classes, x = (element.get("class") or "").split(), float(element.get("x") or 0)
+            wide = (6.0 if "s" in classes else 6.9 if "b" in classes else 6.5) * len(element.text or "")
+            left = x - wide * (0.5 if "m" in classes else 1.0 if "e" in classes else 0.0)
+            assert left >= -1, element.text
+            assert left + wide <= one.width + 1, element.text
+    assert "blind, no cut" in drawn[0].body, "two labels would lie upon each other"
+
+
 def test_a_band_a_null_line_and_attention_blocks_are_drawn() -> None:
     null = Line("null", [0, 8], [0.5, 0.5], null=True)
     drawn = lines("t", [*CURVES, null], "block", "share", layout="M-M*-M-M*-")
@@ -86,10 +105,10 @@ def test_cells_are_one_pixel_each_and_thumbnails_are_their_frames() -> None:
 def test_pages_need_no_network_and_escape_words(tmp_path: Path) -> None:
     table = Grid("numbers <i>", ["a", "b"], [["x", 1234.5], [None, True], ["<script>", 7]], folded=True)
     figures = [Figure(drawing, "how to <read> it", table) for drawing in drawings()]
-    section = Section("S <s>", ["p <q>"], figures, warnings=["w <w>"])
+    section = Section("S <s>", ["p <q>"], figures, warnings=["w <w>"], commands=["timeviper <c>"])
     page = Page("T & <t>", "lead <b>", [section], [("run", "<r>")], ["n <n>"])
     text = render(page)
-    for word in ("<t>", "<s>", "<q>", "<w>", "<r>", "<n>", "<i>", "<read>", "<script>", "lead <b>"):
+    for word in ("<t>", "<s>", "<q>", "<w>", "<r>", "<n>", "<i>", "<read>", "<script>", "lead <b>", "<c>"):
         assert word not in text
     outside = text.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|<script|<link rel=.stylesheet|@import|url\(", outside)

@@ -278,7 +278,7 @@ def test_the_verb(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     common = ["analyse", "redundancy", str(run), "samples=5", "at=0,3,8", "keep=.5,.1", "--out", str(tmp_path)]
     app([*common, "budget.tokens=.6"], standalone_mode=False)
     told = capsys.readouterr().out
-    assert "keep 0.1: answers right (KL" in told
+    assert "keep 0.1, the rest dropped before a block: answers right (KL" in told
     assert f"timeviper train {tmp_path}/schedule.yaml" in told
     written = json.loads((tmp_path / "redundancy.json").read_text())
     assert len(written["drops"]) == 2 * (3 + 3 + 2 + 2 + 1)  # shares; uniform, chance, two at *, mamba at M

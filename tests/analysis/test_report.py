@@ -77,6 +77,8 @@ def test_survivors_are_those_of_the_model(run: Path) -> None:
         assert kept == {"early": vision // 2, "late": max(vision // 10, 1)}
         assert len(one.pixels) == len(one.frames) == len(one.times)
         assert one.loss > 0
+        assert one.question
+        assert not {"user", "assistant", "0.5s"} & {*one.question.split()}
         assert one.truth is None or one.type == "when"
 
 

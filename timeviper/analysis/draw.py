@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from timeviper.svg import COLOURS, NARROW, Drawing, label, line, rect, short, text, ticks
+from timeviper.svg import COLOURS, NARROW, Drawing, label, line, rect, short, text, ticks, wrapped
 
 WIDTH, HEIGHT = 680, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 62, 58  # of the field, in pixels
-LEGEND = 18  # pixels a line of it
+LEGEND = 18  # pixels a line of it, or of the title
+CLOSE = 14  # pixels between two lines of small words, at least
+BOLD, SMALL = 7.6, 6.6  # pixels a letter at most, on the mean over a line
 DASHES = ("5 4", "1.5 3", "10 3 2 3")  # of null lines
 
 
@@ -75,8 +77,9 @@ def lines(
     if not xs:
         raise ValueError(f"{title}: there is no point to draw")
     ys += [level.y for level in levels if not log_y or level.y > 0]
-    legend = _legend(curves, width)
-    top = TOP + LEGEND * max(len(legend) - 1, 0)
+    head, below = _title(title, width), wrapped(x_name + _marked(layout), int((width - LEFT) / SMALL))
+    legend = _legend(curves, width, 14 + LEGEND * (len(head) - 1))
+    top = TOP + LEGEND * (len(head) - 1 + max(len(legend) - 1, 0))
     right, bottom = width - RIGHT, top + height - TOP - BOTTOM
     across = (0.0, len(layout) - 1.0) if layout else (min(xs), max(xs))
     to_x, x_ticks = _axis(*across, LEFT, right, log_x)
@@ -84,12 +87,12 @@ def lines(
     if layout:
         x_ticks = [v for v in x_ticks if v == int(v)]
     body = [
-        text(0, 16, title, "b"),
+        *head,
         *legend,
         *_grid(x_ticks, y_ticks, to_x, to_y, (LEFT, right, bottom)),
         *(_attention(layout, to_x, top, bottom) if layout else ()),
-        text((LEFT + right) / 2, bottom + 46, x_name + _marked(layout), "s m"),
-        text(0, top - 12, y_name, "s"),
+        *(text((LEFT + right) / 2, bottom + 46 + 15 * i, words, "s m") for i, words in enumerate(below)),
+        *([] if y_name in title else [text(0, top - 12, y_name, "s")]),
         *_levels(levels, to_y, LEFT, right),
         *(
             mark
@@ -102,25 +105,30 @@ def lines(
     narrow = (
         lines(title, series, x_name, y_name, **how, desc=told, width=NARROW, height=height) if width > NARROW else None
     )
-    return Drawing(width, bottom + BOTTOM, title, told, "".join(body), narrow)
+    return Drawing(width, bottom + BOTTOM + 15 * (len(below) - 1), title, told, "".join(body), narrow)
 
 
 def bars(title: str, items: Sequence[Bar], unit: str, *, desc: str = "", width: int = WIDTH) -> Drawing:
     """Horizontal bars from 0, with their intervals where there are any; `unit` names the axis."""
     if not items:
         raise ValueError(f"{title}: there is no bar to draw")
-    left = 12 + min(7.2 * max(len(one.name) for one in items), width / 2)
+    left = 12 + 7.2 * max(len(one.name) for one in items)
+    over = left > width / 2  # names stand over their bars
+    left, step, drop = (12.0, 38, 14) if over else (left, 24, 0)
     low = min(0.0, *(one.value if one.low is None else one.low for one in items))
     high = max(0.0, *(one.value if one.high is None else one.high for one in items))
-    bottom = 30 + 24 * len(items)
+    head = _title(title, width)
+    top = 30 + LEGEND * (len(head) - 1)
+    bottom = top + step * len(items)
     to_x, x_ticks = _axis(low, high if high > low else low + 1, left, width - 70, False)
-    body = [text(0, 16, title, "b")]
+    body = [*head]
     for tick in x_ticks:
-        body += [line(to_x(tick), 26, to_x(tick), bottom), text(to_x(tick), bottom + 16, label(tick), "s m")]
+        body += [line(to_x(tick), top - 4, to_x(tick), bottom), text(to_x(tick), bottom + 16, label(tick), "s m")]
     for i, one in enumerate(items):
-        y, fill = 30 + 24 * i, f"var(--s{one.colour % COLOURS})"
+        y, fill = top + step * i + drop, f"var(--s{one.colour % COLOURS})"
         ends = sorted((to_x(0), to_x(one.value)))
-        body += [text(left - 8, y + 14, one.name, "e"), rect(ends[0], y + 2, ends[1] - ends[0], 16, fill)]
+        body.append(text(0, y - 2, one.name) if over else text(left - 8, y + 14, one.name, "e"))
+        body.append(rect(ends[0], y + 2, ends[1] - ends[0], 16, fill))
         end = ends[1]
         if one.low is not None and one.high is not None:
             body.append(line(to_x(one.low), y + 10, to_x(one.high), y + 10, "var(--ink)", ' stroke-width="2"'))
@@ -196,10 +204,15 @@ def _marked(layout: str | None) -> str:
 
 
 def _levels(levels: Sequence[Level], to_y: Callable[[float], float], left: float, right: float) -> Iterator[str]:
-    for level in levels:
-        y = to_y(level.y)
+    """Those that lie close have one label, since two would lie on each other."""
+    labels: list[tuple[float, str]] = []
+    for y, name in sorted((to_y(level.y), level.name) for level in levels):
         yield line(left, y, right, y, "var(--soft)", ' stroke-dasharray="5 4"')
-        yield text(right - 2, y - 4, level.name, "s e")
+        if labels and y - labels[-1][0] < CLOSE:
+            labels[-1] = labels[-1][0], f"{labels[-1][1]}, {name}"
+        else:
+            labels.append((y, name))
+    yield from (text(right - 2, y - 4, words, "s e") for y, words in labels)
 
 
 def _stroke(curves: Sequence[Line], place: int) -> str:
@@ -229,8 +242,13 @@ def _curve(
             yield f'<circle cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.6" style="fill:{stroke}"/>'
 
 
-def _legend(curves: Sequence[Line], width: int) -> list[str]:
-    """Names with n, beside each other in as many lines as they need; below the title."""
+def _title(words: str, width: int) -> list[str]:
+    """A line each."""
+    return [text(0, 16 + LEGEND * i, part, "b") for i, part in enumerate(wrapped(words, int(width / BOLD)))]
+
+
+def _legend(curves: Sequence[Line], width: int, title: float) -> list[str]:
+    """Names with n, beside each other in as many lines as they need; below the title, which ends at that height."""
     left = LEFT if width > NARROW else 0
     rows, x = [""], left
     for i, one in enumerate(curves):
@@ -238,7 +256,7 @@ def _legend(curves: Sequence[Line], width: int) -> list[str]:
         room = 42 + 7 * len(name)
         if x > left and x + room > width:
             rows, x = [*rows, ""], left
-        y = 34 - 4 + LEGEND * (len(rows) - 1)
+        y = title + 16 + LEGEND * (len(rows) - 1)
         dash = f'{_dash(curves, i)} stroke-width="{2 if one.null else 3}"'
         rows[-1] += line(x, y, x + 24, y, _stroke(curves, i), dash) + text(x + 29, y + 4, name, "s")
         x += room

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from timeviper.analysis.draw import Bar, Level, Line, bars, lines
-from timeviper.analysis.flow import BLIND, SWEEPS, TEXT, WHOLE, Curve
+from timeviper.analysis.flow import BLIND, ROADS, SWEEPS, TEXT, WHOLE, Curve
 from timeviper.analysis.flow_findings import findings, named, warnings
 from timeviper.analysis.flow_study import Flow
 from timeviper.analysis.page import Figure, Grid, Page, Section
@@ -21,6 +21,12 @@ EDGE_NAMES = {
     "V-IA": "vision to instruction and answer",
 }
 LEVELS = {WHOLE: "no cut", BLIND: "blind", TEXT: "text alone"}
+X_NAMES = {
+    "from": "cut from this block on",
+    "until": "cut up to this block",
+    "only": "cut in this block alone",
+    "window": "cut in {} mixers around this block",
+}
 Y_NAMES = {"right": "answers right", "kl": "KL from the uncut model, nats a token"}
 NOTES = (
     "The dashed curve hides as many tokens drawn at random, most of which may be vision where a prompt has little "
@@ -41,7 +47,8 @@ def page(subject: Subject, flow: Flow) -> Page:
     """Everything; the first finding leads."""
     told = findings(flow)
     sweep = flow.options.sweep
-    sections = [Section("What is found", told, [_start(flow)] if _bars(flow) else [], warnings=warnings(flow))]
+    start = [_start(flow)] if _bars(flow) else []
+    sections = [Section("What is found", told[1:], figures=start, warnings=warnings(flow))]
     sections += [_edge(flow, edge) for edge in flow.options.edges]
     facts = [
         *subject.facts,
@@ -61,9 +68,9 @@ def _figure(flow: Flow, edge: str, made: list[Curve], measure: str) -> Figure:
     drawn = lines(
         f"{edge}: {Y_NAMES[measure]}",
         [_line(flow, curve, measure) for curve in made],
-        f"block; cut {flow.options.sweep}",
+        _where(flow),
         Y_NAMES[measure],
-        levels=_levels(flow, measure),
+        levels=[Level(flow.bands[name, measure].mean, told) for name, told in LEVELS.items()],
         layout=flow.layout,
         y_range=(-0.03, 1.03) if measure == "right" else None,
     )
@@ -79,16 +86,9 @@ def _figure(flow: Flow, edge: str, made: list[Curve], measure: str) -> Figure:
     return Figure(drawn, caption, Grid(f"{edge}: {Y_NAMES[measure]}, every number", columns, rows, folded=True))
 
 
-def _levels(flow: Flow, measure: str) -> list[Level]:
-    """The horizontal lines; those that lie close have one label, since two would lie on each other."""
-    found = sorted((flow.bands[name, measure].mean, told) for name, told in LEVELS.items())
-    near = 0.06 * max(1.0, found[-1][0]) if measure == "right" else 0.06 * found[-1][0]
-    made: list[Level] = []
-    for y, told in found:
-        if made and y - made[-1].y < near:
-            told, made[-1] = f"{made[-1].name}, {told}", Level(made[-1].y, "")
-        made.append(Level(y, told))
-    return made
+def _where(flow: Flow) -> str:
+    """What a place along the depth stands for."""
+    return X_NAMES[flow.options.sweep.kind].format(flow.options.sweep.width)
 
 
 def _line(flow: Flow, curve: Curve, measure: str) -> Line:
@@ -152,13 +152,19 @@ def numbers(flow: Flow) -> dict[str, Any]:
 
 def terminal(flow: Flow) -> list[Table]:
     """A table an edge: accuracy and KL by block."""
-    return [_table(flow, edge) for edge in flow.options.edges]
+    tables = [_table(flow, edge) for edge in flow.options.edges]
+    legend = ", ".join(f"{letter} {name}" for letter, name in ROADS.items())
+    tables[-1].caption_justify = "left"
+    tables[-1].caption = (
+        f"Answers right, and in brackets KL from the uncut model, nats a token. Cut are: {legend}. random: as many "
+        "tokens are hidden by chance."
+    )
+    return tables
 
 
 def _table(flow: Flow, edge: str) -> Table:
     made = [curve for curve in flow.curves if curve.edge == edge]
-    title = f"{edge}, cut {flow.options.sweep} block: answers right (KL, nats a token)"
-    found = table("block", *(_letters(curve) for curve in made), title=title)
+    found = table("block", *(_letters(curve) for curve in made), title=f"{edge}: {EDGE_NAMES[edge]}, {_where(flow)}")
     for place in sorted(made[0].cuts):
         cells = (_pair(flow.band(curve, place, "right"), flow.band(curve, place, "kl")) for curve in made)
         found.add_row(f"{place} {flow.layout[place]}", *cells)

@@ -60,12 +60,12 @@ def write(found: Found, out: Path) -> list[Path]:
 
 def page_of(found: Found) -> Page:
     look, answer = found.look, found.look.answer
-    sections = [Section("Which seconds each block read", _reading(look), _figures(found), warnings=_warnings(look))]
+    sections = [Section("Which seconds each block read", _reading(look), _figures(found), warnings=lacks(look))]
     if film_drawing := film_of(found):
         text = (
             "Frames whose tokens survived a TransV stage, with the time at which a player shows them."
             if answer.survivors
-            else "This model has no TransV stage: every token of every frame stays. Some of the frames:"
+            else "Some of the frames:"
         )
         caption = f"A bar is the share of a frame's {look.tokens_per_frame} tokens that is left behind a stage."
         figure = Figure(film_drawing, caption, _survivor_table(look))
@@ -86,20 +86,32 @@ def page_of(found: Found) -> Page:
 
 def headline(found: Found) -> str:
     """The one thing that was found."""
-    look, checked = found.look, found.checked
+    look, checked, top = found.look, found.checked, top_of(found)
     if checked and checked.top is None:
         return f"Without any frame it costs {checked.everything:.2f} nats more: the answer hardly depends on the video."
-    if checked and checked.top:
-        first, last = checked.top.span(look)
-        rest = random_mean(checked.top)
+    if checked and top is None:
+        half = max((one.nats for one in checked.tried), default=0.0)
+        return (
+            f"Without any frame it costs {checked.everything:.2f} nats more, hiding any half of them at most "
+            f"{half:.2f}: it is told more than once, or by text between the frames."
+        )
+    if top:
+        first, last = top.span(look)
+        rest = random_mean(top)
         beside = "" if rest is None else f", as many random frames of the rest {rest:.2f}"
-        return f"Hiding {first:g} to {last:g} s costs it {checked.top.nats:.2f} nats{beside}."
+        return f"Hiding {first:g} to {last:g} s costs it {top.nats:.2f} nats{beside}."
     best = peak(look)
     if best is None:
         return "No block read any frame."
     block, first, last = best
     kind = NAMES[next(one.kind for one in look.lines if one.block == block)].capitalize()
     return f"{kind} block {block} stands out most above its null line from {first:g} to {last:g} s."
+
+
+def top_of(found: Found) -> Window | None:
+    """The window that matters; None: not looked for, there is none, or nothing less than all frames."""
+    top, count = found.checked and found.checked.top, len(found.look.answer.frame_times)
+    return top if top and (len(top.frames) < count or count == 1) else None
 
 
 def peak(look: Look) -> tuple[int, float, float] | None:
@@ -135,10 +147,14 @@ def _reading(look: Look) -> list[str]:
     return [f"For the {rows}, in every block where tokens meet: a cell is a stretch of time, dark by {what}."]
 
 
-def _warnings(look: Look) -> list[str]:
-    if "M" in look.layout:
-        return []
-    return [f"This decoder has no Mamba block ({look.layout}): there is attention alone to look at."]
+def lacks(look: Look) -> list[str]:
+    """What other models have and this one has not."""
+    told = []
+    if "M" not in look.layout:
+        told.append(f"This decoder has no Mamba block ({look.layout}): there is attention alone to look at.")
+    if not look.answer.survivors:
+        told.append("This model has no TransV stage: every token of every frame stays.")
+    return told
 
 
 def _figures(found: Found) -> list[Figure]:
@@ -181,10 +197,10 @@ def _parts(look: Look) -> list[str]:
 def timeline_of(found: Found) -> Drawing:
     look = found.look
     strips = [Strip(f"{one.block} {NAMES[one.kind]}", one.share, one.kind) for one in look.lines]
-    if found.checked and found.checked.top:
-        first, last = found.checked.top.span(look)
+    if top := top_of(found):
+        first, last = top.span(look)
         inside = [min(b, last) - max(a, first) >= (b - a) / 2 for a, b in zip(look.edges, look.edges[1:])]
-        strips.append(Strip("top window", [found.checked.top.nats * here for here in inside]))
+        strips.append(Strip("top window", [top.nats * here for here in inside]))
     unit = "part of what is written" if look.options.method == "relevance" else "share of what is read"
     return timeline("Influence by seconds", strips, look.edges, unit, truth=look.options.truth)
 
@@ -249,7 +265,7 @@ def bars_of(found: Found) -> Drawing | None:
     if checked is None:
         return None
     bars = [draw.Bar("no frame at all", checked.everything, colour=5)]
-    for name, window in (("top window", checked.top), ("truth", checked.truth)):
+    for name, window in (("top window", top_of(found)), ("truth", checked.truth)):
         if window is not None:
             first, last = window.span(found.look)
             bars.append(draw.Bar(f"{name}, {first:g}-{last:g} s", window.nats, colour=0 if name != "truth" else 2))
@@ -262,7 +278,7 @@ def bars_of(found: Found) -> Drawing | None:
 def _checked_section(found: Found, checked: Checked) -> Section:
     drawing = bars_of(found)
     assert drawing is not None
-    rows = [_told(found.look, name, one) for name, one in (("top", checked.top), ("truth", checked.truth)) if one]
+    rows = [_told(found.look, name, one) for name, one in (("top", top_of(found)), ("truth", checked.truth)) if one]
     rows += [_told(found.look, "tried", one) for one in checked.tried]
     table = Grid("Windows that were hidden", ["window", "from", "to", "frames", "nats", "random"], rows, folded=True)
     caption = "The line through a bar of random frames goes from the least to the most of the draws."

@@ -37,7 +37,7 @@ def page(subject: Subject, pack: Pack, maps: Sequence[BlockMap], curves: Sequenc
     facts = [
         *subject.facts,
         ("sample", pack.keys[0]),
-        ("question", _question(subject, pack)),
+        ("question", subject.question(pack)),
         ("right answer", pack.answers[0]),
         ("tokens", ", ".join(f"{n} {name}" for name, n in counts.items() if n)),
         ("scan's entries", "without the step, as in the paper's notebook" if without_dt else "with the step dt"),
@@ -55,11 +55,6 @@ def page(subject: Subject, pack: Pack, maps: Sequence[BlockMap], curves: Sequenc
         facts,
         NOTES,
     )
-
-
-def _question(subject: Subject, pack: Pack) -> str:
-    text = subject.tokenizer.decode(pack.ids[(pack.kind != Kind.VISION) & (pack.kind != Kind.ANSWER)].tolist())
-    return " ".join(text.split())
 
 
 def _shares(subject: Subject, curves: Sequence[Curve]) -> Section:

@@ -23,8 +23,8 @@ class Words:
         for word in words:
             key, equals, value = word.partition("=")
             if not equals or not key or key.startswith("-"):
-                of = f"those of {verb}: {', '.join(known)}" if known else "such as data.frames.max_frames=512"
-                self.wrong(word, "", f"a setting is key=value; {of}.")
+                of = f"; those of {verb}: {', '.join(known)}" if known else ", such as data.frames.max_frames=512"
+                self.wrong(word, "", f"a setting is key=value{of}.")
             elif key in known:
                 self.own[key] = value
             elif "." in key and key.partition(".")[0] not in {k.partition(".")[0] for k in known if "." in k}:

@@ -15,6 +15,7 @@ from timeviper.files import write_whole
 from timeviper.package import VERSION
 from timeviper.svg import STYLE, Drawing
 
+LONG = 24  # characters of a row's name that gets room also where the table must be pushed aside
 MOST_BYTES = 5_000_000  # what mail and code hosting still show
 
 
@@ -51,6 +52,8 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Grid] = ()
     warnings: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    """To be typed; behind the text."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ _HTML = """\
 <caption{% if table.folded %} class="hidden"{% endif %}>{{ table.caption }}</caption>
 <thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in table.rows %}<tr>{% for value in row %}
-{%- if loop.first %}<th scope="row">{{ value | cell }}</th>
+{%- if loop.first %}<th scope="row"{% if value is long %} class="long"{% endif %}>{{ value | cell }}</th>
 {%- else %}<td{% if value is numeric %} class="n"{% endif %}>{{ value | cell }}</td>{% endif %}
 {%- endfor %}</tr>
 {% endfor %}</tbody></table></div></{{ holder }}>
@@ -133,6 +136,7 @@ th,td{padding:.2rem .6rem .2rem 0;text-align:left;vertical-align:top;border-bott
 tbody th{font-weight:400}.n{text-align:right;font-variant-numeric:tabular-nums}
 dl{display:grid;grid-template-columns:auto 1fr;gap:.1rem 1rem;
 background:var(--tint);padding:.5rem .75rem}dt{color:var(--soft)}dd{margin:0;min-width:0}
+pre{overflow-x:auto;background:var(--tint);padding:.5rem .75rem;font-size:.85rem}.long{min-width:14rem}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 {{ style | safe }}
 </style></head>
@@ -148,6 +152,7 @@ background:var(--tint);padding:.5rem .75rem}dt{color:var(--soft)}dd{margin:0;min
 <section aria-labelledby="s{{ loop.index }}"><h2 id="s{{ loop.index }}">{{ section.title }}</h2>
 {% for words in section.warnings %}<p class="warn"><strong>Warning:</strong> {{ words }}</p>{% endfor %}
 {% for words in section.text %}<p>{{ words }}</p>{% endfor %}
+{% for words in section.commands %}<pre tabindex="0" aria-label="command">{{ words }}</pre>{% endfor %}
 {% if section.figures %}<div class="figures">{% endif %}
 {% for figure in section.figures %}
 <figure style="width:min(100%,{{ [figure.drawing.width, 280] | max }}px)">
@@ -174,6 +179,7 @@ def _environment() -> Environment:
     made = Environment(autoescape=True, trim_blocks=False, keep_trailing_newline=True)
     made.filters["cell"] = _cell
     made.tests["numeric"] = _is_number
+    made.tests["long"] = lambda value: len(str(value)) > LONG
     return made
 
 

@@ -45,7 +45,7 @@ NOTES = (
 def page(subject: Subject, found: Redundancy, words: Sequence[str] = ()) -> Page:
     """Everything; the first finding leads. words: for `eval` of what is chosen."""
     told = findings(found)
-    sections = [Section("What is found", told, warnings=warnings(found))]
+    sections = [Section("What is found", told[1:], warnings=warnings(found))]
     sections += [_keep(found, keep) for keep in found.options.keeps]
     sections += [_schedules(found, words)] if len(found.schedules.loss) > 1 else []
     facts = [
@@ -119,13 +119,15 @@ def _schedules(found: Redundancy, words: Sequence[str]) -> Section:
         f"Every schedule of up to {found.options.stages} stages out of the table above, {len(found.schedules.loss):,} "
         "of them: those that no other beats in both."
     )
-    text = []
+    text, commands = [], []
     if words and found.winner is not None:
         text = [
-            "schedule.yaml beside this page trains the stage anew with the best schedule, transfers included: "
-            "timeviper train schedule.yaml. The run as it is, with pure drops: timeviper eval RUN " + " ".join(words)
+            "schedule.yaml beside this page trains the stage anew with the best schedule, transfers included. The "
+            "second command evaluates the run as it is, with pure drops."
         ]
-    return Section("Schedules", text, [Figure(drawn, caption, behind)], [_chosen(found)] if found.chosen else [])
+        commands = ["timeviper train schedule.yaml", f"timeviper eval RUN {' '.join(words)}"]
+    tables = [_chosen(found)] if found.chosen else []
+    return Section("Schedules", text, [Figure(drawn, caption, behind)], tables, commands=commands)
 
 
 def _kl(found: Redundancy, name: str) -> float:
@@ -187,7 +189,7 @@ def terminal(found: Redundancy) -> list[Shown]:
     """A table a share, and the schedules."""
     tables = []
     for keep in found.options.keeps:
-        title = f"keep {keep:g}: answers right (KL, nats a token) by the block before which tokens are dropped"
+        title = f"keep {keep:g}, the rest dropped before a block: answers right (KL, nats a token)"
         shown = table("block", *found.options.rules, title=title)
         for place in found.options.places:
             cells = [_pair(found, place, keep, rule) for rule in found.options.rules]
@@ -197,7 +199,9 @@ def terminal(found: Redundancy) -> list[Shown]:
 
 
 def _best(found: Redundancy) -> Shown:
-    shown = table("schedule", "predicted", "measured", "right", *BUDGETS, "", title="KL of the best by prediction")
+    shown = table(
+        "block: keep, rule", "predicted", "measured", "right", *BUDGETS, "", title="KL of the best by prediction"
+    )
     for i, schedule in enumerate(found.chosen):
         steps = "; ".join(f"{step.layer}: {step.keep:g} {step.rule}" for step in schedule.steps) or "no stage"
         right, costs = found.joint_band(str(i), "right").mean, (f"{cost:.3f}" for cost in schedule.costs.values())

@@ -20,7 +20,7 @@ from timeviper.datamodules.cost import Item
 from timeviper.datamodules.when import WHEN, parse_interval
 from timeviper.inference.generate import prefill_pack, write
 from timeviper.inference.metrics import is_right
-from timeviper.pack import Kind, Pack
+from timeviper.pack import Pack
 
 TALL = 72  # pixels of a thumbnail at most
 FRAMES = 24  # of a sample that are shown
@@ -83,13 +83,12 @@ def _shown(subject: Subject, prompt: Pack, pack: Pack) -> Shown:
         for stage, (which,) in start.survivors.items()
     }
     written, right, type = tokenizer.decode(ids.tolist()), prompt.answers[0], prompt.types[0]
-    question = tokenizer.decode(prompt.ids[prompt.kind != Kind.VISION].tolist())
     frames = _which(survivors, num_frames)
     there = not any(prompt.from_features)
     return Shown(
         key=prompt.keys[0],
         type=type,
-        question=" ".join(question.split()),
+        question=subject.question(prompt),
         right=right,
         written=written,
         correct=is_right(type, written, right),

@@ -18,7 +18,6 @@ from timeviper.errors import show
 from timeviper.files import write_whole
 
 WIDTH = 110  # of comments
-FIELDS = ("layer", "keep", "select", "query")
 
 
 def recipe_text(subject: Subject, schedule: Schedule, path: Path, comments: Sequence[str] = ()) -> str:
@@ -68,7 +67,15 @@ def _train(recipe: Recipe) -> Iterator[str]:
 
 
 def _flow(stage: TransVStage) -> str:
-    return "{" + ", ".join(f"{name}: {show(getattr(stage, name))}" for name in FIELDS) + "}"
+    told = _own(stage) | {"select": stage.select}
+    return "{" + ", ".join(f"{name}: {show(value)}" for name, value in told.items()) + "}"
+
+
+def _own(stage: TransVStage) -> dict[str, object]:
+    """What differs from a stage of which nothing is said, and the layer."""
+    usual = TransVStage()
+    found = {f.name: getattr(stage, f.name) for f in fields(stage)}
+    return {name: value for name, value in found.items() if name == "layer" or value != getattr(usual, name)}
 
 
 def words_for_eval(subject: Subject, schedule: Schedule) -> list[str]:
@@ -77,9 +84,7 @@ def words_for_eval(subject: Subject, schedule: Schedule) -> list[str]:
     words = [f"train.phases.{name}=null" for name, phase in recipe.train.phases.items() if phase.keep]
     words += [f"model.transv.stages.{name}=null" for name in recipe.model.transv.stages]
     for name, stage in _stages(recipe, schedule, transfer=False).items():
-        words += [
-            f"model.transv.stages.{name}.{field}={show(getattr(stage, field))}" for field in (*FIELDS, "transfer")
-        ]
+        words += [f"model.transv.stages.{name}.{field}={show(value)}" for field, value in _own(stage).items()]
     return words
 
 

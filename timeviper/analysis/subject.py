@@ -21,7 +21,7 @@ from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.inference.eval_report import folder_of
 from timeviper.kernels import dispatch
 from timeviper.model.viper import TimeViper
-from timeviper.pack import Pack
+from timeviper.pack import Kind, Pack
 from timeviper.tokenizer import Tokenizer
 from timeviper.weights.export import find_export, load_export, pick_device
 from timeviper.weights.lineage import read_lineage
@@ -91,7 +91,8 @@ class Subject:
                 break
         if not fitting and not longer:
             raise AnalysisError(
-                f"{self.export}: no held-out sample of data.val has frames, and it is them one looks at"
+                f"{self.export}: no held-out sample has frames, and frames are what is looked at: name a source of "
+                "videos or images, such as data.val.mine.shards=FOLDER"
             )
         return [*fitting, *sorted(longer, key=lambda item: item.tokens)][:count]
 
@@ -119,6 +120,15 @@ class Subject:
             if batch.skipped:
                 raise AnalysisError(f"{batch.skipped[0].key} cannot be read: {batch.skipped[0].reason}")
             yield batch.packs[0].to(self.device)
+
+    def question(self, pack: Pack) -> str:
+        """What is asked behind the last frame of a pack of one sample, without the words that open the answer's turn;
+        where nothing is asked there, all text of the prompt."""
+        asked, there = pack.ids[pack.kind != Kind.ANSWER].tolist(), pack.kind[pack.kind != Kind.ANSWER] == Kind.VISION
+        first = int(there.nonzero().max()) + 1 if bool(there.any()) else 0
+        turn = max((i for i in range(first, len(asked)) if asked[i] in self.tokenizer.special_ids), default=len(asked))
+        text = self.tokenizer.decode(asked[first:turn]) or self.tokenizer.decode(asked)
+        return " ".join(text.split())
 
 
 def load_subject(run: str | Path, overrides: Sequence[str] = (), dtype: str | None = None) -> Subject:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,12 +117,13 @@ def maps(
 
 
 def tell(tables: Iterable[Table], sentences: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
-    """What was found, on a terminal in its width."""
+    """What was found; sentences one by one, on a terminal in its width."""
     out = console()
+    wrapped = partial(fill, width=out.width, subsequent_indent="  ", break_on_hyphens=False)  # V-I stays whole
     for table in tables:
         out.print(table)
-    for words in (*sentences, *(f"warning: {words}" for words in warnings)):
-        out.print(words, highlight=False, markup=False, soft_wrap=not out.is_terminal)
+    for words in (*(f"- {words}" for words in sentences), *(f"warning: {words}" for words in warnings)):
+        print(wrapped(words) if out.is_terminal else words)
 
 
 @contextmanager

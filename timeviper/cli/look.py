@@ -14,7 +14,7 @@ import numpy as np
 
 from timeviper.analysis.look import Look, look
 from timeviper.analysis.look_options import options_of
-from timeviper.analysis.look_page import NAMES, Found, headline, over, write
+from timeviper.analysis.look_page import NAMES, Found, headline, lacks, over, top_of, write
 from timeviper.analysis.windows import Checked, Hiding, check_windows, frames_within, most_costs, random_mean
 from timeviper.console import ProgressLine
 from timeviper.errors import ConfigError, Problem
@@ -102,7 +102,8 @@ def summary(found: Found) -> list[str]:
     missing = [one.missing for one in look.lines if one.missing is not None]
     if missing:
         lines.append(f"parts add up to what the blocks wrote but for {max(missing):.0e} of it")
-    return [*lines, "", *wrap(headline(found), 80), *_costs(found)]
+    without = [line for words in lacks(look) for line in wrap(words, 80)]
+    return [*lines, *without, "", *wrap(headline(found), 80), *_costs(found)]
 
 
 def _block(look: Look, number: int) -> str:
@@ -157,7 +158,7 @@ def _costs(found: Found) -> list[str]:
         return lines
     lines.append(f"windows are {checked.how}")
     lines.append(f"without any frame the answer costs {checked.everything:.2f} nats more")
-    for name, window in (("the top window", checked.top), ("the truth", checked.truth)):
+    for name, window in (("the top window", top_of(found)), ("the truth", checked.truth)):
         if window is not None:
             first, last = window.span(found.look)
             rest = random_mean(window)
