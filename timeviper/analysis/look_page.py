@@ -93,7 +93,7 @@ def headline(found: Found) -> str:
         half = max((one.nats for one in checked.tried), default=0.0)
         return (
             f"Without any frame it costs {checked.everything:.2f} nats more, hiding any half of them at most "
-            f"{half:.2f}: it is told more than once, or by text between the frames."
+            f"{half:.2f}: it is told more than once, or other tokens hand it on."
         )
     if top:
         first, last = top.span(look)
