@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 analyse = typer.Typer(
     no_args_is_help=True,
     context_settings=HELP,
-    help="Look inside a finished stage: what remembers, what attends. Writes RUN/analysis/.",
+    help="Look inside a finished stage: what remembers, who reads whom, where vision flows, what can go. Each writes a "
+    "page into RUN/analysis/.",
 )
 OVERRIDES = {**HELP, "ignore_unknown_options": True}
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an export.")]
-Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to write; RUN/analysis if not said.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write; RUN/analysis if not said.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of a table.")]
 Dtype = Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16; as `eval` does if not said.")]
 

@@ -15,9 +15,10 @@ def redundancy(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[select=uniform,random,last,question,mamba] [keep=.5,.25,.1] [budget.flops=.6] [KEY=VALUE]...",
-            help="select: who chooses. keep: shares. budget.flops, budget.tokens, budget.kv: shares of what it takes "
-            "without stages. at: blocks, all if not said. stages: 3 at most. samples: 100. Settings of the run.",
+            metavar="[select=RULES] [keep=.5,.25,.1] [budget.flops=.6] [KEY=VALUE]...",
+            help="select: who chooses: uniform, random, last, question, mamba. keep: shares. budget.flops, "
+            "budget.tokens, budget.kv: shares of what it takes without stages. at: blocks, all if not said. stages: 3 "
+            "at most. samples: 100. Settings of the run.",
         ),
     ] = None,
     out: Out = None,
@@ -26,8 +27,7 @@ def redundancy(
 ) -> None:
     """Drop vision tokens before each block, by several rules, and find the best schedule under a budget.
 
-    The best five are measured as a whole; the winner is written as a recipe. The table is kept: what was stopped
-    continues, and another budget takes seconds.
+    The best five are measured as a whole; the winner is written as a recipe. Another budget takes seconds.
     """
     from timeviper.analysis import redundancy_page as shown
     from timeviper.analysis.options import Words

@@ -17,7 +17,9 @@ def report(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the run's.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Held-out samples to show.")] = 8,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="RUN/report.html if not said.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.html", help="RUN/report.html if not said.")
+    ] = None,
     dtype: Dtype = None,
 ) -> None:
     """Write a run as one page: scores, held-out samples with frames, survivors of TransV and answers, its curves."""
