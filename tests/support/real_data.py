@@ -126,6 +126,7 @@ def main(folder: Path) -> int:
         "log.every=1",
     ]
     off = [f"data.{group}.{name}=null" for group in ("sources", "val") for name in ("images", "clips", "videos")]
+    off += ["data.sources.objects=null"]
     done = timeviper("train", "recipes/tiny/stage1_align.yaml", f"out={out}", *few, *off, *mixture, "data.workers=0")
     assert "skipped: 0" in done.stdout, "samples were skipped"
     print(f"{len(sources)} sources written, checked and trained on for {STEPS} steps")

@@ -17,7 +17,7 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
     """A tiny recipe cut down to `steps` small steps, on the test's data and in the test's folder."""
     train, val = {
         "stage0_tower": (["images"], ["images"]),
-        "stage1_align": (["images", "clips", "videos"], ["images", "clips", "videos"]),
+        "stage1_align": (["images", "clips", "videos", "objects"], ["images", "clips", "videos"]),
         "stage2_instruct": (["images", "clips", "videos", "questions"], ["videos"]),
     }[stage]
     made = [
@@ -28,6 +28,7 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
         *SMALL,
     ]
     made += ["train.phases.videos.start=1"] * (stage == "stage1_align")
-    made += [f"data.sources.{k}.shards={world / 'train' / k.replace('questions', 'videos')}" for k in train]
+    folders = {"objects": "videos", "questions": "videos"}
+    made += [f"data.sources.{k}.shards={world / 'train' / folders.get(k, k)}" for k in train]
     made += [f"data.val.{k}.shards={world / 'val' / k}" for k in val]
     return made + ([f"train.init_from={runs / previous / 'export'}"] if previous else [])

@@ -196,8 +196,10 @@ RATE = "above 0; a part is frozen by leaving it out of train.trainable"
 
 @dataclass
 class OptimConfig:
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices inside of blocks and transfers by Muon, scaled so that AdamW's rates serve it; all else by AdamW."""
     lr: float = above(0, 1e-5, RATE)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     lrs: dict[str, float | None] = field(default_factory=dict, metadata=above(0, None, RATE).metadata)
     """Learning rates of single parts (tower, projector, decoder, transv) where they differ; null: `lr`."""
     weight_decay: float = at_least(0, 0.01)

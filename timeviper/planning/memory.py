@@ -1,8 +1,8 @@
 """Peak memory of a GPU under FSDP2, as `parallel.py` shards: the fullest of the moments of a step.
 
-At all times: float32 master weights and AdamW's two moments, sharded; the float32 gradients, sharded, or, where a rank
-has several packs a step, whole on every GPU until the last pack reduces them (synchronisation is off before it) unless
-`parallel.reduce_every_pack` has each of them do so.
+At all times: float32 master weights and AdamW's two moments, sharded (Muon holds one for its matrices, which is not
+counted); the float32 gradients, sharded, or, where a rank has several packs a step, whole on every GPU until the last
+pack reduces them (synchronisation is off before it) unless `parallel.reduce_every_pack` has each of them do so.
 With `parallel.offload_params` the first line is on the host.
 During a pass: the frames, the gathered root (embeddings, head, projectors), the gathered unit at work and the one
 that is fetched ahead, what autograd keeps, and what the module at work needs for itself.

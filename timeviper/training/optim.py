@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon
 
 from timeviper.config import OptimConfig, Recipe
 from timeviper.config.curriculum import keep_at, trainable_at
@@ -31,37 +33,68 @@ def lr_scale(step: int, steps: int, cfg: OptimConfig) -> float:
     return cfg.final_lr + (1 - cfg.final_lr) * fall
 
 
+class MatrixMuon(AdamW):
+    """AdamW, and for the groups with `muon` torch's Muon: the momentum of a matrix's gradient made orthogonal, scaled
+    so that AdamW's rate and decay serve both (Jordan, "Muon", 2024; Liu et al., arXiv 2502.16982)."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
+        super().__init__(groups, betas=betas, fused=True)
+        matrices = [{"params": group["params"]} for group in self.param_groups if group["muon"]]
+        self._muon = Muon(matrices, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        self._muon.state, every = self.state, self.param_groups  # other objects after a checkpoint was loaded
+        for ours, group in zip(self._muon.param_groups, (group for group in every if group["muon"])):
+            ours |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+        self._muon.step()
+        self.param_groups = [group for group in every if not group["muon"]]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = every
+
+
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
-    """AdamW over the parameters that learn; one group per part and kind of decay, its peak rate in `peak`."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    """The optimizer of the parameters that learn; one group per part and kind of update, its peak rate in `peak`."""
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             decays = p.ndim >= 2 and name.rsplit(".", 1)[-1] not in NO_DECAY
-            groups.setdefault((part_of(name), decays), []).append(p)
+            muon = cfg.name == "muon" and decays and is_hidden_matrix(name, p)
+            groups.setdefault((part_of(name), decays, muon), []).append(p)
     if not groups:
         raise ValueError("nothing to train: no parameter belongs to a part named in train.trainable")
-    optimizer = AdamW(
-        [
-            {
-                "params": params,
-                "lr": cfg.lrs.get(part) or cfg.lr,
-                "peak": cfg.lrs.get(part) or cfg.lr,
-                "weight_decay": cfg.weight_decay if decays else 0.0,
-                "part": part,
-            }
-            for (part, decays), params in groups.items()
-        ],
-        betas=(cfg.beta1, cfg.beta2),
-        fused=True,  # one call for all tensors: with sharded tensors the per-tensor form is 8 times slower
-    )
+    given = [
+        {
+            "params": params,
+            "lr": cfg.lrs.get(part) or cfg.lr,
+            "peak": cfg.lrs.get(part) or cfg.lr,
+            "weight_decay": cfg.weight_decay if decays else 0.0,
+            "part": part,
+            **({"muon": muon} if cfg.name == "muon" else {}),
+        }
+        for (part, decays, muon), params in groups.items()
+    ]
+    betas = (cfg.beta1, cfg.beta2)
+    # fused: one call for all tensors; with sharded tensors the per-tensor form is 8 times slower
+    some = any(muon for _, _, muon in groups)
+    optimizer = MatrixMuon(given, betas) if some else AdamW(given, betas=betas, fused=True)
     for group in optimizer.param_groups:
         for p in group["params"]:  # now, not at a part's first step: a checkpoint before it holds the same tensors
-            optimizer.state[p] = {
-                "step": torch.zeros((), device=p.device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
+            optimizer.state[p] = _first_state(p, group.get("muon", False))
     return optimizer
+
+
+def is_hidden_matrix(name: str, p: nn.Parameter) -> bool:
+    """What Muon is for: the maps inside of blocks and transfers, not embeddings, the head or convolutions."""
+    return p.ndim == 2 and plain_name(name).startswith(("decoder.blocks.", "decoder.transv.")) and "conv" not in name
+
+
+def _first_state(p: nn.Parameter, muon: bool) -> dict[str, Tensor]:
+    means = ("momentum_buffer",) if muon else ("exp_avg", "exp_avg_sq")
+    # (AdamW's way of loading wants a step everywhere.)
+    return {"step": torch.zeros((), device=p.device), **{name: torch.zeros_like(p) for name in means}}
 
 
 def hold_still(model: nn.Module, recipe: Recipe, step: int) -> None:
