@@ -22,9 +22,9 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def door() -> ModuleType:
-    path = ROOT / "integrations/lmms-eval/timeviper_lmms_eval/door.py"
+@pytest.fixture(params=["lmms-eval/timeviper_lmms_eval", "vlmevalkit/timeviper_vlmevalkit"])
+def door(request: pytest.FixtureRequest) -> ModuleType:
+    path = ROOT / "integrations" / request.param / "door.py"
     spec = importlib.util.spec_from_file_location("door", path)
     assert spec is not None
     assert spec.loader is not None

@@ -133,6 +133,8 @@ def test_times_inside_a_caption_are_none() -> None:
         ((90.0, 95.0), "eat."),
     ]
     assert read_captions("1 - 2 s, one. 3 - 4 s, two.") == [Caption((1, 2), "one."), Caption((3, 4), "two.")]
+    timeline = "from 1.0 to 3.0 seconds a ring stays, then from 4 to 6 seconds fry 2 to 3 eggs, then eat."
+    assert read_captions(timeline) == [Caption((1, 3), "a ring stays"), Caption((4, 6), "fry 2 to 3 eggs, then eat.")]
     assert read_captions("nothing") == []
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -126,7 +126,7 @@ def _way(wanted: Wanted, loaded: Loaded, recipe: Recipe, export: Path) -> tuple[
     called = f"prompt-{wanted.prompt.stem}" if wanted.prompt else wanted.form
     protocol = protocol_of(wanted.frames, recipe.data.frames)
     longest = wanted.max_new_tokens or form.max_new_tokens
-    prefill = "video" if wanted.prefill == "video" else "question"
+    prefill: Literal["video", "question"] = "video" if wanted.prefill == "video" else "question"
     way = Way(form, protocol, wanted.subtitles, longest, prefill, tuple(loaded.files))
     device, lineage = pick_device(), read_lineage(export)
     dtype = str(pick_dtype(recipe, device, wanted.dtype)).removeprefix("torch.")

@@ -38,4 +38,5 @@ def _verdict(row: Compared) -> str:
     if row.low > 0 or row.high < 0:
         better, ends = ("B", (row.low, row.high)) if row.low > 0 else ("A", (-row.high, -row.low))
         return f"{better} is better by {ends[0]:.1f} to {ends[1]:.1f} points in {row.measure}."
-    return f"No difference is shown in {row.measure}: A may be up to {-row.low:.1f} points better, or B {row.high:.1f}."
+    most = [max(0.0, end) for end in (-row.low, row.high)]
+    return f"No difference is shown in {row.measure}: A may be up to {most[0]:.1f} points better, or B {most[1]:.1f}."

@@ -129,11 +129,14 @@ def best_in_order(values: np.ndarray) -> float:
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
+_BETWEEN = re.compile(r"\n+|(?<=[.!?;])\s+(?=(?:from\s+)?\d)|,\s+(?:and\s+)?then\s+(?=from\s+\d)", re.IGNORECASE)
+
+
 def read_captions(reply: str) -> list[Caption]:
     """The sentences of a reply with their windows: "x - y seconds, text" and the like at the beginning of a line or
-    sentence, so that "2 to 3 eggs" inside a caption is none. MM:SS counts as seconds."""
+    sentence, or after ", then from", so that "2 to 3 eggs" inside a caption is none. MM:SS counts as seconds."""
     found: list[Caption] = []
-    for line in re.split(r"\n+|(?<=[.!?;])\s+(?=(?:from\s+)?\d)", seconds_of(reply), flags=re.IGNORECASE):
+    for line in _BETWEEN.split(seconds_of(reply)):
         line = re.sub(r"^\W*(?:\d+[.)]\s+(?=\d))?\W*", "", line)
         match = _TIMED.match(line)
         if match and float(match[1]) <= float(match[2]) and (text := line[match.end() :].strip(" ,:;-")):
