@@ -109,29 +109,14 @@ class _Tallies:
                 made.answered, choice_tally(rule, there, self.clusters), len(there), **_told("choice", measure, rule)
             )
         if best := constant_letter(items, rule, self.clusters):
-            told: dict[str, Any] = {
-                "kind": "choice",
-                "measure": measure,
-                "rule": f"always {best[0]}",
-                "said": "the best constant letter",
-            }
+            told = _named("choice", measure, f"always {best[0]}", "the best constant letter")
             self.add(made.baselines, best[1], len(judged), **told)
         if guess := guessing(items, rule, self.clusters):
-            told: dict[str, Any] = {
-                "kind": "choice",
-                "measure": measure,
-                "rule": "random",
-                "said": "random letters, expected",
-            }
+            told = _named("choice", measure, "random", "random letters, expected")
             self.add(made.baselines, guess, len(judged), **told)
         if blind:
             without = judge(rule, items, blind, Unscored())
-            told: dict[str, Any] = {
-                "kind": "choice",
-                "measure": measure,
-                "rule": BLIND,
-                "said": "the same model, every frame grey",
-            }
+            told = _named("choice", measure)
             self.add(made.baselines, choice_tally(rule, without, self.clusters), len(judged), **told)
         made.by_label |= _by_label(
             [(one.item, one.right) for one in judged if rule.unparsed != "dropped" or one.right is not None]
@@ -152,46 +137,28 @@ class _Tallies:
                     self.add(made.answered, part, len(there), **_told("windows", "mIoU", rule))
                 if blind:
                     part = window_tallies(rule, items, blind, self.clusters)["mIoU"]
-                    told: dict[str, Any] = {
-                        "kind": "windows",
-                        "measure": "mIoU",
-                        "rule": BLIND,
-                        "said": "the same model, every frame grey",
-                    }
-                    self.add(made.baselines, part, len(items), **told)
+                    self.add(made.baselines, part, len(items), **_named("windows", "mIoU"))
 
     def words(self, made: Rescored, texts: Mapping[str, str | None], blind: Mapping[str, str | None]) -> None:
         """Exact words."""
         items = [item for item in self.capsule.items if item.task == "open" and item.answers]
         if not items:
             return
-        told: dict[str, Any] = {
-            "kind": "words",
-            "measure": "accuracy",
-            "rule": EXACT,
-            "said": "equal up to case and a final full stop",
-        }
+        told = _named("words", "accuracy", EXACT, "equal up to case and a final full stop")
         videos = np.array([self.clusters[item.video.name] for item in items], int)
         right = [float(same_as_any(texts.get(item.key), item)) for item in items]
         self.add(made.scores, tally(right, videos), len(items), official=True, **told)
         made.by_label |= _by_label(list(zip(items, right)))
         if blind:
             right = [float(same_as_any(blind.get(item.key), item)) for item in items]
-            told |= {"rule": BLIND, "said": "the same model, every frame grey"}
-            self.add(made.baselines, tally(right, videos), len(items), **told)
+            self.add(made.baselines, tally(right, videos), len(items), **_named("words", "accuracy"))
 
     def captions(self, made: Rescored, texts: Mapping[str, str | None]) -> None:
         items = [item for item in self.capsule.items if item.task == "caption" and item.answers]
         if not items:
             return
         for name, (said, one) in cider_tallies(items, texts, self.clusters).items():
-            told: dict[str, Any] = {
-                "kind": "captions",
-                "measure": CIDER,
-                "rule": name,
-                "said": said,
-                "official": name == "pooled",
-            }
+            told = _named("captions", CIDER, name, said) | {"official": name == "pooled"}
             self.add(made.scores, one, len(items), scale=10.0, **told)
 
     def dense(self, made: Rescored, texts: Mapping[str, str | None], meteor: Meteor | None) -> None:
@@ -230,6 +197,12 @@ class _Tallies:
 
 def _told(kind: str, measure: str, rule: Rule) -> dict[str, Any]:
     return {"kind": kind, "measure": measure, "rule": rule.name, "said": rule.said, "official": rule.official}
+
+
+def _named(
+    kind: str, measure: str, rule: str = BLIND, said: str = "the same model, every frame grey"
+) -> dict[str, Any]:
+    return {"kind": kind, "measure": measure, "rule": rule, "said": said}
 
 
 def _count(rule: Rule, judged: Sequence[Judged]) -> int:
