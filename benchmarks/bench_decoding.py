@@ -134,7 +134,7 @@ def _sequential(job: Job) -> Run:
     import av
     import numpy as np
 
-    from timeviper.datamodules.frames.video import resized
+    from timeviper.datamodules.frames.draw import resized
 
     def run() -> NDArray[np.uint8]:
         pixels, wanted = np.empty((job.frames, 3, job.size, job.size), np.uint8), iter(job.wanted)

@@ -102,12 +102,17 @@ class _Writer:
 
     def frames(self, times: Sequence[float], timed: bool, first: int = 0) -> None:
         """Frames from number `first` on, with the times that stand between them."""
-        frame = [0] * self.tokens_per_frame
+        frame, vision = [0] * self.tokens_per_frame, bytes((Kind.VISION,)) * self.tokens_per_frame
+        every = self.chat.frames_per_time if timed and self.chat.time == "frames" else 0
         for i, seconds in enumerate(times, first):
-            if timed and self.chat.time == "frames" and i % self.chat.frames_per_time == 0:
-                self.write(_short_ids(self.tokenizer, time_text(seconds)))
-            self.write(frame, Kind.VISION)
+            if every and i % every == 0:
+                text = _short_ids(self.tokenizer, time_text(seconds))
+                self.ids += text
+                self.kinds += bytes((self.prompt_kind,)) * len(text)
+            self.ids += frame
+            self.kinds += vision
             self.prompt_kind = Kind.INSTRUCTION
+        self.supervised += bytes(len(self.ids) - len(self.supervised))
 
     def encoded(self) -> Encoded:
         # numpy, because a torch operation costs more than such short arrays do

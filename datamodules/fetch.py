@@ -19,12 +19,16 @@ from timeviper.datamodules.frames.video import Empty, Frames, empty, frame_count
 from timeviper.datamodules.mixture import Unit
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.member_file import SampleFiles
+from timeviper.datamodules.remote.storage import is_remote
 from timeviper.datamodules.shards.index_file import SampleRecord
 from timeviper.datamodules.shards.schema import FEATURES, media_type, parse_record
 
 SMALL = 1 << 20  # bytes that arrive sooner than an answer to a further request
 A_FRAME = 1 << 18  # bytes; a second of Full HD has twice as many
 USUAL_SPACING = 4.0  # s from keyframe to keyframe, where the index does not say
+
+Record = dict[str, Any]
+"""The json of a sample in its full form."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,24 @@ def fetch(
     classes: Mapping[str, ClassDataset],
     cache: BlockCache | None = None,
     empty: Empty = empty,
+    texts: Record | None = None,
 ) -> Fetched:
     """Read and decode a unit; `classes` are the sources that are Python classes, by name.
 
     `cache` keeps what was read of remote shards (None: the default folder). `empty` makes the arrays in which frames
-    are decoded. Raises ValueError or OSError that says what is wrong with the sample, never anything else.
+    are decoded. `texts`: as `local_texts` gave them. Raises ValueError or OSError that says what is wrong with the
+    sample, never anything else.
     """
-    record, media = fetch_sample(unit, frames, size, classes, cache, empty, only=unit.conversation)
+    record, media = fetch_sample(unit, frames, size, classes, cache, empty, unit.conversation, texts)
     return Fetched(record["conversations"][unit.conversation], media)
+
+
+def local_texts(unit: Unit, classes: Mapping[str, ClassDataset]) -> Record | None:
+    """The json of a unit's sample of a shard on a disk; None of other units. Raises as `fetch`."""
+    if unit.source in classes or is_remote(unit.shard):
+        return None
+    raw = SampleFiles(unit.shard, unit.record).read("json")
+    return parse_record(raw, unit.record.members, unit.conversation)
 
 
 def fetch_sample(
@@ -66,10 +80,11 @@ def fetch_sample(
     cache: BlockCache | None = None,
     empty: Empty = empty,
     only: int | None = None,
-) -> tuple[dict[str, Any], list[Frames]]:
+    texts: Record | None = None,
+) -> tuple[Record, list[Frames]]:
     """The whole json of a unit's sample and its media; otherwise as `fetch`. `only` as for `parse_record`."""
     with SampleFiles(unit.shard, unit.record, cache) as files:
-        record, stored = _texts(files, unit, frames, size, classes, only)
+        record, stored = _texts(files, unit, frames, size, classes, only, texts)
         if stored:
             return record, stored
         media: list[Frames] = []
@@ -103,7 +118,8 @@ def _texts(
     size: int,
     classes: Mapping[str, ClassDataset],
     only: int | None,
-) -> tuple[dict[str, Any], list[Frames]]:
+    texts: Record | None = None,
+) -> tuple[Record, list[Frames]]:
     """The json of a sample, and its media where they are stored as features."""
     if dataset := classes.get(unit.source):
         return dataset.record(unit.record.key, unit.record), []
@@ -111,7 +127,7 @@ def _texts(
     media = [field for field in unit.record.members if media_type(field)]
     whole = stored or [field for field in media if _is_read_wholly(unit.record, field, frames)]
     files.expect(["json", *whole], [] if stored else [field for field in media if field not in whole])
-    record = parse_record(files.read("json"), unit.record.members, only)
+    record = parse_record(files.read("json"), unit.record.members, only) if texts is None else texts
     return record, list(decode_features(files.read(FEATURES), size, frames)) if stored else []
 
 

@@ -24,9 +24,10 @@ from timeviper.datamodules.checks.sample import CheckConfig, Sample
 from timeviper.datamodules.checks.shards import find_shards, walk_shard
 from timeviper.datamodules.frames.container import Container, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.draw import is_turned
 from timeviper.datamodules.frames.part import Part, part_of
 from timeviper.datamodules.frames.timeline import read_timeline
-from timeviper.datamodules.frames.video import is_turned, lead_in, probe_video, sample_times
+from timeviper.datamodules.frames.video import lead_in, probe_video, sample_times
 from timeviper.datamodules.ordered_pool import ordered
 from timeviper.datamodules.shards.index import index_shards
 from timeviper.datamodules.shards.schema import FEATURES, parse_record

@@ -18,9 +18,10 @@ from timeviper.datamodules.checks.perceptual import FRAMES, SIZE, Signature, sig
 from timeviper.datamodules.checks.reencode import KEY_SECONDS
 from timeviper.datamodules.frames.container import Container, Source, Still, Strict, VideoError, named
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.draw import is_turned
 from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
-from timeviper.datamodules.frames.video import is_turned, iter_video, lead_in, read_video, sample_times
+from timeviper.datamodules.frames.video import iter_video, lead_in, read_video, sample_times
 
 Finding = tuple[str, str]  # kind, detail
 Open = Callable[[], IO[bytes]]

@@ -20,8 +20,9 @@ from av.video.stream import VideoStream
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import Container, Strict
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.draw import is_turned, upright
 from timeviper.datamodules.frames.timeline import read_timeline
-from timeviper.datamodules.frames.video import is_turned, lead_in, sample_times, upright
+from timeviper.datamodules.frames.video import lead_in, sample_times
 
 KEY_SECONDS = 2.0  # a keyframe at least so often, for recipes that sample other instants
 CRF = "20"  # of x264: hardly visible losses

@@ -26,7 +26,8 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from timeviper.datamodules.frames.container import FORMATS, LIMITS, Container, VideoError, named
-from timeviper.datamodules.frames.video import lead_in, resized
+from timeviper.datamodules.frames.draw import resized
+from timeviper.datamodules.frames.video import lead_in
 
 POLL = 0.1  # seconds between two looks at what may come, or end
 AHEAD = 4  # frames that wait for who takes them

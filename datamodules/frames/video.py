@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
 import numpy as np
-from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import MAX_PIXELS, Container, Source, VideoError
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.draw import draw
 from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.rule import FrameRule
 from timeviper.datamodules.frames.timeline import Timeline, read_timeline
@@ -33,8 +31,8 @@ __all__ = [
     "sample_times",
 ]
 
-# Bit-exact rounding costs 10 us a frame and makes pixels the same on every processor.
-RESIZE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+# Pixels of frames that are drawn together: in turns with decoding each takes twice the time. As many as a cache holds.
+HELD = 1 << 19
 
 Empty = Callable[[Sequence[int]], NDArray[np.uint8]]
 """Makes an array of a shape, whose values do not matter."""
@@ -158,16 +156,28 @@ def iter_video(
             pixels = empty((room, 3, size, size))
             return Frames(pixels, np.empty(room), sampling.duration, sampling.count, sampling.fps, sampling.kind)
 
-        taken, filled, current = 0, 0, piece(0)
+        taken, filled, drawn, current, held = 0, 0, 0, piece(0), list[VideoFrame]()
+
+        def draw_held() -> None:
+            nonlocal drawn
+            for number, frame in enumerate(held, drawn):
+                draw(frame, current.pixels[number])
+            drawn += len(held)
+            held.clear()
+
         for frame, stamp, serves in sampling.reader.read(sampling.targets):
             seconds = sampling.seconds(stamp)
             for _ in range(serves):
                 if filled == len(current.times):
+                    draw_held()
                     yield current
-                    filled, current = 0, piece(taken)
-                draw(frame, current.pixels[filled])
+                    filled, drawn, current = 0, 0, piece(taken)
+                held.append(frame)
                 current.times[filled] = seconds
                 filled, taken = filled + 1, taken + 1
+                if len(held) * frame.width * frame.height > HELD:
+                    draw_held()
+        draw_held()
         missing = sampling.missing(taken)
         yield replace(current, pixels=current.pixels[:filled], times=current.times[:filled], missing=missing)
 
@@ -248,66 +258,3 @@ def _losses(container: Container, taken: int, wanted: int) -> str:
         return f"cannot be decoded: a damaged header, or more than the limit of {MAX_PIXELS:,} pixels"
     found, codec = f"only {taken}" if taken else "none", container.context.name
     return f"{found} of {wanted} frames can be decoded ({codec}): the file is cut or damaged, or beyond this decoder"
-
-
-class _Scalers(threading.local):
-    """One scaler a format and size: its tables cost more than a small frame. A thread has its own."""
-
-    LIMIT = 16  # a corpus of pictures may have any number of sizes
-
-    def __init__(self) -> None:
-        self.made: dict[tuple[str, int, int, int], VideoReformatter] = {}
-
-    def get(self, frame: VideoFrame, size: int) -> VideoReformatter:
-        key = (frame.format.name, frame.width, frame.height, size)
-        if key not in self.made:
-            if len(self.made) == self.LIMIT:
-                del self.made[next(iter(self.made))]
-            self.made[key] = VideoReformatter()
-        return self.made[key]
-
-
-_SCALERS = _Scalers()
-
-
-def resized(frame: VideoFrame, size: int) -> NDArray[np.uint8]:
-    """`[3, size, size]` RGB, upright."""
-    picture = np.empty((3, size, size), np.uint8)
-    draw(frame, picture)
-    return picture
-
-
-def draw(frame: VideoFrame, picture: NDArray[np.uint8]) -> None:
-    """Fill `picture` `[3, S, S]` with a frame, RGB and upright.
-
-    Planar output saves the transposition and keeps chroma at full resolution.
-    """
-    size = picture.shape[-1]
-    scaler = _SCALERS.get(frame, size)
-    planar = scaler.reformat(frame, size, size, "gbrp", interpolation=RESIZE, threads=1)
-    for channel, plane in zip((1, 2, 0), planar.planes):
-        picture[channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(size, plane.line_size)[:, :size]
-    if (turned := upright(picture, frame)) is not picture:
-        picture[...] = turned.copy()
-
-
-def upright(picture: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
-    """Turn and mirror a picture `[3, H, W]` as the file says that it is to be shown."""
-    try:
-        # Not frame.side_data, which the frame keeps and which keeps the frame: it would stay until the next collection.
-        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # pyright: ignore[reportCallIssue]
-    except ValueError:  # PyAV trips over kinds of side data that it does not know, such as EXIF
-        return np.rot90(picture, round(frame.rotation / 90), axes=(1, 2))
-    if matrix is None:
-        return picture
-    # Row vectors: (x, y) is shown at (a x + c y, b x + d y), here always quarter turns and mirrors.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]
-    if abs(b) > abs(a):
-        picture, a, d = picture.transpose(0, 2, 1), c, b
-    return picture[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def is_turned(frame: VideoFrame) -> bool:
-    """Whether `upright` has anything to do."""
-    corners = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
-    return not np.array_equal(upright(corners, frame), corners)

@@ -7,11 +7,14 @@ raises it again.
 
 from __future__ import annotations
 
+import io
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
+from typing import IO
 
 from av.error import err_check
 
@@ -27,6 +30,11 @@ HELD = 16  # blocks that one open file of a disk has in memory, 1 MiB at most
 AHEAD = 6  # of what was read in a row, the share that is asked for beyond: at most a sixth is for nothing
 
 
+def member_name(shard: str, record: SampleRecord, field: str) -> str:
+    """For messages."""
+    return f"{shown(shard)}[{record.key}.{field}]"
+
+
 class MemberFile(RangeFile):
     """Base of both kinds; `load` is what differs."""
 
@@ -34,7 +42,7 @@ class MemberFile(RangeFile):
 
     def __init__(self, shard: str, record: SampleRecord, field: str) -> None:
         where = record.members[field]
-        super().__init__(f"{shown(shard)}[{record.key}.{field}]", where.size)
+        super().__init__(member_name(shard, record, field), where.size)
         self.shard, self.key, self.field = shard, record.key, field
         self.blocks = FileBlocks(where, record.blocks.get(field, b""))
         self.error: Exception | None = None
@@ -115,6 +123,22 @@ class LocalMember(MemberFile):
         super().close()
 
 
+class SmallMember(io.BytesIO):
+    """One of a disk that is a single block, in memory: decoding a clip asks for some of its bytes twenty times."""
+
+    def __init__(self, shard: str, record: SampleRecord, field: str) -> None:
+        where = record.members[field]
+        fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, where.size, where.offset)
+        finally:
+            os.close(fd)
+        if len(data) != where.size or zlib.crc32(data) != where.crc32:
+            raise LocalMember(shard, record, field).damaged(0, len(data))
+        super().__init__(data)
+        self.name = member_name(shard, record, field)
+
+
 class RemoteMember(MemberFile):
     """Of a shard in a store. A block is asked for once, and then found in the cache for as long as that keeps it."""
 
@@ -171,16 +195,17 @@ class SampleFiles:
             wanted += [blocks[n] for n in blocks.between(0, where.size if size is None else size)]
         self.ahead.expect(wanted)
 
-    def open(self, field: str) -> MemberFile:
+    def open(self, field: str) -> IO[bytes]:
         """A member, to be read in a `with`."""
         if self.ahead is not None:
             return RemoteMember(self.shard, self.record, field, self.ahead)
-        return LocalMember(self.shard, self.record, field)
+        kind = SmallMember if self.record.members[field].size <= BLOCK_BYTES else LocalMember
+        return kind(self.shard, self.record, field)
 
     def read(self, field: str) -> bytes:
         """All bytes of a member. Raises ShardError for damaged ones, OSError for what cannot be read."""
         with self.open(field) as file:
-            return file.readall()
+            return file.read()
 
     def __enter__(self) -> SampleFiles:
         return self
@@ -190,6 +215,6 @@ class SampleFiles:
             self.ahead.close()
 
 
-def open_member(shard: str, record: SampleRecord, field: str, cache: BlockCache | None = None) -> MemberFile:
+def open_member(shard: str, record: SampleRecord, field: str, cache: BlockCache | None = None) -> IO[bytes]:
     """A member of the shard at a path or URL, to be read in a `with`. `cache` None: the default one."""
     return SampleFiles(shard, record, cache).open(field)

@@ -21,8 +21,9 @@ from timeviper.datamodules.checks.fix import DROPPED, fix_shards
 from timeviper.datamodules.checks.shards import CheckConfig, Report, check_shards
 from timeviper.datamodules.frames.container import Container
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.draw import resized
 from timeviper.datamodules.frames.timeline import read_timeline
-from timeviper.datamodules.frames.video import Frames, resized
+from timeviper.datamodules.frames.video import Frames
 from timeviper.datamodules.shards.index import index_shards, read_index, write_index
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.datamodules.world.render import draw, encode_image

@@ -27,10 +27,11 @@ from timeviper.datamodules.checks.fix import fix_shards
 from timeviper.datamodules.checks.shards import CheckConfig, check_shards
 from timeviper.datamodules.frames.container import Container
 from timeviper.datamodules.frames.decode import FrameReader
+from timeviper.datamodules.frames.draw import resized
 from timeviper.datamodules.frames.scan import scan
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.timeline import read_timeline
-from timeviper.datamodules.frames.video import Frames, lead_in, probe_video, read_video, resized, sample_times
+from timeviper.datamodules.frames.video import Frames, lead_in, probe_video, read_video, sample_times
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.datamodules.shards.schema import media_type
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.container import Still
+from timeviper.datamodules.frames.draw import resized
 from timeviper.datamodules.frames.stream import FrameStream
-from timeviper.datamodules.frames.video import Frames, resized, sample_times
+from timeviper.datamodules.frames.video import Frames, sample_times
 from timeviper.datamodules.shards.schema import media_type
 
 Video = str | Path | Frames | NDArray[Any] | Tensor
