@@ -60,7 +60,15 @@ def parts(share: StepPlan, most: int, image_size: int) -> Iterator[tuple[int, St
 class Ahead:
     """The steps as they come. The last one closes it, as an error does."""
 
-    def __init__(self, reader: PackReader, plans: Iterable[StepPlan], bounds: Bounds, pin: bool) -> None:
+    def __init__(
+        self,
+        reader: PackReader,
+        plans: Iterable[StepPlan],
+        bounds: Bounds,
+        pin: bool,
+        processes: Processes | None = None,
+    ) -> None:
+        """processes: that were started beforehand, with this reader."""
         self._reader, self._plans, self._bounds, self._pin = reader, plans, bounds, pin
         self._steps: deque[_Step] = deque()  # that the training process has not taken
         self._named = -1  # number of the last step that it knows of, if only as coming
@@ -72,7 +80,7 @@ class Ahead:
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._woken, self._wake = SPAWN.Pipe(duplex=False)
-        self._processes = Processes(reader, bounds.workers)
+        self._processes = processes or Processes(reader, bounds.workers)
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 

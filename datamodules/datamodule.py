@@ -20,6 +20,7 @@ from timeviper.datamodules.plan import StepPlan, held_out
 from timeviper.datamodules.plan_files import FILE as STATE
 from timeviper.datamodules.plan_files import PlanFiles
 from timeviper.datamodules.plan_state import PlanState
+from timeviper.datamodules.processes import Processes
 from timeviper.datamodules.reader import PackReader, Reading
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.turns import turns_note
@@ -57,6 +58,12 @@ class VideoDataModule(pl.LightningDataModule):
         self.plan.check(plan_step(recipe.train.steps - 1, left_out) + 1)
         self.val_sources = load_sources(recipe.data.val, recipe.data.cache, recipe.data.patience)
         self.cost = cost_model(recipe, tokenizer)
+        self._started: Processes | None = None
+
+    def start(self) -> None:
+        """Have loader processes start, which takes them seconds, while the model is built."""
+        if self.recipe.data.workers:
+            self._started = Processes(self.reader, self.recipe.data.workers)
 
     def _loader(self, reader: PackReader, plans: Callable[[], Iterable[StepPlan]], workers: int) -> Loader:
         assert self.trainer is not None
@@ -70,6 +77,7 @@ class VideoDataModule(pl.LightningDataModule):
             prefetch=data.prefetch,
             prefetch_gb=data.prefetch_gb,
             pin=trainer.strategy.root_device.type == "cuda",
+            processes=self._started if workers else None,
         )
 
     def train_dataloader(self) -> ComingSteps:
@@ -78,7 +86,9 @@ class VideoDataModule(pl.LightningDataModule):
         if note := turns_note(self.recipe, self.plan.sources):
             log.warning("%s", note)
         plans = partial(self.steps, self.trainer.global_step)
-        return ComingSteps(self._loader(self.reader, plans, self.recipe.data.workers))
+        loader = self._loader(self.reader, plans, self.recipe.data.workers)
+        self._started = None
+        return ComingSteps(loader)
 
     def steps(self, start: int) -> Iterator[StepPlan]:
         """The steps of this run, from `start` on; where the plan stands after each is remembered until it is past."""

@@ -8,6 +8,7 @@ from functools import partial
 from timeviper.datamodules.ahead import Ahead, Bounds
 from timeviper.datamodules.coming import Coming
 from timeviper.datamodules.plan import StepPlan
+from timeviper.datamodules.processes import Processes
 from timeviper.datamodules.reader import PackReader
 from timeviper.pack import StepBatch
 
@@ -31,7 +32,10 @@ class Loader:
         prefetch: int = 2,
         prefetch_gb: float = 2.0,
         pin: bool = False,
+        processes: Processes | None = None,
     ) -> None:
+        """processes: that were started beforehand, with this reader; the first to go through the steps has them."""
+        self.processes = processes
         self.reader, self.plans, self.rank, self.world, self.pin = reader, plans, rank, world, pin
         self.bounds = Bounds(prefetch * workers, prefetch_gb, workers)
 
@@ -43,7 +47,8 @@ class Loader:
         if not self.bounds.workers:
             yield from (Coming(partial(self._here, share)) for share in shares)
             return
-        ahead = Ahead(self.reader, shares, self.bounds, self.pin)
+        ahead = Ahead(self.reader, shares, self.bounds, self.pin, self.processes)
+        self.processes = None
         try:
             yield from ahead
         except GeneratorExit:  # nobody wants the rest; behind the last step, that one may still be on its way

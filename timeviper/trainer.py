@@ -198,6 +198,7 @@ def _fit(
         found = outlook(data.plan, recipe.train)
         for line in (*map(str, found), *too_often(found), node_line(needs, local, offloaded, shared)):
             print(f"{recipe.name}: {line}", flush=True)
+    data.start()
     run.mkdir(parents=True, exist_ok=True)
     with whole_file(run / CONFIG) as partial:  # every rank writes the same
         dump(recipe, partial)

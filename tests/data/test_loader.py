@@ -29,7 +29,7 @@ from timeviper.datamodules.ahead import parts
 from timeviper.datamodules.loader import Loader
 from timeviper.datamodules.mixture import UsedUp
 from timeviper.datamodules.plan import Item, SequenceShape, StepPlan
-from timeviper.datamodules.processes import LostLoader
+from timeviper.datamodules.processes import LostLoader, Processes
 from timeviper.datamodules.reader import TOKEN_BYTES, PackReader, plan_bytes
 from timeviper.datamodules.shards.pool import write_shards
 from timeviper.pack import Pack
@@ -117,6 +117,27 @@ def test_processes_hold_no_more_than_they_may_and_close_to_it(load: Load):
         ready = min(ready, time.monotonic() if seen[-1] >= bound - max(packs) else inf)
     assert bound - max(packs) <= max(seen) <= bound + max(packs)
     assert len(first.read().packs) == len(plans[0].packs)
+
+
+def test_processes_may_be_started_beforehand(load: Load):
+    plans = list(islice(load.plan.steps(), 3))
+    processes = Processes(load.reader, 2)
+    children = {child.pid for child in multiprocessing.active_children() if child.daemon}
+    loader = Loader(load.reader, lambda: plans, workers=2, processes=processes)
+    steps = iter(loader)
+    assert next(steps).step == 0
+    assert {child.pid for child in multiprocessing.active_children() if child.daemon} == children
+    assert [batch.step for batch in steps] == [1, 2]
+    assert [batch.step for batch in loader] == [0, 1, 2]  # with others
+    assert not [child for child in multiprocessing.active_children() if child.daemon]
+
+
+def test_processes_that_nobody_uses_end_with_the_object(load: Load):
+    processes = Processes(load.reader, 1)
+    (child,) = [child for child in multiprocessing.active_children() if child.daemon]
+    del processes
+    child.join(60.0)
+    assert not child.is_alive()
 
 
 def test_lightning_may_name_a_step_before_it_takes_the_one_before(load: Load):
