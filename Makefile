@@ -250,10 +250,11 @@ bench-gpu: $(READY) ## what only a GPU can show, at full size, in 12 minutes, in
 bench-pieces: $(READY) ## memory and time of a step in pieces beside torch's checkpointing, into benchmarks/
 	.venv/bin/python benchmarks/bench_pieces.py $(ARGS)
 
-bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, then the loader, then from a server, into benchmarks/
+bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, the loader, from a server, and memory, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py decoding --peers $(ARGS)
 	.venv/bin/python benchmarks/bench_data.py loader
 	.venv/bin/python benchmarks/bench_data.py far --runs 3
+	.venv/bin/python benchmarks/bench_memory.py
 
 bench-scale: $(READY) ## indexes of 10,000 to 10 million samples: seconds to start, memory of a rank and a node, into benchmarks/
 	.venv/bin/python benchmarks/bench_index.py $(ARGS)

@@ -1,20 +1,31 @@
-"""Memory of a process that reads large video again and again, and of one that takes frames out of a long one.
+"""Memory of a loader process that reads large video again and again, and of one that takes frames out of a long one.
 
-`python benchmarks/bench_memory.py` prints both tables; each row is a process of its own.
+    python benchmarks/bench_memory.py
+
+Each row is a process of its own. The first table is of a loader with one process, some clips of noise a step, four
+frames of each at 384 pixels: what that process alone has after so many steps. The second one is the most that
+`read_video` adds to an interpreter which has loaded the libraries, frames included.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import platform
 import resource
+from copy import deepcopy
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
-from bench_decoding import write_video
+from bench_far import TALK, hour
+from bench_loader import Load
 
-from timeviper.config import FramesConfig
+from timeviper.config import FramesConfig, Recipe, SourceConfig
+from timeviper.config.load import load_recipe
 from timeviper.datamodules.frames.video import read_video
+from timeviper.datamodules.shards.pool import write_shards
 
 LARGE = {"1080p": (1920, 1080), "4K": (3840, 2160)}
 
@@ -22,6 +33,12 @@ LARGE = {"1080p": (1920, 1080), "4K": (3840, 2160)}
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
+
+
+def own_mb(pid: int) -> float:
+    """What a process alone has in memory."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
 
 
 def write_large(path: Path, size: tuple[int, int], frames: int = 12) -> Path:
@@ -40,12 +57,21 @@ def write_large(path: Path, size: tuple[int, int], frames: int = 12) -> Path:
     return path
 
 
-def steps(path: str, count: int) -> list[float]:
-    """Resident MB after each of `count` readings of four frames."""
+def steps(recipe: Recipe, folder: Path, count: int) -> list[float]:
+    """MB of a loader process after each of `count` steps."""
+    recipe = replace(deepcopy(recipe), train=replace(recipe.train, phases={}))
+    recipe.data = replace(recipe.data, sources={"large": SourceConfig(shards=str(folder))}, tokens_per_pack=150)
+    recipe.data.frames = FramesConfig(fps=100.0, max_frames=4)
+    for tower in recipe.model.towers.values():
+        tower.image_size = 384
+    load = Load(recipe)
     found = []
-    for _ in range(count):
-        read_video(path, 384, FramesConfig(fps=100.0, max_frames=4))
-        found.append(resident_mb())
+    for _ in load.loader(load.steps(count), 1):
+        (process,) = multiprocessing.active_children()
+        if process.pid:
+            found.append(own_mb(process.pid))
+        if len(found) == count - 1:  # with the last one the process goes
+            return found
     return found
 
 
@@ -56,26 +82,42 @@ def peak(path: str, frames: int) -> tuple[float, float]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before, pixels.nbytes / 1e6
 
 
+def table(cache: Path, recipe: Recipe, count: int) -> list[str]:
+    lines = ["| video | steps | MB after 20 | after all | least and most of those after 20 |", "|---|---|---|---|---|"]
+    for name, size in LARGE.items():
+        clip, folder = write_large(cache / f"{name}.mp4", size), cache / f"large_{name}"
+        if not folder.exists():
+            write_shards([{"__key__": f"{i}", "mp4": clip, "json": {"messages": TALK}} for i in range(4)], folder)
+        found = steps(recipe, folder, count)
+        later = found[20:]
+        lines.append(f"| {name} | {count} | {found[19]:.0f} | {found[-1]:.0f} | {min(later):.0f} - {max(later):.0f} |")
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        "| 256 frames of 224 px of an hour | peak above the libraries: MB | of it the frames |",
+        "|---|---|---|",
+    ]
+    for gop in (30, 250):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            most, own = pool.apply(peak, (str(hour(cache, gop, "mp4")), 256))
+        lines.append(f"| GOP {gop} | {most:.0f} | {own:.0f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("build/bench"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=60.0)
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    print("| video | after 20 readings: MB | after all | most |\n|---|---|---|---|")
-    for name, size in LARGE.items():
-        path = write_large(args.cache / f"{name}.mp4", size)
-        with context.Pool(1) as pool:
-            found = pool.apply(steps, (str(path), args.steps))
-        print(f"| {name}, {args.steps} readings | {found[19]:.0f} | {found[-1]:.0f} | {max(found):.0f} |", flush=True)
-    print("\n| video | peak above the libraries: MB | of it the frames |\n|---|---|---|")
-    for gop in (30, 250):
-        video = write_video(args.cache / f"{args.minutes:g}min_gop{gop}.mp4", args.minutes, gop)
-        with context.Pool(1) as pool:
-            most, own = pool.apply(peak, (str(video), 256))
-        print(f"| {args.minutes:g} min, GOP {gop}, 256 frames | {most:.0f} | {own:.0f} |", flush=True)
+    head = ["# Memory of reading", "", f"{date.today()}, {platform.machine()}, made by", ""]
+    head += ["    python benchmarks/bench_memory.py", "", "```", (__doc__ or "").strip(), "```", ""]
+    lines = table(args.cache, load_recipe("recipes/tiny/stage2_instruct.yaml"), args.steps)
+    path = args.out / f"memory_{platform.machine()}-cpu_{date.today()}.md"
+    path.write_text("\n".join([*head, *lines, ""]))
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

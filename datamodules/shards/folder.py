@@ -36,7 +36,7 @@ from timeviper.datamodules.shards.column_join import columns_of, join, pick, run
 from timeviper.datamodules.shards.columns import Columns
 from timeviper.datamodules.shards.index_file import SUFFIX, ShardIndex
 from timeviper.datamodules.shards.node_files import LASTING, NodeFiles
-from timeviper.datamodules.shards.tar import is_litter
+from timeviper.datamodules.shards.tar import LITTER
 from timeviper.files import whole_file
 
 log = logging.getLogger("timeviper")
@@ -47,7 +47,7 @@ CRC = re.compile(rb'"crc32":"([0-9a-f]{8})"')
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """What a folder has of one shard."""
 
@@ -66,12 +66,13 @@ def scan(folder: Path) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_litter(Path(entry.name)):
+            name = entry.name
+            if not name.endswith((SUFFIX, ".tar")) or LITTER.fullmatch(name):
                 continue
-            if entry.name.endswith(SUFFIX):
-                found.setdefault(entry.name.removesuffix(SUFFIX) + ".tar", Entry()).index = entry.stat()
-            elif entry.name.endswith(".tar"):
-                found.setdefault(entry.name, Entry()).bytes = entry.stat().st_size
+            if name.endswith(SUFFIX):
+                found.setdefault(name.removesuffix(SUFFIX) + ".tar", Entry()).index = entry.stat()
+            else:
+                found.setdefault(name, Entry()).bytes = entry.stat().st_size
     return dict(sorted(found.items()))
 
 
