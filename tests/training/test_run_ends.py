@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -175,7 +176,8 @@ def test_a_loader_process_that_ends_is_one_message_with_its_sample(
     assert "Traceback" not in said
     assert any(f"is gone: {word}" in said for word in words.split("|")), said[-800:]
     assert "Being read then: pictures/jobs:Pictures/12#0." in said
-    assert "The run continues from step=1 with: " in said or "from its beginning" in said
+    # Step 2 is to read it, after two that were read; the checkpoint of the last may not be there yet.
+    assert re.search(r"The run continues from (step=[12]|its beginning) with: ", said), said[-800:]
 
 
 def test_lost_loaders_and_what_torch_says_of_memory_are_understood() -> None:
