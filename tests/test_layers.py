@@ -10,7 +10,7 @@ from tree import ROOT
 
 # From the ground up. A module may import what stands in a lower layer, and its own folder; nothing beside it.
 LAYERS = {
-    "kernels pack tokenizer errors console files svg package": "operations, what flows, and what everything may say",
+    "kernels pack tokenizer errors console files svg package quiet": "operations, what flows, what all may say",
     "config": "settings: what they are, how they are read and checked, what holds at a step; no torch",
     "model offload": "single-device code of the model and its arithmetic; saved tensors on the host",
     "datamodules parallel": "samples into packs; checkpointing, compile and sharding of a model",
@@ -23,7 +23,7 @@ LAYERS = {
 }
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 # So that help, explain and a mistyped recipe answer at once.
-NO_TORCH = ("config", "errors", "console", "svg", "package", "__init__")
+NO_TORCH = ("config", "errors", "console", "svg", "package", "quiet", "__init__")
 
 
 def files() -> dict[str, Path]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -142,18 +139,3 @@ def fitted(text: str, width: int) -> str:
         del parts[max(len(parts) - 2, 1)]
     text = "  ".join(parts)
     return text if cell_len(text) < width else set_cell_size(text, max(width - 1, 0))
-
-
-@contextmanager
-def without_torchao_s_notes() -> Iterator[None]:
-    """Around what imports torchao, as transformers does if it is there; it tells of kernels for other devices."""
-    names = ("torchao", "torch.utils._pytree", "")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before):
-            logger.setLevel(level)

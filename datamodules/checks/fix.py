@@ -179,7 +179,7 @@ def _is_fit(tar: Path, member: Member, frames: FramesConfig) -> bool:
     """Whether encoding it anew would gain nothing: every sampled instant has its keyframe already."""
     with _open(TarSlice(tar, member.offset, member.size)) as file, Container(file) as video:
         timeline = read_timeline(video)
-        plain = video.context.name == "h264" and video.context.pix_fmt == "yuv420p" and "mp4" in video.format
+        plain = video.context.name == "h264" and video.context.pix_fmt == "yuv420p" and "mov" in video.format
         late = lead_in(video, timeline.start) / video.tick > timeline.step / 2
         if not plain or late or timeline.shown is not None:
             return False

@@ -227,7 +227,7 @@ def test_all_problems_are_raised_together_with_their_origin(write) -> None:
         ("optim.lr=fast", "optim.lr", "a number"),
         ("train.trainable=decoder", "train.trainable", "such as [a, b]"),
         ("model.decoder.family=mamba", "model.decoder.family", "one of nemotron_h, llama, qwen2"),
-        ("optim=3", "optim", "a section with lr, lrs"),
+        ("optim=3", "optim", "a section with name, lr, lrs"),
         ("data.sources=null", "data.sources", "a section of names"),
         ("data.sources.videos.weigth=2", "data.sources.videos.weigth", "Did you mean data.sources.videos.weight?"),
         ("data.sources.a b.weight=2", "data.sources.a b", "letters, digits"),

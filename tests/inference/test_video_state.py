@@ -330,7 +330,7 @@ def test_two_writers_leave_a_whole_file(model: LoadedModel, clip: Path, tmp_path
 
 
 def test_steps_let_others_in_between(model: LoadedModel, clip: Path) -> None:
-    steps = watching(model, model.media(clip), model.state_key)
+    steps = watching(model, model.media(clip), model.state_key, video=str(clip))
     told: list[tuple[int, int]] = []
     while True:
         try:

@@ -197,7 +197,7 @@ RATE = "above 0; a part is frozen by leaving it out of train.trainable"
 @dataclass
 class OptimConfig:
     name: Literal["adamw", "muon"] = "adamw"
-    """muon: matrices inside of blocks and transfers by Muon, scaled so that AdamW's rates serve it; all else by AdamW."""
+    """muon: matrices inside of blocks and transfers by Muon, scaled so that AdamW's rates serve; all else by AdamW."""
     lr: float = above(0, 1e-5, RATE)
     """Peak learning rate."""
     lrs: dict[str, float | None] = field(default_factory=dict, metadata=above(0, None, RATE).metadata)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timeviper.console import without_torchao_s_notes
 from timeviper.errors import ConfigError, Problem
+from timeviper.quiet import without_torchao_s_notes
 
 KEY = "eval.quantise"
 FP8_CAPABILITY = (8, 9)  # of CUDA devices: Ada and Hopper are the first that multiply in fp8

@@ -15,8 +15,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from timeviper.config import TowerConfig
-from timeviper.console import without_torchao_s_notes
 from timeviper.model.vision.tower import Tower, blocks_needed
+from timeviper.quiet import without_torchao_s_notes
 
 
 class Pretrained(Tower):
