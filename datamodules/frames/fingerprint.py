@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.share import Length, shared
@@ -61,7 +61,7 @@ def same_frames(media: Sequence[Length], frames: FramesConfig, other: FramesConf
     return frames == other or counts(frames) == counts(other)
 
 
-def read_metadata(file: BinaryIO) -> dict[str, Any]:
+def read_metadata(file: IO[bytes]) -> dict[str, Any]:
     """What stands in the header of a file of features (see `stored.py`). ValueError if it is none."""
     size = int.from_bytes(_read(file, 8), "little")
     if not 2 <= size <= MAX_HEADER:
@@ -76,7 +76,7 @@ def read_metadata(file: BinaryIO) -> dict[str, Any]:
     return found
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
+def _read(file: IO[bytes], size: int) -> bytes:
     """So many bytes, or all that there are; a file of blocks gives one at a time."""
     found = b""
     while len(found) < size and (more := file.read(size - len(found))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from export_helpers import random_run
@@ -32,7 +33,8 @@ def test_a_question_costs_at_most_a_fifth_at_1024_frames(tmp_path: Path, monkeyp
     plain = TimeViper.encode
     monkeypatch.setattr(TimeViper, "encode", lambda self, *a: (frames.append(len(a[0])), plain(self, *a))[1])
     seconds, replies = {}, {}
-    for prefill, asked in (("video", items), ("question", items[:ALONE])):
+    ways: tuple[tuple[Literal["video", "question"], list[Item]], ...] = (("video", items), ("question", items[:ALONE]))
+    for prefill, asked in ways:
         frames.clear()
         asker = Asker(model, Way(LETTER_FORM, protocol, max_new_tokens=4, prefill=prefill))
         begun = time.process_time()

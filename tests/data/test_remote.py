@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -28,7 +29,7 @@ from timeviper.datamodules.reader import PackReader
 from timeviper.datamodules.remote import patience, storage
 from timeviper.datamodules.remote.block_cache import BlockCache
 from timeviper.datamodules.remote.listing import expand
-from timeviper.datamodules.remote.member_file import LocalMember, SampleFiles, open_member
+from timeviper.datamodules.remote.member_file import LocalMember, MemberFile, SampleFiles, open_member
 from timeviper.datamodules.shards.block_sums import BLOCK_BYTES
 from timeviper.datamodules.shards.column_file import FILE, write_columns
 from timeviper.datamodules.shards.column_join import columns_of
@@ -155,13 +156,18 @@ def test_a_shard_that_was_cut_is_named(folder: Path, tmp_path: Path) -> None:
         fetch(unit, CLIPS, 32, {})
 
 
+def spoil(file: IO[bytes]) -> None:
+    assert isinstance(file, MemberFile)
+    file.error = file.damaged(1, BLOCK_BYTES)
+
+
 def test_an_error_that_ffmpeg_swallows_is_raised_in_the_end(folder: Path) -> None:
     unit = units(str(folder))[0]
     with (
         pytest.raises(ShardError, match="mp4 is damaged"),
         open_member(unit.shard, unit.record, "mp4") as file,
     ):
-        file.error = file.damaged(1, BLOCK_BYTES)
+        spoil(file)
 
 
 def test_old_and_changed_indexes_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -318,7 +324,9 @@ def test_a_block_that_arrives_damaged_is_asked_for_again(folder: Path, server: R
     with pytest.raises(ShardError, match=rf"sample 'clip0': mp4 is damaged: its bytes 0 to {BLOCK_BYTES} "):
         fetch(unit, CLIPS, 32, {}, cache)
     assert len(server.requests) == 2
-    assert not cache.get(unit.shard, [open_member(unit.shard, unit.record, "mp4").blocks[0]])
+    with open_member(unit.shard, unit.record, "mp4") as file:
+        assert isinstance(file, MemberFile)
+        assert not cache.get(unit.shard, [file.blocks[0]])
 
 
 def test_a_store_that_is_away_costs_no_sample(
