@@ -291,7 +291,7 @@ else
 endif
 
 # Pages, and the files that they link to, as they lie in the repository.
-PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests
+PAGES := README.md CHANGELOG.md LICENSE Makefile docs recipes benchmarks kernels callbacks datamodules timeviper tests integrations
 
 docs: $(TESTED) ## the documentation as a searchable site in build/site, its links checked
 	@rm -rf build/pages build/site && mkdir -p build/pages
