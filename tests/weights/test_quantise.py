@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from export_helpers import random_run
-from ranks import logits_of, run_ranks, small_recipe, train_and_export
+from ranks import first_weights, logits_of, run_ranks, small_recipe, train_and_export
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -158,7 +158,7 @@ def test_adapters_learn_on_an_int8_base_and_the_export_has_them_merged(world: in
     learned = {name for name in before if not torch.equal(before[name], after[name])}
     assert learned
     assert not any(name in int8 or name.endswith(SCALE) for name in learned)
-    plain = run_ranks(1, _first, small_recipe(LORA))[0]
+    plain = run_ranks(1, first_weights, small_recipe(LORA))[0]
     for name in int8:
         numbers, scale = int8_rows(plain[name])
         assert torch.equal(before[name], numbers)
@@ -170,12 +170,6 @@ def test_adapters_learn_on_an_int8_base_and_the_export_has_them_merged(world: in
     model.eval()
     for found, wanted in zip(logits_of(model), logits):
         assert_close(found, wanted, rtol=0, atol=2e-4)
-
-
-def _first(recipe: Any) -> dict[str, Tensor]:
-    from ranks import first_weights
-
-    return first_weights(recipe)
 
 
 def test_the_frozen_9b_takes_a_byte_a_weight() -> None:
