@@ -281,10 +281,8 @@ def _open_file(source: str | Path | IO[bytes], where: str) -> InputContainer:
                 raise VideoError(where, "is empty (0 bytes)")
             expect_index(source)
             source.seek(0)
-            if (
-                source.read(8)[4:] == b"ftyp"
-            ):  # asking every format whether it is its own takes a quarter of the opening
-                kind = "mov"
+            # Told which it is, FFmpeg need not ask every format, which takes a quarter of the opening.
+            kind = "mov" if source.read(8)[4:] == b"ftyp" else None
             source.seek(0)
             target = source
         try:

@@ -115,5 +115,7 @@ def test_two_ranks_take_the_steps_of_one(one_rank: list[dict[str, Tensor]]) -> N
             assert (trained.after[name] - tensor).norm() <= 0.2 * moved + 1e-6, name
 
 
-def test_a_sharded_run_goes_on_over_a_break(tmp_path: Path) -> None:
-    run_ranks(2, train_and_export, RECIPE, tmp_path / "export")
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_sharded_run_goes_on_over_a_break(offload: bool, tmp_path: Path) -> None:
+    recipe = replace(small_recipe(offload_params=offload), optim=OPTIM)
+    run_ranks(2, train_and_export, recipe, tmp_path / "export")

@@ -78,8 +78,8 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
     ]
     betas = (cfg.beta1, cfg.beta2)
     # fused: one call for all tensors; with sharded tensors the per-tensor form is 8 times slower
-    some = any(muon for _, _, muon in groups)
-    optimizer = MatrixMuon(given, betas) if some else AdamW(given, betas=betas, fused=True)
+    matrices = any(muon for *_, muon in groups)
+    optimizer = MatrixMuon(given, betas) if matrices else AdamW(given, betas=betas, fused=True)
     for group in optimizer.param_groups:
         for p in group["params"]:  # now, not at a part's first step: a checkpoint before it holds the same tensors
             optimizer.state[p] = _first_state(p, group.get("muon", False))
