@@ -212,8 +212,10 @@ def many_files(shards: int, work: Path, runs: int) -> Iterator[str]:
     folder = work / f"{shards}-files"
     build(folder, shards, 1)
     found = measured(folder, work, runs)
-    yield f"{shards:,} shards of one sample in one folder: {found['cold s']:.1f} s cold, {found['s']:.1f} s "
-    f"warm ({found['cpu']:.1f} s of CPU)."
+    yield (
+        f"{shards:,} shards of one sample in one folder: {found['cold s']:.1f} s cold, {found['s']:.1f} s warm "
+        f"({found['cpu']:.1f} s of CPU)."
+    )
 
 
 def from_json(samples: int, work: Path, workers: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ at once, whatever it is doing: so does the whole of them with the training proce
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import queue
@@ -29,6 +30,7 @@ from timeviper.pack import StepBatch
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads and process groups
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 IN_HAND = 2  # jobs that a process has: the one that it reads, and the one that it goes on with
 
 
@@ -160,10 +162,19 @@ def _work(reader: PackReader, slot: int, pipe: Connection) -> None:
             block = Block(plan_bytes(plan, reader.form.image_size))
             block.send(reader.read(plan, block.room), pipe, number)
             del block  # not kept until there is another job
+            _give_back()
         except BrokenPipeError:
             os._exit(0)
         except BaseException as error:
             pipe.send(_sendable(error))
+
+
+def _give_back() -> None:
+    """Free memory, to the system. The planes of large frames, freed in another order than they came in, leave holes
+    that the allocator keeps: without this a process grew by 150 MB in 200 steps of 4K, and with it by nothing, in no
+    more time. Where the C library is not glibc there is nothing to call."""
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def _listen(pipe: Connection, jobs: queue.SimpleQueue[tuple[int, StepPlan]]) -> None:

@@ -116,15 +116,17 @@ class FrameReader:
     def _runs(self, targets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         """Targets that are decoded in one go, with the keyframe (by number) to start from."""
         keys, positions = self.timeline.keys, self.timeline.positions
-        start, run = 0, []
+        start, run, reached = 0, list[int](), 0
         for target in targets:
             group = max(bisect_right(keys, target) - 1, 0)
-            reached = (run[-1] - self.timeline.start) // self.timeline.step if run else 0
             if group > start and positions[group] - reached >= SEEK_GAIN:
                 if run:
                     yield start, run
                 start, run = group, []
             run.append(target)
+            # From the keyframe before: the mean step in ticks of a millisecond is 1% off, in an hour 1,000 frames.
+            if keys:
+                reached = positions[group] + (target - keys[group]) // self.timeline.step
         if run:
             yield start, run
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from av.packet import Packet
+
 from timeviper.datamodules.frames.container import Container
 
 BACK, LEAP = 0.1, 10.0  # seconds
@@ -66,13 +68,14 @@ def scan(container: Container) -> Scan:
     """Read all packets of all streams; the container is at its end then."""
     found = Scan()
     latest, before, offset = None, None, 0
+    leaps, edits, reordered = container.leaps, container.has_edits, container.is_reordered
+    ends: dict[int, tuple[int, Packet]] = {}  # of each stream, in its ticks: fractions are slow
     for packet in container.packets(every_stream=True):
         duration = packet.duration or 0
         if packet.pts is not None:
-            end = float((packet.pts + duration) * packet.time_base)
-            found.ends = max(found.ends, end)
-            if packet.stream.type == "audio":
-                found.end_of_sound = max(found.end_of_sound, end)
+            end, so_far = packet.pts + duration, ends.get(packet.stream_index)
+            if so_far is None or end > so_far[0]:
+                ends[packet.stream_index] = end, packet
         if packet.stream_index != container.stream.index:
             continue
         number, now = len(found.stamps), packet.dts
@@ -81,12 +84,12 @@ def scan(container: Container) -> Scan:
                 found.first = now
             if before is not None:
                 ahead = (now - before) * container.tick
-                if (ahead < -BACK and not container.has_edits) or (container.leaps and ahead > LEAP):
+                if (ahead < -BACK and not edits) or (leaps and ahead > LEAP):
                     offset += before + container.usual - now
                     found.jumped = True
                 found.disordered |= now < before
             before = found.last_dts = now
-        stamp = packet.dts if container.is_reordered else packet.pts
+        stamp = packet.dts if reordered else packet.pts
         stamp = None if stamp is None else stamp + offset
         found.stamps.append(stamp)
         if not container.shows(packet):
@@ -96,4 +99,9 @@ def scan(container: Container) -> Scan:
                 found.keys.append(number)
             if latest is None or stamp >= latest:
                 latest, found.lasting = stamp, duration
+    for ticks, packet in ends.values():
+        end = float(ticks * packet.time_base)
+        found.ends = max(found.ends, end)
+        if packet.stream.type == "audio":
+            found.end_of_sound = max(found.end_of_sound, end)
     return found

@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from video_helpers import all_frames, numbers, picture, shown_at, write_clip
 
 from timeviper.config import FramesConfig
+from timeviper.datamodules.frames.container import Container
 from timeviper.datamodules.frames.video import (
     VideoError,
     frame_count,
@@ -357,3 +358,20 @@ def test_random_damage_never_escapes(tmp_path: Path, damage: int):
     except VideoError:
         return
     assert len(read.pixels) == len(read.times) > 0
+
+
+def test_coarse_ticks_cost_no_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Matroska's milliseconds: the mean step in whole ticks is wrong, here by 40%, and adds up over a long video."""
+    path = write_clip(tmp_path / "clip.mkv", 900, fps=600, options={"g": "10"})
+    decoded = 0
+
+    def counted(self: Container, packet: av.Packet | None) -> list[av.VideoFrame]:
+        nonlocal decoded
+        decoded += packet is not None
+        return plain(self, packet)
+
+    plain = Container.decode
+    monkeypatch.setattr(Container, "decode", counted)
+    read = read_video(path, 32, FramesConfig(fps=1000, max_frames=15))
+    assert len(read.times) == 15
+    assert decoded <= 15 * (10 + 3)  # a group of pictures each, and what reordering looks ahead
