@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_said(page: Any, served: Served, tmp_path: Path) 
     bad.write_bytes(b"no video at all")
     page.set_input_files("#file", str(bad))
     until(page, "document.querySelector('#status').textContent.includes('It did not work')", timeout=30_000)
-    assert "cannot be read as a video or picture" in page.inner_text("#status")
+    assert "bad.mp4: it cannot be read as a video or picture" in page.inner_text("#status")
     shoot(page, "error")
     page.errors[:] = [error for error in page.errors if "422" not in error]  # the browser's own note of the reply
 

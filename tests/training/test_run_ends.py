@@ -170,7 +170,7 @@ def test_a_loader_process_that_ends_is_one_message_with_its_sample(
 ) -> None:
     options = ["data.workers=1", f"data.sources.pictures.options={{odd: {odd}}}", "train.checkpoint_every=1"]
     command = [sys.executable, "-m", "timeviper.cli", "train", str(recipe), f"out={tmp_path / 'run'}", *options]
-    ended = subprocess.run(command, cwd=ROOT / "tests/support", capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT / "tests/support", capture_output=True, text=True, timeout=300)
     said = " ".join((ended.stdout + ended.stderr).split())
     assert ended.returncode == 1
     assert "Traceback" not in said

@@ -87,7 +87,10 @@ def bench_run(wanted: Wanted, *, quiet: bool = False) -> Capsule:
         except ConnectionError as error:
             kept = f"All answers so far are kept in {folder}: the same command goes on from there"
             raise ConnectionError(f"{error}. What ended it stands in its own output. {kept}") from error
-        return end(folder) if first else read_capsule(folder)
+        # The first rank joins the parts and removes them: nobody reads the capsule meanwhile.
+        ended: list[Capsule] = []
+        ranks.from_first(lambda: ended.append(end(folder)))
+        return ended[0] if ended else read_capsule(folder)
 
 
 def default_folder(wanted: Wanted, depends: dict[str, Any]) -> Path:

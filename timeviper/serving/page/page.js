@@ -101,7 +101,8 @@ async function take(file) {
     show(await watch({ file_id: stored.id }, mine.signal), URL.createObjectURL(file), file.name);
     await earlier();
   } catch (error) {
-    el("status").textContent = error.name === "AbortError" ? "Stopped." : `It did not work: ${error.message}`;
+    const reason = error.message.replace(/^file_id:/, `${file.name}:`);
+    el("status").textContent = error.name === "AbortError" ? "Stopped." : `It did not work: ${reason}`;
     if (video) ready(true);
   }
   busy(null);
