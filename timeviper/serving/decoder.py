@@ -40,6 +40,7 @@ CODECS = (
 )
 HEAD = struct.Struct("<cQ")  # what follows, J(SON), P(ixels) or nothing (the E(nd)), and how many bytes
 LARGEST = 1 << 20  # bytes of a request
+NO_MEMORY = json.dumps({"error": "memory"}).encode()
 
 
 def send(to: IO[bytes], kind: bytes, *parts: bytes | memoryview) -> None:
@@ -77,19 +78,36 @@ def _child(request: dict[str, Any], media: int, answer: int) -> None:
     try:
         send(to, b"J", json.dumps({"pid": os.getpid()}).encode())
         _confine(request)
-        with os.fdopen(media, "rb") as file:
+        with _Bytes(media, to) as file:
             _work(request, file, to)
         send(to, b"E")
     except VideoError as error:
         send(to, b"J", json.dumps({"error": "unreadable", "log": error.reason[:500]}).encode())
     except MemoryError:
-        send(to, b"J", json.dumps({"error": "memory"}).encode())
+        send(to, b"J", NO_MEMORY)
     except (BrokenPipeError, KeyboardInterrupt):  # nobody reads any more
         pass
     except Exception as error:
         send(to, b"J", json.dumps({"error": "unreadable", "log": repr(error)[:500]}).encode())
     finally:
         os._exit(0)  # nothing of the parent's is to be finished here
+
+
+class _Bytes(io.BufferedReader):
+    """The file. Without memory for a read the child ends there: FFmpeg would not be told, and read on for ever."""
+
+    def __init__(self, media: int, to: IO[bytes]) -> None:
+        super().__init__(io.FileIO(media))
+        self._to = to
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return super().read(size)
+        except MemoryError:
+            try:
+                send(self._to, b"J", NO_MEMORY)
+            finally:
+                os._exit(0)
 
 
 def _confine(request: dict[str, Any]) -> None:
