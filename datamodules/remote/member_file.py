@@ -162,7 +162,7 @@ class RemoteMember(MemberFile):
                 self._begin = number
             self._end = number + 1
         try:
-            data = self.ahead.get(self.blocks[number], self._next(number))
+            data = self.ahead.get(self.blocks[number], () if self.is_here(number) else self._next(number))
         except StorageError as error:
             raise type(error)(f"sample {self.key!r}, {self.field}: {error}") from error
         if data is None:
