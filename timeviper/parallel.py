@@ -221,6 +221,13 @@ def plain_name(name: str) -> str:
 # ---- tensors, whole and in part -------------------------------------------------------------------------
 
 
+def whole_here(tensor: Tensor) -> Tensor:
+    """The tensor as one device holds it where it is shared with no other, with the same storage; else as it is."""
+    if isinstance(tensor, DTensor) and tensor.device_mesh.size() == 1:
+        return tensor.to_local()
+    return tensor
+
+
 def local_part(tensor: Tensor) -> tuple[Tensor, slice]:
     """What this rank holds of a tensor, and which rows of the whole that is (`fully_shard` cuts like `torch.chunk`)."""
     if not isinstance(tensor, DTensor):

@@ -13,7 +13,7 @@ from torch.optim import AdamW, Muon
 from timeviper.config import OptimConfig, Recipe
 from timeviper.config.curriculum import keep_at, trainable_at
 from timeviper.model.viper import part_of
-from timeviper.parallel import plain_name
+from timeviper.parallel import plain_name, whole_here
 
 # Parameters that weight decay would pull away from where they belong: decay rates and step sizes of
 # the state space, skip gains, transfer gates. Norms and biases are recognised by their dimension. Of adapters decay
@@ -44,15 +44,27 @@ class MatrixMuon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        self._muon.state, every = self.state, self.param_groups  # other objects after a checkpoint was loaded
+        every = self.param_groups
         for ours, group in zip(self._muon.param_groups, (group for group in every if group["muon"])):
             ours |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+            ours["params"] = [self._matrix(p) for p in group["params"]]
         self._muon.step()
+        self._muon.state.clear()
+        for ours in self._muon.param_groups:
+            ours["params"] = []  # they hold gradients
         self.param_groups = [group for group in every if not group["muon"]]
         try:
             return super().step(closure)
         finally:
             self.param_groups = every
+
+    def _matrix(self, p: nn.Parameter) -> Tensor:
+        """The same numbers as Muon takes them, with gradient and momentum: without sharding where this rank has them all,
+        in which a step takes a third of the time."""
+        matrix = whole_here(p).detach()
+        matrix.grad = None if p.grad is None else whole_here(p.grad)
+        self._muon.state[matrix] = {"momentum_buffer": whole_here(self.state[p]["momentum_buffer"])}
+        return matrix
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
