@@ -51,6 +51,7 @@ TORCHRUN := $(call here,.venv/bin/torchrun) --nnodes $(NNODES) --nproc-per-node 
 LAUNCH := $(if $(filter 11,$(SINGLE)),,$(TORCHRUN) )$(TIMEVIPER)
 
 WORLD := $(OUT)/data/world/.complete
+LONG := $(OUT)/data/long/.complete
 GLIMPSES := $(OUT)/data/glimpses/.complete
 recipe = recipes/$(SIZE)/$(1).yaml
 export = $(OUT)/runs/$(SIZE)/$(1)/export/lineage.json
@@ -121,7 +122,7 @@ test-slow: $(TESTED) ## the proofs that take long
 
 smoke: $(READY) ## all stages a few steps each, eval and ask, on a small world in build/smoke
 	rm -rf build/smoke
-	$(MAKE) OUT=build/smoke SCALE=small shards
+	$(MAKE) OUT=build/smoke SCALE=small shards build/smoke/data/long/.complete
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage0_tower.yaml ARGS="$(FEW)" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage1_align.yaml ARGS="$(FEW) train.phases.videos.start=1" train
 	$(MAKE) OUT=build/smoke RECIPE=recipes/tiny/stage2_instruct.yaml ARGS="$(FEW) data.workers=1" train
@@ -159,7 +160,7 @@ train-glimpses: $(READY) ## what TransV is for, in small: many objects, nine of 
 ifeq ($(SIZE),tiny)
 train-stage1: | $(FITS) $(WORLD) $(call export,stage0_tower)
 train-stage2: | $(FITS) $(WORLD) $(call export,stage1_align)
-train-stage3: | $(FITS) $(WORLD) $(call export,stage2_instruct)
+train-stage3: | $(FITS) $(LONG) $(call export,stage2_instruct)
 train-glimpses: | $(FITS) $(GLIMPSES) $(call export,glimpses_learn)
 endif
 train-stage1: STAGE = stage1_align
@@ -181,8 +182,9 @@ $(WORLD): | $(READY)
 	$(IN_OUT)$(TIMEVIPER) shards world data/world --scale $(SCALE)
 	@touch $@
 
-$(GLIMPSES): | $(READY)
-	$(IN_OUT)$(TIMEVIPER) shards world data/glimpses --kind glimpses --scale $(SCALE)
+# The other kinds: data/long, data/glimpses.
+$(LONG) $(GLIMPSES): $(OUT)/data/%/.complete: | $(READY)
+	$(IN_OUT)$(TIMEVIPER) shards world data/$* --kind $* --scale $(SCALE)
 	@touch $@
 
 eval: $(READY) ## held-out answers of RUN (default: stage 2) beside three baselines; NPROC=8 shares the questions
@@ -250,7 +252,7 @@ bench-gpu: $(READY) ## what only a GPU can show, at full size, in 12 minutes, in
 bench-pieces: $(READY) ## memory and time of a step in pieces beside torch's checkpointing, into benchmarks/
 	.venv/bin/python benchmarks/bench_pieces.py $(ARGS)
 
-bench-data: $(READY) $(WORLD) ## an hour of video beside torchcodec and decord, the loader, from a server, and memory, into benchmarks/
+bench-data: $(READY) $(WORLD) $(LONG) ## an hour of video beside torchcodec and decord, the loader, from a server, and memory, into benchmarks/
 	.venv/bin/python benchmarks/bench_data.py decoding --peers $(ARGS)
 	.venv/bin/python benchmarks/bench_data.py loader
 	.venv/bin/python benchmarks/bench_data.py far --runs 3

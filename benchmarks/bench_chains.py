@@ -166,9 +166,10 @@ def hardware() -> str:
 
 def page(chains: dict[str, list[Finished]], title: str, made_by: str, overrides: Sequence[str]) -> str:
     count = len(next(iter(chains.values())))
+    many = f"{count} whole chain{'s' * (count > 1)}"
     settings = f" Settings beside the recipes': {', '.join(overrides)}." if overrides else ""
     told = [
-        f"Held-out answers by greedy decoding: mean (lowest to highest) over {count} whole chains, each from nothing",
+        f"Held-out answers by greedy decoding: mean (lowest to highest) over {many}, each from nothing",
         "with a seed of its own for weights and data order; the recipes of a chain start from the same stage before.",
         f"{hardware()}; torch {torch.__version__}; {date.today().isoformat()}.{settings}",
     ]

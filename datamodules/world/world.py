@@ -2,8 +2,8 @@
 
     python -m timeviper.datamodules.world.world OUT [--scale 0.1] [--workers 2] [--seed 0]
 
-writes OUT/train/<source> and OUT/val/<source> for the sources images, clips, videos and long. What happens is in
-`scene.py`, how it looks in `render.py`, what is said about it in `questions.py`.
+writes OUT/train/<source> and OUT/val/<source> for the sources images, clips and videos; other kinds of world (`WORLDS`)
+have their own. What happens is in `scene.py`, how it looks in `render.py`, what is said about it in `questions.py`.
 Held-out data have other seeds, and half of their samples show an object that training never shows in this size,
 colour and shape.
 """
@@ -74,8 +74,11 @@ SOURCES = (
     # In 8 s three events have room: so the length of a video, which prompts tell, does not tell the count.
     WorldSource("train/videos", "video", 12000, 250, seconds=(8, 10), lasting=(2, 3)),
     WorldSource("val/videos", "video", 160, 80, seconds=(8, 10), lasting=(2, 3)),
-    # A needle covers at least 3 frames at one frame a second. The prefix tells the longest duration, so that
-    # a curriculum can name its part of the folder: train/long/d032-*.tar.
+)
+
+# A needle covers at least 3 frames at one frame a second. The prefix tells the longest duration, so that a curriculum
+# can name its part of the folder: train/long/d032-*.tar.
+LONG = (
     WorldSource("train/long", "long", 300, 100, "d032", seconds=(24, 32), lasting=(3, 5)),
     WorldSource("train/long", "long", 200, 50, "d128", seconds=(96, 128), lasting=(3, 6)),
     WorldSource("train/long", "long", 200, 25, "d512", seconds=(384, 512), lasting=(4, 8)),
@@ -111,7 +114,12 @@ GLIMPSES = (
     CrowdSource("val/glimpses", "glimpses", 240, 80, "n32", (32, 32), (1, 1), (24, 32)),
 )
 
-WORLDS: dict[str, tuple[WorldSource, ...]] = {"default": SOURCES, "crowded": CROWDED, "glimpses": GLIMPSES}
+WORLDS: dict[str, tuple[WorldSource, ...]] = {
+    "default": SOURCES,
+    "crowded": CROWDED,
+    "glimpses": GLIMPSES,
+    "long": LONG,
+}
 
 
 def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[dict[str, Any]]]:
@@ -190,8 +198,9 @@ def sample(source: WorldSource, seed: int, number: int) -> dict[str, Any]:
 
 
 def world_text(seed: int = 0) -> Iterator[str]:
-    """Questions and answers of the training samples without end, one a line: what a tokenizer learns from."""
-    train = [source for source in SOURCES if source.train]
+    """Questions and answers of the training samples, also of long videos, without end, one a line: what a tokenizer
+    learns from."""
+    train = [source for source in (*SOURCES, *LONG) if source.train]
     for number in count():
         for source in train:
             for conversation in describe(source, seed, number)[1]:

@@ -336,6 +336,15 @@ def test_shards_are_found_in_a_folder_by_a_glob_or_far_away(tmp_path: Path) -> N
             check_inputs(recipe)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("stage3_long", "long"), ("glimpses", "glimpses")])
+def test_a_world_that_is_not_drawn_is_named(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"`timeviper shards world data/{kind} --kind {kind}` draws them"):
+        check_inputs(load_recipe(ROOT / f"recipes/tiny/{name}.yaml"))
+
+
 def test_classes_that_are_not_there_are_named_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

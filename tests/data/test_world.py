@@ -20,11 +20,11 @@ from timeviper.datamodules.when import parse_interval
 from timeviper.datamodules.world.questions import NUMBERS, QUESTIONS
 from timeviper.datamodules.world.render import draw, encode_image, encode_video
 from timeviper.datamodules.world.scene import COLOURS, SHAPES, SIZES, Event, Scene, draw_video, held_out_looks, in_order
-from timeviper.datamodules.world.world import SOURCES, WorldSource, build_world, describe, sample, world_text
+from timeviper.datamodules.world.world import LONG, SOURCES, WorldSource, build_world, describe, sample, world_text
 
 TRAIN = [source for source in SOURCES if source.train]
 VAL = [source for source in SOURCES if not source.train]
-NAMED = {source.name: source for source in SOURCES}
+NAMED = {source.name: source for source in (*SOURCES, *LONG)}
 VIDEOS = NAMED["train/videos/shard"]
 
 
@@ -284,14 +284,19 @@ def test_build_world_is_clean_and_continues(small: Path) -> None:
     assert report.shards == len(SOURCES)
     before = snapshot(small)
     index_path(small / "val/videos/shard-00000.tar").unlink()
-    for name in ("train/long/d032-00000.tar", "train/long/d032-00000.idx.json"):
+    for name in ("train/clips/shard-00000.tar", "train/clips/shard-00000.idx.json"):
         (small / name).unlink()
     steps: list[tuple[int, int]] = []
     build_world(small, scale=0.001, workers=1, progress=lambda *step: steps.append(step))
     assert steps[-1] == (report.samples, report.samples)
     assert snapshot(small) == before
-    assert len(load_index(f"{small}/train/long/d032-*.tar")) == 1
-    assert len(load_index(small / "train/long")) == 3
+    assert len(load_index(f"{small}/train/clips/shard-*.tar")) == 1
+
+
+def test_parts_of_a_folder_are_told_by_prefix(tmp_path: Path) -> None:
+    build_world(tmp_path, scale=0.001, workers=1, kind="long")
+    assert len(load_index(f"{tmp_path}/train/long/d032-*.tar")) == 1
+    assert len(load_index(tmp_path / "train/long")) == 3
 
 
 def test_build_world_refuses_to_mix_worlds(small: Path) -> None:

@@ -13,17 +13,20 @@ from stage_options import options
 from torch import Tensor
 from tree import ROOT
 
+from timeviper.datamodules.world.world import build_world
+
 PHASES = ["train.phases.frames128.start=1", "train.phases.frames512.start=2", "data.tokens_per_pack=5000"]
 
 
-def long_options(world: Path, runs: Path) -> list[str]:
+def long_options(runs: Path) -> list[str]:
     """Stage 3 cut down to three steps, one in each of its phases."""
-    data = {
-        f"sources.{k}": f"train/long/{d}-*.tar" for k, d in (("short", "d032"), ("middle", "d128"), ("long", "d512"))
-    }
+    long = runs / "long"
+    build_world(long, scale=0.003, workers=1, kind="long")
+    frames = {"short": "d032", "middle": "d128", "long": "d512"}
+    data = {f"sources.{name}": f"train/long/{prefix}-*.tar" for name, prefix in frames.items()}
     made = ["recipes/tiny/stage3_long.yaml", f"out={runs / 'stage3_long'}", "train.steps=3", "train.validate_every=0"]
     made += ["data.packs_per_step=2", "train.validate_samples=2", "log.every=1", "log.tensorboard=false", *PHASES]
-    made += [f"data.{k}.shards={world / v}" for k, v in (data | {"val.long": "val/long"}).items()]
+    made += [f"data.{k}.shards={long / v}" for k, v in (data | {"val.long": "val/long"}).items()]
     return [*made, f"train.init_from={runs / 'stage2_instruct/export'}"]
 
 
@@ -42,7 +45,7 @@ def test_stages_hand_over_under_sharding_and_frozen_parts_stay(world: Path, tmp_
         ("stage0_tower", options(world, tmp_path, "stage0_tower", 3), set()),
         ("stage1_align", options(world, tmp_path, "stage1_align", 3, "stage0_tower"), {"projectors", "decoder"}),
         ("stage2_instruct", options(world, tmp_path, "stage2_instruct", 3, "stage1_align"), None),
-        ("stage3_long", long_options(world, tmp_path), None),
+        ("stage3_long", long_options(tmp_path), None),
     ]
     before: dict[str, Tensor] = {}
     for i, (stage, args, learns) in enumerate(chain):

@@ -57,6 +57,7 @@ def main(out: Path) -> None:
     for verb in VERBS:
         run(f"help-{verb}", *verb.split("-"), "--help")
     run("world", "shards", "world", "data/world", "--scale", "small", "--workers", "1")
+    run("world-long", "shards", "world", "data/long", "--kind", "long", "--scale", "small", "--workers", "1")
     run.digests("world-files", "data")
     for stage, extra in STAGES.items():
         run.quietly("train", f"recipes/tiny/{stage}.yaml", *FEW, *extra)

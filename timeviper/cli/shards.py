@@ -34,7 +34,7 @@ def shards_world(
     workers: Annotated[int, typer.Option(help="Processes that draw and encode; 0: one a core.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
     kind: Annotated[
-        str, typer.Option(help="default; crowded: many objects; glimpses: an object a second.")
+        str, typer.Option(help="default; long: needles; crowded: many objects; glimpses: one a second.")
     ] = "default",
 ) -> None:
     """Draw the default data: a procedural video world with captions and questions."""

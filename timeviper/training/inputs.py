@@ -177,6 +177,9 @@ def _lacks_shards(source: SourceConfig) -> str:
 def _shards_hint(source: SourceConfig) -> str:
     if "data/world" in source.shards:
         return "`make shards` draws the default data."
+    for kind in ("long", "glimpses"):  # other worlds, that recipes of the package need
+        if f"data/{kind}/" in source.shards:
+            return f"`timeviper shards world data/{kind} --kind {kind}` draws them."
     return "`timeviper shards write` makes them from your data (docs/your-data.md)."
 
 

@@ -59,8 +59,8 @@ class MatrixMuon(AdamW):
             self.param_groups = every
 
     def _matrix(self, p: nn.Parameter) -> Tensor:
-        """The same numbers as Muon takes them, with gradient and momentum: without sharding where this rank has them all,
-        in which a step takes a third of the time."""
+        """The same numbers as Muon takes them, with gradient and momentum: where this rank has all of them plain, in
+        which a step takes a third of the time."""
         matrix = whole_here(p).detach()
         matrix.grad = None if p.grad is None else whole_here(p.grad)
         self._muon.state[matrix] = {"momentum_buffer": whole_here(self.state[p]["momentum_buffer"])}
