@@ -105,5 +105,5 @@ def test_a_crowded_world_is_built_beside_the_default_one(tmp_path: Path) -> None
     assert len(index.samples) == 4
     with pytest.raises(ValueError, match="another world: its sources"):
         build_world(tmp_path, scale=0.001, workers=1)
-    with pytest.raises(ValueError, match="no 'croud' world: default, crowded or glimpses"):
+    with pytest.raises(ValueError, match="no 'croud' world: default, crowded, glimpses or long"):
         build_world(tmp_path / "b", scale=0.001, workers=1, kind="croud")
