@@ -14,6 +14,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from timeviper.datamodules.world.world import world_text
 from timeviper.tokenizer import ASSETS, ENGLISH, Tokenizer, bytes_per_token
 
+# A pair of digits before an even number of others, or the last one or two and what follows the point.
+NUMBER = r" ?\d{1,2}(?=(?:\d\d)+(?!\d))| ?\d{1,2}(?:\.\d+s?)?"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -25,16 +27,16 @@ TEMPLATE = (
 )
 
 
-def train(vocab_size: int = 1024, lines: int = 4000) -> Tokenizer:
-    """Byte-level BPE on the text of the default data: single digits, every text round-trips."""
+def train(vocab_size: int = 1792, lines: int = 4000) -> Tokenizer:
+    """Byte-level BPE on the text of the default data: digits in pairs, every text round-trips."""
     texts = list(islice(world_text(seed=0), lines))
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # "12.5s" is 1 2.5s: digits one by one, the last with what follows the point. So the time of a frame is
-            # one token in its first ten seconds, and a Mamba block's convolution still reaches it from the frame's
+            # Digits in pairs from the point: "112.5s" is 1 12.5s, "10239.0" is 1 02 39.0. So the time of a frame is one
+            # token in its first hundred seconds, and a Mamba block's convolution still reaches it from the frame's
             # third token: where it could not, tokens hardly learned when they are. Words come with their space.
-            pre_tokenizers.Split(Regex(r" ?\d(?:\.\d+s?)?| ?\p{L}+| ?[^\s\p{L}\d.]+|\s+|\."), "isolated"),
+            pre_tokenizers.Split(Regex(NUMBER + r"| ?\p{L}+| ?[^\s\p{L}\d.]+|\s+|\."), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -62,8 +64,11 @@ def _corpus(texts: list[str]) -> list[str]:
     """Words, each as often as any other, so that the vocabulary does not change with how often the data asks
     something; those of the data and of the prompt come before everyday English, which is there so that
     questions in other words do not fall into single bytes."""
-    tenths = [f"{n / 10:.1f}" for n in range(100)]
-    numbers = [number for t in tenths for number in (t, f" {t}", f"{t}s")] + [f" {digit}" for digit in range(10)]
+    pairs = [f"{n:02d}" for n in range(100)] + [str(n) for n in range(10)]
+    # Tenths of the first ten seconds; of later ones those that frames at one or two a second have. Pairs come oftener,
+    # so that another tenth, "34.7", is 34 .7 and not 3 4.7.
+    times = [f"{n / 10:.1f}" for n in range(100)] + [f"{pair}.{tenth}" for pair in pairs for tenth in "05"]
+    numbers = [number for t in times for number in (t, f" {t}", f"{t}s")] + [w for n in pairs for w in (n, f" {n}")] * 4
     ours = _words([*texts, "user", "assistant", "The video lasts 1.5 seconds, shown in 8 frames."])
     return [*numbers, *ours] * 3 + _words([ENGLISH])
 

@@ -198,9 +198,9 @@ def sample(source: WorldSource, seed: int, number: int) -> dict[str, Any]:
 
 
 def world_text(seed: int = 0) -> Iterator[str]:
-    """Questions and answers of the training samples, also of long videos, without end, one a line: what a tokenizer
-    learns from."""
-    train = [source for source in (*SOURCES, *LONG) if source.train]
+    """Questions and answers of the training samples, also of long and of crowded videos, without end, one a line: what
+    a tokenizer learns from."""
+    train = [source for source in (*SOURCES, *LONG, *CROWDED) if source.train]
     for number in count():
         for source in train:
             for conversation in describe(source, seed, number)[1]:

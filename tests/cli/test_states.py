@@ -83,7 +83,7 @@ def test_a_question_about_a_state_is_answered_as_about_the_video(
     assert told["tokens"]["vision"] == 240
     assert len(told["frame_times"]) == 60
     monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(f"{QUESTION}\nWhen?\n"))
-    said = typed("chat", "--state", kept)[0].splitlines()
+    said = typed("chat", "--state", kept)[0].strip("\n").split("\n")  # an answer may hold other ends of lines
     assert said[0].strip() == expected.strip()
     assert len(said) == 2
 

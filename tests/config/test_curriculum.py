@@ -171,7 +171,7 @@ def test_a_run_continues_before_and_within_a_ramp(recipe: Path, whole: Path, ste
         if world == 1:
             assert torch.equal(weight, theirs[name]), name
         else:
-            torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=2e-5)
+            torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=2e-4)
 
 
 def test_parts_that_a_phase_does_not_name_keep_their_bits(recipe: Path) -> None:

@@ -336,12 +336,19 @@ def test_shards_are_found_in_a_folder_by_a_glob_or_far_away(tmp_path: Path) -> N
             check_inputs(recipe)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("stage3_long", "long"), ("glimpses", "glimpses")])
-def test_a_world_that_is_not_drawn_is_named(
-    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("stage3_long", "`timeviper shards world data/long --kind long` draws them"),
+        ("glimpses", "`timeviper shards world data/glimpses --kind glimpses` draws them"),
+        ("footage", "`timeviper shards needles data/footage` makes them from your videos"),
+    ],
+)
+def test_what_makes_shards_that_are_missing_is_named(
+    name: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"`timeviper shards world data/{kind} --kind {kind}` draws them"):
+    with pytest.raises(ConfigError, match=made):
         check_inputs(load_recipe(ROOT / f"recipes/tiny/{name}.yaml"))
 
 

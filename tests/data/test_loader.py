@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 import torch
 from bench_loader import Load, resident_mb
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree import ROOT
 from video_helpers import write_clip
@@ -75,6 +75,7 @@ def test_processes_deliver_what_one_process_reads_in_order_whatever_they_may_hol
 
 
 @given(sizes=st.lists(st.lists(st.integers(1, 50), max_size=9), max_size=5), most=st.integers(0, 120))
+@settings(deadline=None)
 def test_parts_hold_all_samples_in_order_and_no_more_than_they_may(load: Load, sizes: list[list[int]], most: int):
     some = next(load.plan.steps()).packs[0][0]
     items = [[replace(some, tokens=n, sequences=(SequenceShape(n, ()),)) for n in pack] for pack in sizes]

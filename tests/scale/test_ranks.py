@@ -20,9 +20,9 @@ from timeviper.weights.export import build_model
 
 # Questions of such lengths that every sample costs 40 to 44 tokens: then any cut of a step has the same eight samples.
 EVEN = {
-    "texts": {"kind": "text", "letters": 130, "spread": 3},
-    "pictures": {"kind": "image", "letters": 120, "spread": 3},
-    "videos": {"kind": "video", "letters": 42, "spread": 3, "weight": 1.5},
+    "texts": {"kind": "text", "letters": 128, "spread": 3},
+    "pictures": {"kind": "image", "letters": 118, "spread": 3},
+    "videos": {"kind": "video", "letters": 38, "spread": 3, "weight": 1.5},
 }
 SAMPLES, COST, STEPS = 8, 44, 20
 

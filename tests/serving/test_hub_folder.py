@@ -205,7 +205,7 @@ def test_rows_of_a_batch_answer_as_alone(loaded: tuple[Any, Any], clip: Path) ->
     with torch.no_grad():
         every, last = model(**batch).logits, model(**batch, logits_to_keep=1).logits
     assert_close(every[:, -1], last[:, 0], rtol=0, atol=1e-5)
-    assert every.shape == (*batch["input_ids"].shape, 1024)
+    assert every.shape == (*batch["input_ids"].shape, 1792)
     assert bool((every[0, 0] == 0).all())  # padding
 
 
@@ -361,7 +361,7 @@ def test_paths_of_the_machine_stay_at_home(clip: Path, tmp_path: Path) -> None:
 def test_the_card_tells_use_lineage_and_recipe(run: Path, folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    for said in ("AutoProcessor", read_lineage(run / "export")["weights"], "select: uniform", "1,234,770 parameters"):
+    for said in ("AutoProcessor", read_lineage(run / "export")["weights"], "select: uniform", "1,333,074 parameters"):
         assert said in card
 
 

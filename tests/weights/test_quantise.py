@@ -74,7 +74,7 @@ def test_int8_errs_as_much_as_its_steps_say(run: Path) -> None:
     for weight in weights:
         x = torch.randn(500, weight.shape[1])
         off = error(x @ whole(*int8_rows(weight)).T, x @ weight.T)
-        assert off == pytest.approx(rounding(weight), rel=0.1)
+        assert off == pytest.approx(rounding(weight), rel=0.15)
     maps = 2 * len(plain.recipe.model.decoder.layout)
     bound = 2 * maps**0.5 * max(rounding(weight) for weight in weights)
     wanted = hidden(plain)

@@ -25,7 +25,7 @@ def tiny() -> ModelConfig:
     )
     decoder = DecoderConfig(
         layout="M-M*-M-M*-",
-        vocab_size=1024,
+        vocab_size=1792,
         width=128,
         mlp_width=384,
         heads=4,

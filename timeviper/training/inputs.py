@@ -180,6 +180,8 @@ def _shards_hint(source: SourceConfig) -> str:
     for kind in ("long", "glimpses"):  # other worlds, that recipes of the package need
         if f"data/{kind}/" in source.shards:
             return f"`timeviper shards world data/{kind} --kind {kind}` draws them."
+    if "data/footage/" in source.shards:
+        return "`timeviper shards needles data/footage` makes them from your videos and pictures (docs/your-data.md)."
     return "`timeviper shards write` makes them from your data (docs/your-data.md)."
 
 
