@@ -171,7 +171,10 @@ def test_a_run_continues_before_and_within_a_ramp(recipe: Path, whole: Path, ste
         if world == 1:
             assert torch.equal(weight, theirs[name]), name
         else:
-            torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=2e-4)
+            # AdamW steps by the sign of a gradient, also of one that is nothing but rounding: of a single element then.
+            apart = (weight - theirs[name]).abs() - 1e-3 * theirs[name].abs()
+            assert (apart > 2e-5).float().mean() <= 0.005, f"{name}: {apart.flatten().topk(5).values.tolist()}"
+            assert apart.max() <= 1e-3, f"{name}: {apart.max()}, of steps of at most 1e-2"
 
 
 def test_parts_that_a_phase_does_not_name_keep_their_bits(recipe: Path) -> None:

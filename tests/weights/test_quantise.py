@@ -70,11 +70,11 @@ def test_int8_errs_as_much_as_its_steps_say(run: Path) -> None:
     MLP squares what its first map gives; the gate of a scan is a product of two)."""
     plain = load(run, device="cpu")
     weights = [module.weight.detach() for _, module in quantisable(plain.model)]
-    torch.manual_seed(0)
+    draws = torch.Generator().manual_seed(1)  # weights are drawn from seed 0: inputs of the same stream are like them
     for weight in weights:
-        x = torch.randn(500, weight.shape[1])
+        x = torch.randn(500, weight.shape[1], generator=draws)
         off = error(x @ whole(*int8_rows(weight)).T, x @ weight.T)
-        assert off == pytest.approx(rounding(weight), rel=0.15)
+        assert off == pytest.approx(rounding(weight), rel=0.05)
     maps = 2 * len(plain.recipe.model.decoder.layout)
     bound = 2 * maps**0.5 * max(rounding(weight) for weight in weights)
     wanted = hidden(plain)
