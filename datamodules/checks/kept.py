@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from timeviper.datamodules.checks.defects import Defect
 from timeviper.datamodules.checks.perceptual import LOOKS
 from timeviper.datamodules.checks.sample import CheckConfig, Examined, Sample
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.shards.index import index_path
 from timeviper.datamodules.shards.index_file import MERGED
 from timeviper.files import write_whole
@@ -68,13 +69,13 @@ class Found:
             return
         rows = self._rows
         for member, digest in examined.digests.items():
-            start, end = examined.parts.get(member, (0.0, None))
+            part = examined.parts.get(member, Part())
             look = examined.seen.get(member)
             still = look is not None and len(look) == 1
             rows["entry"].append(len(self.entries))
             rows["digest"].append([*digest])
             rows["said"].append([*(examined.said or bytes(16))])
-            rows["part"].append((start, np.inf if end is None else end))
+            rows["part"].append((part.start, np.inf if part.end is None else part.end))
             rows["offset"].append(found.members[member].offset)
             rows["look"].append(-1 if look is None else len(self._looks[still]))
             rows["still"].append(still)

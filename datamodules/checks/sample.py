@@ -93,12 +93,13 @@ def examine(sample: Sample, config: CheckConfig) -> Examined:
         examined.findings += _features(sample)
     for medium in record["media"]:
         if medium["member"] == FEATURES:
-            end += medium.get("duration") or 0.0
+            end += (medium.get("duration") or 0.0) + (medium.get("offset") or 0.0)
             continue
         found = _medium(sample, medium, config, examined)
-        if (part := part_of(medium)) and not any(kind == "media" for kind, _ in examined.findings):
+        part = part_of(medium)
+        if part.cuts and not any(kind == "media" for kind, _ in examined.findings):
             found = _part(sample, medium, part, config, examined)
-        end += found.duration + (found.start if len(record["media"]) == 1 else 0)
+        end += part.offset + found.duration + (found.start if len(record["media"]) == 1 else 0)
     broken = any(kind == "media" for kind, _ in examined.findings)
     examined.findings += examine_text(record, 0.0 if broken else end, config.max_text)
     if sample.known and not broken:
@@ -154,7 +155,7 @@ def _medium(sample: Sample, medium: dict[str, Any], config: CheckConfig, examine
         lambda: SliceFile(sample.tar, member.offset, member.size), config.frames, config.image_size, still
     )
     findings = list(found.findings)
-    if part_of(medium) is None and not any(kind == "media" for kind, _ in findings):
+    if not part_of(medium).cuts and not any(kind == "media" for kind, _ in findings):
         findings += _claims(medium, found)
     examined.findings += ((kind, f"{member.field}: {detail}") for kind, detail in findings)
     examined.frames += found.frames

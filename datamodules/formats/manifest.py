@@ -99,7 +99,7 @@ def read_manifest(
             gathered.add(key, record, files)
             usage.add(_names(entry, ignore), record)
             text_only += not files
-            parts += any(part_of(medium) for medium in record["media"])
+            parts += any(part_of(medium).cuts for medium in record["media"])
     except SchemaError as error:  # of the whole source
         raise ManifestError(source, [*manifest.unusable, Unusable("", str(error), None)]) from error
     manifest.samples = gathered.samples()
@@ -167,9 +167,15 @@ def _sample(
 
 
 def _set_bounds(fields: dict[str, Any], media: Media) -> None:
-    """An entry with start and end is about that part of its video."""
+    """An entry with start and end is about that part of its video, whose clock shows `offset` there."""
     bounds, names = take_bounds(fields)
     videos = [medium for medium in media if medium["type"] == "video"]
+    if "offset" in fields:
+        if len(videos) != 1:
+            raise SchemaError(
+                f"has an offset, the time at which its video begins, but {len(videos)} videos", "segments"
+            )
+        videos[0]["offset"] = fields.pop("offset")
     if len(bounds) not in (0, len(videos)):
         raise SchemaError(f"has {names} for {len(bounds)} videos, but names {len(videos)}", "segments")
     for medium, (start, end) in zip(videos, bounds):

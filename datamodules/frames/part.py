@@ -1,15 +1,27 @@
-"""The part of a file that a video is."""
+"""The part of a file that a video is, and what the clock shows where it begins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-Part = tuple[float, float | None]
-"""[start, end) in seconds as a player counts them; None: to the end of the file."""
+from typing import Any, NamedTuple
 
 
-def part_of(medium: Mapping[str, Any]) -> Part | None:
-    """What the json says of a medium; None: all of its file."""
-    start, end = medium.get("start"), medium.get("end")
-    return None if start is None and end is None else (float(start or 0.0), None if end is None else float(end))
+class Part(NamedTuple):
+    """`[start, end)` of a file, in seconds as a player counts them."""
+
+    start: float = 0.0
+    end: float | None = None
+    """None: to the end of the file."""
+    offset: float = 0.0
+    """Time of the first moment: 0, unless the file was cut out of a recording by whose clock one speaks of it."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it is less than the whole file."""
+        return self.start > 0 or self.end is not None
+
+
+def part_of(medium: Mapping[str, Any]) -> Part:
+    """What the json says of a medium."""
+    end = medium.get("end")
+    return Part(float(medium.get("start") or 0), None if end is None else float(end), float(medium.get("offset") or 0))

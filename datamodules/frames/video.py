@@ -101,7 +101,7 @@ def probe_video(source: Source, part: Part | None = None) -> VideoInfo:
     with Container(source) as container:
         timeline = read_timeline(container)
         duration, count = _length(container, timeline)
-        if part:
+        if part and part.cuts:
             duration, count = _length_of_part(container, timeline, part)
         return VideoInfo(
             kind="image" if container.is_image else "video",
@@ -128,7 +128,7 @@ def read_video(
     is not later. `duration` (seconds) replaces the length that the video seems to have. Raises `VideoError`
     for what cannot be opened, and when fewer than half of the frames can be decoded; smaller losses are
     counted in `missing`. An image is one frame at time 0. With a `part`, all of this is about that part of the file
-    as if it were a file of its own: times count from its start. `empty` makes the array of the pixels.
+    as if it were a file of its own: times count from its `offset`. `empty` makes the array of the pixels.
     """
     (whole,) = iter_video(source, size, frames, duration, chunk=None, part=part, empty=empty)
     return whole
@@ -192,8 +192,8 @@ class Sampling:
         self.reader = FrameReader(container, self._timeline)
         self._lead = lead_in(container, self._timeline.start)
         length, self.count = _length(container, self._timeline)
-        self._start = part[0] if part else 0.0
-        if part:
+        self._start, self._offset = (part.start, part.offset) if part else (0.0, 0.0)
+        if part and part.cuts:
             length, self.count = _length_of_part(container, self._timeline, part)
         self.fps = self.count / length if length else 0.0
         self.duration = length if duration is None or container.is_image else duration
@@ -203,7 +203,7 @@ class Sampling:
             offsets = frames.times(self.duration, self.count)
         else:
             offsets = sample_times(self.duration, frames, self.count if is_there else None)
-        if part:  # a part counts as the player does, which may begin with sound alone
+        if part and part.cuts:  # a part counts as the player does, which may begin with sound alone
             offsets = (offsets + self._start - self._lead).clip(min=0.0)
         # One part in a million of a tick: a time that falls on a frame's own stamp means that frame.
         self.targets = [self._timeline.start + int(offset / container.tick + 1e-6) for offset in offsets]
@@ -212,7 +212,8 @@ class Sampling:
         """When a player shows the frame of a time stamp."""
         if self._container.is_image:
             return 0.0
-        return max(self._lead + self._container.seconds(stamp - self._timeline.start) - self._start, 0.0)
+        since = self._lead + self._container.seconds(stamp - self._timeline.start) - self._start
+        return max(since, 0.0) + self._offset
 
     def missing(self, taken: int) -> int:
         """Wanted frames that were not found. VideoError if these are more than half."""
@@ -232,8 +233,8 @@ def _length(container: Container, timeline: Timeline) -> tuple[float, int]:
 def _length_of_part(container: Container, timeline: Timeline, part: Part) -> tuple[float, int]:
     """Seconds and frames of a part: as many as the whole has on average. VideoError if the file does not have it."""
     length, count = _length(container, timeline)
-    start, lasts = part[0], lead_in(container, timeline.start) + length
-    end = lasts if part[1] is None else part[1]
+    start, lasts = part.start, lead_in(container, timeline.start) + length
+    end = lasts if part.end is None else part.end
     if container.is_image:
         raise VideoError(container.where, "is an image, which has no parts")
     if start >= lasts or end > lasts + max(0.5, 0.01 * length):  # people round

@@ -8,7 +8,9 @@
 
 `messages` at the top level is short for one conversation of type "chat". `media` may be left out where
 the file's ending says it all. `start` and `end` of a video (seconds; either may be left out) say that the
-sample is about that part of the file: length and frames are the part's, and times count from its start.
+sample is about that part of the file: length and frames are the part's, and times count from its start. With an
+`offset` (seconds) the clock shows that much there: of a file that was cut out of a recording, by whose time its texts
+and segments speak.
 `<video>` and `<image>` mark where the media go, in the order of `media`; without any mark they go before
 the first user message.
 """
@@ -70,7 +72,8 @@ def parse_record(raw: bytes, fields: Collection[str], only: int | None = None) -
         raise SchemaError(f"the json must be an object, got {type(record).__name__}")
     record["media"] = _media(record.get("media"), fields)
     record["conversations"] = _conversations(record, record["media"], only)
-    check_segments(record.get("segments", []), sum(_stated_length(m) for m in record["media"]))
+    begin = min((part_of(m).offset for m in record["media"]), default=0.0)
+    check_segments(record.get("segments", []), begin, sum(_stated_end(m) for m in record["media"]))
     return record
 
 
@@ -112,23 +115,22 @@ def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
 
 
 def _check_part(medium: dict[str, Any], where: str) -> None:
-    for name in ("start", "end"):
+    for name in ("start", "end", "offset"):
         value = medium.get(name)
         if value is not None and not (_is_number(value) and value >= 0):
             raise SchemaError(f"{where}.{name} is {value!r}; it must be seconds from 0 on, or left out", "segments")
-    if (part := part_of(medium)) is None:
-        return
-    if medium["type"] != "video":
-        raise SchemaError(f"{where} has start or end, but it is an image, which has no parts", "segments")
-    if part[1] is not None and part[0] >= part[1]:
-        raise SchemaError(f"{where} runs from {part[0]:g} to {part[1]:g} s; needs start < end", "segments")
-
-
-def _stated_length(medium: dict[str, Any]) -> float:
-    """Seconds that the json says, 0 if it does not."""
     part = part_of(medium)
-    bound = part[1] - part[0] if part and part[1] is not None else 0.0
-    return medium.get("duration") or bound
+    if medium["type"] != "video" and any(medium.get(name) is not None for name in ("start", "end", "offset")):
+        raise SchemaError(f"{where} has start, end or offset, but it is an image, which has no times", "segments")
+    if part.end is not None and part.start >= part.end:
+        raise SchemaError(f"{where} runs from {part.start:g} to {part.end:g} s; needs start < end", "segments")
+
+
+def _stated_end(medium: dict[str, Any]) -> float:
+    """Seconds that the json says, on the clock at its end; 0 if it does not."""
+    part = part_of(medium)
+    length = medium.get("duration") or (0.0 if part.end is None else part.end - part.start)
+    return length and length + part.offset
 
 
 def _conversations(record: dict[str, Any], media: list[dict[str, Any]], only: int | None) -> list[dict[str, Any]]:
@@ -185,8 +187,8 @@ def _find_all(text: str, mark: str) -> list[int]:
     return found
 
 
-def check_segments(segments: Any, duration: float = 0.0) -> None:
-    """SchemaError unless they are a list of {start, end, text} within `duration` seconds (0: not known)."""
+def check_segments(segments: Any, begin: float = 0.0, stop: float = 0.0) -> None:
+    """SchemaError unless they are a list of {start, end, text} from `begin` to `stop` (0: not known), in seconds."""
     if not isinstance(segments, list):
         raise SchemaError("segments must be a list of {start, end, text}", "segments")
     for i, segment in enumerate(segments):
@@ -197,8 +199,12 @@ def check_segments(segments: Any, duration: float = 0.0) -> None:
             raise SchemaError(
                 f"segments[{i}] runs from {start!r} to {end!r}; needs 0 <= start < end, in seconds", "segments"
             )
-        if duration and end > duration + 0.5:
-            raise SchemaError(f"segments[{i}] ends at {end} s, but the media last {duration} s", "segments")
+        if start < begin - 0.5:
+            raise SchemaError(
+                f"segments[{i}] begins at {start} s, but the media at their offset, {begin} s", "segments"
+            )
+        if stop and end > stop + 0.5:
+            raise SchemaError(f"segments[{i}] ends at {end} s, but the media at {stop} s", "segments")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -24,7 +24,8 @@ from timeviper.datamodules.checks.fix import fix_shards
 from timeviper.datamodules.checks.sample import CheckConfig
 from timeviper.datamodules.checks.shards import check_shards
 from timeviper.datamodules.fetch import fetch, fetch_stream
-from timeviper.datamodules.formats.manifest import read_manifest
+from timeviper.datamodules.formats.manifest import ManifestError, read_manifest
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.video import VideoError, read_video
 from timeviper.datamodules.mixture import Source
 from timeviper.datamodules.plan import CostModel
@@ -81,22 +82,62 @@ def written(folder: Path, *entries: dict[str, Any], name: str = "a.mp4") -> Path
 
 
 @pytest.mark.parametrize("name", [*CLIPS])
-@pytest.mark.parametrize("part", [(0.0, 1.0), (1.3, 2.7), (2.5, None), (0.0, 9.0)])
-def test_a_part_is_read_as_a_player_shows_it(tmp_path: Path, name: str, part: tuple[float, float | None]) -> None:
+@pytest.mark.parametrize("part", [Part(0.0, 1.0), Part(1.3, 2.7), Part(2.5), Part(0.0, 9.0)])
+def test_a_part_is_read_as_a_player_shows_it(tmp_path: Path, name: str, part: Part) -> None:
     times = np.array(CLIPS[name](tmp_path / name))
     whole = read_video(tmp_path / name, 64, FRAMES)
-    start, end = part[0], times[0] + whole.duration
-    if part[1] is not None and part[1] > end + 0.5:
+    start, end = part.start, times[0] + whole.duration
+    if part.end is not None and part.end > end + 0.5:
         with pytest.raises(VideoError, match=r"so it has no part from 0 to 9 s"):
             read_video(tmp_path / name, 64, FRAMES, part=part)
         return
-    end = min(part[1] or end, end)
+    end = min(part.end or end, end)
     found = read_video(tmp_path / name, 64, FRAMES, part=part)
     assert found.duration == pytest.approx(end - start)
     wanted = start + (np.arange(len(found.times)) + 0.5) * (end - start) / len(found.times)
     shown = np.maximum(shown_at(times, wanted), 0)  # before the first frame there is sound alone
     assert numbers(found) == shown.tolist()
     np.testing.assert_allclose(found.times, np.maximum(times[shown] - start, 0), atol=2e-3)
+    late = read_video(tmp_path / name, 64, FRAMES, part=part._replace(offset=3600.5))
+    np.testing.assert_array_equal(late.times, found.times + 3600.5)
+    np.testing.assert_array_equal(late.pixels, found.pixels)
+    assert late.duration == found.duration
+
+
+@pytest.mark.parametrize("name", [*CLIPS])
+def test_a_file_with_an_offset_is_read_whole(tmp_path: Path, name: str) -> None:
+    CLIPS[name](tmp_path / name)
+    whole, late = (read_video(tmp_path / name, 64, FRAMES, part=part) for part in (None, Part(offset=7200)))
+    np.testing.assert_array_equal(late.times, whole.times + 7200)
+    np.testing.assert_array_equal(late.pixels, whole.pixels)
+    assert (late.duration, late.count) == (whole.duration, whole.count)
+
+
+def test_times_go_by_the_clock_of_a_recording(tmp_path: Path) -> None:
+    """From an entry to the prompt: stamps, features of the time and segments tell the same time."""
+    told = {"start": 3601, "end": 3602.5, "text": "a dog"}
+    out = written(
+        tmp_path,
+        {"offset": 3600, "question": "When?", "answer": "from 3601.0 to 3602.5 seconds"},
+        {"start": 1, "end": 3, "offset": 3600.0, "segments": [told]},
+    )
+    source, form = Source("x", load_index(out)), PackFormat(ChatConfig(time="frames"), 64, 4, 512)
+    assert [source[i].record.duration for i in range(2)] == [4.0, 2.0]
+    for i, stamps in enumerate(("3600.3s3601.0s3601.6s3602.3s3603.0s3603.6s", "3600.2s3600.7s3601.2s3601.7s")):
+        fetched = fetch(source[i], FRAMES, 64, {})
+        streamed = fetch_stream(source[i], FRAMES, 64, {})[1][0]
+        np.testing.assert_array_equal(fetched.media[0].times, streamed.times)
+        pack = build_pack(Tokenizer.load(), form, fetched.conversation["messages"], fetched.media)
+        assert 3600 < float(pack.frame_times.min()) < float(pack.frame_times.max()) < 3604
+        assert stamps in Tokenizer.load().decode(pack.ids.tolist())
+    report = check_shards(out, CheckConfig(FRAMES, 64))
+    assert report.problems == []
+    told["end"] = 3700
+    with pytest.raises(ManifestError, match=r"ends at 3700 s, but the media at 3602.0 s"):
+        written(tmp_path, {"end": 2, "offset": 3600, "segments": [told]})
+    told |= {"start": 1, "end": 3601}
+    with pytest.raises(ManifestError, match=r"begins at 1 s, but the media at their offset, 3600.0 s"):
+        written(tmp_path, {"end": 2, "offset": 3600, "segments": [told]})
 
 
 def test_what_is_planned_of_a_part_is_what_is_read(tmp_path: Path) -> None:
@@ -178,7 +219,9 @@ def test_a_part_that_the_video_has_not_is_named_when_it_is_written(tmp_path: Pat
         ({"start": 2, "end": 1}, "runs from 2 to 1 s"),
         ({"start": -1}, "start is -1; it must be seconds"),
         ({"end": "3"}, "end is '3'"),
-        ({"start": 1, "type": "image", "member": "jpg"}, "is an image, which has no parts"),
+        ({"offset": "1:00"}, "offset is '1:00'; it must be seconds from 0 on"),
+        ({"start": 1, "type": "image", "member": "jpg"}, "is an image, which has no times"),
+        ({"offset": 0, "type": "image", "member": "jpg"}, "is an image, which has no times"),
     ],
 )
 def test_parts_that_cannot_be(medium: dict[str, Any], message: str) -> None:
@@ -195,7 +238,7 @@ def test_times_in_texts_count_from_the_start_of_the_part() -> None:
     record["messages"] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     assert parse_record(json.dumps(record).encode(), ["mp4"])["segments"] == segments
     segments[0]["end"] = 11
-    with pytest.raises(SchemaError, match=r"ends at 11 s, but the media last 4"):
+    with pytest.raises(SchemaError, match=r"ends at 11 s, but the media at 4"):
         parse_record(json.dumps(record).encode(), ["mp4"])
 
 

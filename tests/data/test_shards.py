@@ -222,7 +222,7 @@ def _conversation(**change: Any) -> dict[str, Any]:
             r"placeholders for \['image'\], but media \['video'\]",
         ),
         (_conversation(segments=[{"start": 1.0, "end": 1.0, "text": ""}]), "needs 0 <= start < end"),
-        (_conversation(segments=[{"start": 1.0, "end": 9.0, "text": ""}]), "ends at 9.0 s, but the media last 2.0 s"),
+        (_conversation(segments=[{"start": 1.0, "end": 9.0, "text": ""}]), "ends at 9.0 s, but the media at 2.0 s"),
     ],
 )
 def test_json_that_does_not_fit(tmp_path: Path, record: Any, message: str) -> None:

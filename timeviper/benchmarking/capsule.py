@@ -206,7 +206,7 @@ def _reply(row: Mapping[str, Any]) -> Reply:
 def clip_key(ref: VideoRef) -> str:
     """A video, or a part of it, as `frames.jsonl` names it."""
     part = ref.part
-    return ref.name if part is None else f"{ref.name} [{part[0]:g}, {'end' if part[1] is None else f'{part[1]:g}'}]"
+    return f"{ref.name} [{part.start:g}, {'end' if part.end is None else f'{part.end:g}'}]" if part.cuts else ref.name
 
 
 def watched_key(item: Item) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from timeviper.datamodules.frames.part import Part
+
 Task = Literal["mcq", "open", "grounding", "caption", "dense", "group"]
 """What is written in answer: a letter; words; windows of time; a text about the video; sentences with windows; or a
 letter that counts only with those of its group (`Item.group`, `Item.group_rule`)."""
@@ -48,9 +50,9 @@ class VideoRef:
         return f"{self.path}:{self.member}" if self.member else self.path
 
     @property
-    def part(self) -> tuple[float, float | None] | None:
-        """As `read_video` takes it: [start, end) in seconds; None: all of the file."""
-        return None if self.start is None and self.end is None else (self.start or 0.0, self.end)
+    def part(self) -> Part:
+        """As `read_video` takes it."""
+        return Part(self.start or 0.0, self.end)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames import container
 from timeviper.datamodules.frames.container import Container, Source, Still, VideoError
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.stream import FrameStream
 from timeviper.datamodules.frames.video import iter_video
 
@@ -136,7 +137,7 @@ def _work(request: dict[str, Any], file: IO[bytes], to: IO[bytes]) -> None:
     if request["do"] == "digest":
         return send(to, b"J", json.dumps({"sha256": hashlib.file_digest(file, "sha256").hexdigest()}).encode())  # pyright: ignore[reportArgumentType]
     size, frames = request["size"], FramesConfig(**request["frames"])
-    part = tuple(request["part"]) if request["part"] else None
+    part = Part(*request["part"]) if request["part"] else None
     if request["do"] == "stills":
         send(to, b"P", *_buffers(np.zeros(len(request["cuts"])), _stills(file, request["cuts"], size)))
         return

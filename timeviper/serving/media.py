@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from timeviper.config import FramesConfig
+from timeviper.datamodules.frames.part import Part
 from timeviper.datamodules.frames.video import Frames
 from timeviper.serving.apart import ApartStream
 from timeviper.serving.decoders import Decoders, MediaError, Opener
@@ -86,7 +87,8 @@ class MediaRoom:
             if isinstance(medium.place, Pictures):
                 return OpenMedium(self._pictures(medium.place), "", medium.wanted)
             found = self.bytes_of(medium, files)
-            config, part = self.config_of(medium.wanted), part_of(medium.wanted)
+            wanted = medium.wanted
+            config, part = self.config_of(wanted), Part(wanted.start or 0.0, wanted.end)
             stream = ApartStream(found.opener, self.decoders, self.size, config, part, medium.still)
         except MediaError as error:
             where = f"{medium.where}: " if medium.where else ""
@@ -194,13 +196,6 @@ class MediaRoom:
         gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
         duration = place.duration if place.duration is not None else float(times[-1] + max(gap - times[0], 0.0))
         return Frames(pixels, times, duration, len(times), len(times) / duration if duration else 0.0)
-
-
-def part_of(wanted: Wanted) -> tuple[float, float | None] | None:
-    """The part of a video that is asked about; None: all of it."""
-    if wanted.start is None and wanted.end is None:
-        return None
-    return wanted.start or 0.0, wanted.end
 
 
 def remove_work(store: Path) -> None:
