@@ -8,6 +8,7 @@ from set_makers import as_json, as_lines, as_parquet, load
 
 from timeviper.benchmarking.defects import BEYOND_END, CLOCK, HIDDEN, TURNED
 from timeviper.benchmarking.item import Item, VideoRef
+from timeviper.datamodules.frames.part import Part
 
 
 def test_charades_from_text_and_from_the_hub(tmp_path: Path) -> None:
@@ -60,8 +61,8 @@ def test_tvgbench_knows_clips(tmp_path: Path) -> None:
     as_json(tmp_path / "tvgbench.json", [row | clip, row | whole, row | clip | {"answer": "13.4"}])
     loaded = load("tvgbench", tmp_path)
     cut, plain = loaded.items
-    assert (cut.video.part, cut.windows) == ((10.0, 70.0), ((13.4, 28.1),))
-    assert (plain.video.part, plain.label("qsemtype")) == (None, ("Action",))
+    assert (cut.video.part, cut.windows) == (Part(10.0, 70.0), ((13.4, 28.1),))
+    assert (plain.video.part, plain.label("qsemtype")) == (Part(), ("Action",))
     assert "start-end" in loaded.unread[0].reason
 
 
@@ -101,7 +102,7 @@ def test_own_files(tmp_path: Path) -> None:
     base = {"video": "a.mp4", "start": 2.0, "end": 9.0, "labels": {"kind": "x"}}
     as_lines(tmp_path / "g.jsonl", [{"id": "1", "query": "a dog", "windows": [[1, 2], [3, 4]], **base}])
     (item,) = load("grounding", tmp_path).items
-    assert (item.windows, item.video.part, item.label("kind")) == (((1.0, 2.0), (3.0, 4.0)), (2.0, 9.0), ("x",))
+    assert (item.windows, item.video.part, item.label("kind")) == (((1.0, 2.0), (3.0, 4.0)), Part(2.0, 9.0), ("x",))
     as_lines(tmp_path / "g.jsonl", [{"id": "1", "answers": ["a dog runs"], **base}])
     (item,) = load("caption", tmp_path).items
     assert (item.question, item.answers) == ("Describe the video.", ("a dog runs",))
