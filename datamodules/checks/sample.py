@@ -93,7 +93,7 @@ def examine(sample: Sample, config: CheckConfig) -> Examined:
         examined.findings += _features(sample)
     for medium in record["media"]:
         if medium["member"] == FEATURES:
-            end += (medium.get("duration") or 0.0) + (medium.get("offset") or 0.0)
+            end += (medium.get("duration") or 0.0) + (medium.get("time_offset") or 0.0)
             continue
         found = _medium(sample, medium, config, examined)
         part = part_of(medium)

@@ -167,15 +167,13 @@ def _sample(
 
 
 def _set_bounds(fields: dict[str, Any], media: Media) -> None:
-    """An entry with start and end is about that part of its video, whose clock shows `offset` there."""
+    """An entry with start and end is about that part of its video, whose clock shows `time_offset` there."""
     bounds, names = take_bounds(fields)
     videos = [medium for medium in media if medium["type"] == "video"]
-    if "offset" in fields:
+    if "time_offset" in fields:
         if len(videos) != 1:
-            raise SchemaError(
-                f"has an offset, the time at which its video begins, but {len(videos)} videos", "segments"
-            )
-        videos[0]["offset"] = fields.pop("offset")
+            raise SchemaError(f"has a time_offset, which is of one video, but names {len(videos)}", "segments")
+        videos[0]["time_offset"] = fields.pop("time_offset")
     if len(bounds) not in (0, len(videos)):
         raise SchemaError(f"has {names} for {len(bounds)} videos, but names {len(videos)}", "segments")
     for medium, (start, end) in zip(videos, bounds):

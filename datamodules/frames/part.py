@@ -24,4 +24,6 @@ class Part(NamedTuple):
 def part_of(medium: Mapping[str, Any]) -> Part:
     """What the json says of a medium."""
     end = medium.get("end")
-    return Part(float(medium.get("start") or 0), None if end is None else float(end), float(medium.get("offset") or 0))
+    return Part(
+        float(medium.get("start") or 0), None if end is None else float(end), float(medium.get("time_offset") or 0)
+    )

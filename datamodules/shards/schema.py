@@ -8,9 +8,9 @@
 
 `messages` at the top level is short for one conversation of type "chat". `media` may be left out where
 the file's ending says it all. `start` and `end` of a video (seconds; either may be left out) say that the
-sample is about that part of the file: length and frames are the part's, and times count from its start. With an
-`offset` (seconds) the clock shows that much there: of a file that was cut out of a recording, by whose time its texts
-and segments speak.
+sample is about that part of the file: length and frames are the part's, and times count from its start. With a
+`time_offset` (seconds) the clock shows that much there: of a file that was cut out of a recording, by whose time its
+texts and segments speak.
 `<video>` and `<image>` mark where the media go, in the order of `media`; without any mark they go before
 the first user message.
 """
@@ -115,13 +115,13 @@ def _media(media: Any, fields: Collection[str]) -> list[dict[str, Any]]:
 
 
 def _check_part(medium: dict[str, Any], where: str) -> None:
-    for name in ("start", "end", "offset"):
+    for name in ("start", "end", "time_offset"):
         value = medium.get(name)
         if value is not None and not (_is_number(value) and value >= 0):
             raise SchemaError(f"{where}.{name} is {value!r}; it must be seconds from 0 on, or left out", "segments")
     part = part_of(medium)
-    if medium["type"] != "video" and any(medium.get(name) is not None for name in ("start", "end", "offset")):
-        raise SchemaError(f"{where} has start, end or offset, but it is an image, which has no times", "segments")
+    if medium["type"] != "video" and any(medium.get(name) is not None for name in ("start", "end", "time_offset")):
+        raise SchemaError(f"{where} has start, end or time_offset, but it is an image, which has no times", "segments")
     if part.end is not None and part.start >= part.end:
         raise SchemaError(f"{where} runs from {part.start:g} to {part.end:g} s; needs start < end", "segments")
 
@@ -201,7 +201,7 @@ def check_segments(segments: Any, begin: float = 0.0, stop: float = 0.0) -> None
             )
         if start < begin - 0.5:
             raise SchemaError(
-                f"segments[{i}] begins at {start} s, but the media at their offset, {begin} s", "segments"
+                f"segments[{i}] begins at {start} s, but the media at their time_offset, {begin} s", "segments"
             )
         if stop and end > stop + 0.5:
             raise SchemaError(f"segments[{i}] ends at {end} s, but the media at {stop} s", "segments")

@@ -118,8 +118,8 @@ def test_times_go_by_the_clock_of_a_recording(tmp_path: Path) -> None:
     told = {"start": 3601, "end": 3602.5, "text": "a dog"}
     out = written(
         tmp_path,
-        {"offset": 3600, "question": "When?", "answer": "from 3601.0 to 3602.5 seconds"},
-        {"start": 1, "end": 3, "offset": 3600.0, "segments": [told]},
+        {"time_offset": 3600, "question": "When?", "answer": "from 3601.0 to 3602.5 seconds"},
+        {"start": 1, "end": 3, "time_offset": 3600.0, "segments": [told]},
     )
     source, form = Source("x", load_index(out)), PackFormat(ChatConfig(time="frames"), 64, 4, 512)
     assert [source[i].record.duration for i in range(2)] == [4.0, 2.0]
@@ -134,10 +134,10 @@ def test_times_go_by_the_clock_of_a_recording(tmp_path: Path) -> None:
     assert report.problems == []
     told["end"] = 3700
     with pytest.raises(ManifestError, match=r"ends at 3700 s, but the media at 3602.0 s"):
-        written(tmp_path, {"end": 2, "offset": 3600, "segments": [told]})
+        written(tmp_path, {"end": 2, "time_offset": 3600, "segments": [told]})
     told |= {"start": 1, "end": 3601}
-    with pytest.raises(ManifestError, match=r"begins at 1 s, but the media at their offset, 3600.0 s"):
-        written(tmp_path, {"end": 2, "offset": 3600, "segments": [told]})
+    with pytest.raises(ManifestError, match=r"begins at 1 s, but the media at their time_offset, 3600.0 s"):
+        written(tmp_path, {"end": 2, "time_offset": 3600, "segments": [told]})
 
 
 def test_what_is_planned_of_a_part_is_what_is_read(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_a_part_that_the_video_has_not_is_named_when_it_is_written(tmp_path: Pat
         ({"start": 2, "end": 1}, "runs from 2 to 1 s"),
         ({"start": -1}, "start is -1; it must be seconds"),
         ({"end": "3"}, "end is '3'"),
-        ({"offset": "1:00"}, "offset is '1:00'; it must be seconds from 0 on"),
+        ({"time_offset": "1:00"}, "time_offset is '1:00'; it must be seconds from 0 on"),
         ({"start": 1, "type": "image", "member": "jpg"}, "is an image, which has no times"),
-        ({"offset": 0, "type": "image", "member": "jpg"}, "is an image, which has no times"),
+        ({"time_offset": 0, "type": "image", "member": "jpg"}, "is an image, which has no times"),
     ],
 )
 def test_parts_that_cannot_be(medium: dict[str, Any], message: str) -> None:
