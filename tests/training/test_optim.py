@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 
 from timeviper.config import OptimConfig
-from timeviper.training.optim import MatrixMuon, build_optimizer
+from timeviper.training.optim import MatrixMuon, build_optimizer, orthogonal
 
 OPTIM = OptimConfig(name="muon", lr=1e-2, beta2=0.95, weight_decay=0.1, warmup=0.0, schedule="constant")
 RECIPE = replace(small_recipe(), optim=OPTIM)
@@ -40,7 +40,8 @@ def gradients(model: nn.Module, step: int) -> None:
 
 
 def test_each_parameter_moves_as_by_torchs_own_optimizer() -> None:
-    """The same bits, while rates change, and where some have no gradient at a step."""
+    """While rates change, and where some have no gradient at a step: by AdamW the same bits, by Muon what its bfloat16
+    leaves of a step."""
     torch.manual_seed(0)
     ours, theirs = Block(), Block()
     theirs.load_state_dict(ours.state_dict())
@@ -55,6 +56,7 @@ def test_each_parameter_moves_as_by_torchs_own_optimizer() -> None:
         {"params": [p for p in named.values() if p.ndim == 1], "weight_decay": 0.0},
     ]
     adam = AdamW(groups, betas=(0.9, 0.95), fused=True)
+    before = {name: p.detach().clone() for name, p in named.items()}
     for step in range(5):
         for group in (*optimizer.param_groups, *muon.param_groups, *adam.param_groups):
             group["lr"] = 1e-2 / (1 + step)
@@ -68,13 +70,36 @@ def test_each_parameter_moves_as_by_torchs_own_optimizer() -> None:
         muon.step()
         adam.step()
         for name, p in ours.named_parameters():
-            assert torch.equal(p, named[name]), (step, name)
+            moved = (named[name] - before[name]).norm()
+            assert (p - named[name]).norm() <= (0.03 * moved if name in hidden else 0), (step, name)
     held = sum(
         v.numel() for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.dim()
     )
     assert held == sum(p.numel() for n, p in named.items() if n in hidden) + 2 * sum(
         p.numel() for n, p in named.items() if n not in hidden
     )
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 5), (5, 1), (128, 384)])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_orthogonal_keeps_vectors(shape: tuple[int, int], size: float, dtype: torch.dtype, near: float) -> None:
+    """And brings each singular value of a matrix to where the polynomial does, about 1."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * size
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = u @ values.diag() @ v
+    found = orthogonal(matrix.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=near)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_orthogonal_leaves_nothing_at_nothing() -> None:
+    assert torch.equal(orthogonal(torch.zeros(4, 6)), torch.zeros(4, 6))
 
 
 def test_a_loaded_state_goes_on_to_the_same_bits() -> None:
@@ -106,13 +131,12 @@ def one_rank() -> list[dict[str, Tensor]]:
 
 
 def test_two_ranks_take_the_steps_of_one(one_rank: list[dict[str, Tensor]]) -> None:
-    """To a fifth of the way. Muon finds directions in bfloat16 and lets the weakest of a gradient grow up to 3.4^5
-    times, so that they hold rounding, which differs between ranks; another gradient goes another way."""
+    """But for rounding, which Muon lets the weakest directions of a gradient grow up to 3.4^5 times."""
     start = run_ranks(1, first_weights, RECIPE)[0]
     for trained in run_ranks(2, train_all, [RECIPE])[0]:
         for name, tensor in one_rank[0].items():
             moved = (tensor - start[name]).norm() if name in start else tensor.norm()
-            assert (trained.after[name] - tensor).norm() <= 0.2 * moved + 1e-6, name
+            assert (trained.after[name] - tensor).norm() <= 5e-3 * moved + 1e-6, name
 
 
 @pytest.mark.parametrize("offload", [False, True])
