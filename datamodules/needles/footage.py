@@ -17,7 +17,7 @@ from timeviper.datamodules.needles.material import Clip
 from timeviper.datamodules.needles.pictures import Layout, Picture
 from timeviper.datamodules.needles.place import Place
 from timeviper.datamodules.shards.writer import Sample
-from timeviper.datamodules.when import span
+from timeviper.datamodules.when import bounds
 
 NUMBERS = ("one", "two", "three", "four", "five")
 
@@ -159,7 +159,7 @@ def ask(rng: Generator, kind: str, shown: list[Shown], at: int) -> dict[str, Any
 
 def timeline(rng: Generator, shown: list[Shown]) -> dict[str, Any]:
     """All needles with their times, in order: every label of it needs another one."""
-    told = ", then ".join(f"{span(one.start, one.end)} {one.picture.caption}" for one in shown)
+    told = ", then ".join(f"{bounds(one.start, one.end)} {one.picture.caption}" for one in shown)
     return _talk(rng, "timeline", "timeline", f"{told}.")
 
 
@@ -172,7 +172,7 @@ def _at(rng: Generator, shown: list[Shown], at: int) -> dict[str, Any]:
 
 def _when(rng: Generator, shown: list[Shown], at: int) -> dict[str, Any]:
     caption = shown[at].picture.caption
-    return _talk(rng, "when", "when", f"{caption} {span(shown[at].start, shown[at].end)}", caption)
+    return _talk(rng, "when", "when", f"{caption} {bounds(shown[at].start, shown[at].end)}", caption)
 
 
 def _order(rng: Generator, shown: list[Shown], at: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.random import Generator
 
+from timeviper.datamodules.when import bounds
 from timeviper.datamodules.world.scene import Event, Scene
 
 NUMBERS = ("one", "two", "three")
@@ -85,7 +86,7 @@ def _any(rng: Generator, events: tuple[Event, ...]) -> Event:
 
 def span(event: Event) -> str:
     """When an event is visible, in the one form that answers have."""
-    return f"from {event.start:.1f} to {event.end:.1f} seconds"
+    return bounds(event.start, event.end)
 
 
 # Answers repeat what they are about, in the words that captions use: "the ring is red", as in "the ring is red and
@@ -118,7 +119,7 @@ def video_caption(scene: Scene) -> str:
 
 
 def video_timeline(scene: Scene) -> str:
-    """ "from 1.0 to 3.0 seconds a red circle moves left, then from 4.0 to 6.0 seconds a blue ring stays." """
+    """ "1.0 to 3.0 seconds a red circle moves left, then 4.0 to 6.0 seconds a blue ring stays." """
     return ", then ".join(f"{span(e)} {sentence(e)}" for e in scene.events) + "."
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
+from timeviper.datamodules.when import span
 from timeviper.datamodules.world.world import world_text
 from timeviper.tokenizer import ASSETS, ENGLISH, Tokenizer, bytes_per_token
 
@@ -69,7 +70,8 @@ def _corpus(texts: list[str]) -> list[str]:
     # so that another tenth, "34.7", is 34 .7 and not 3 4.7.
     times = [f"{n / 10:.1f}" for n in range(100)] + [f"{pair}.{tenth}" for pair in pairs for tenth in "05"]
     numbers = [number for t in times for number in (t, f" {t}", f"{t}s")] + [w for n in pairs for w in (n, f" {n}")] * 4
-    ours = _words([*texts, "user", "assistant", "The video lasts 1.5 seconds, shown in 8 frames."])
+    told = "The video lasts 1.5 seconds, shown in 8 frames.", span(1, 3)  # of prompts and of answers about other data
+    ours = _words([*texts, "user", "assistant", *told])
     return [*numbers, *ours] * 3 + _words([ENGLISH])
 
 

@@ -36,7 +36,7 @@ def test_questions_answers_and_videos_are_those_of_the_shards(world_sets: Path) 
         question, answer = asked(int(key[-6:]), place)
         start, end = item.windows[0]
         assert item.question == question
-        assert answer.endswith(f"from {start:.1f} to {end:.1f} seconds")
+        assert answer.endswith(f" {start:.1f} to {end:.1f} seconds")
         assert Path(item.video.path).read_bytes() == sample(SOURCE, 0, int(key[-6:]))["mp4"]
 
 

@@ -66,7 +66,7 @@ def test_answers_follow_from_the_events() -> None:
             assert answer == ("yes" if named[0] in pairs else "no")
         elif kind == "when":
             event = events[pairs.index(named[0])]
-            assert answer == f"the {event.pair} from {event.start:.1f} to {event.end:.1f} seconds"
+            assert answer == f"the {event.pair} {event.start:.1f} to {event.end:.1f} seconds"
         elif kind == "moments":
             assert answer.count(" at ") + 1 == len(events)
             for time, pair in re.findall(r"at (\d+\.\d) seconds a (\w+ \w+)", answer):

@@ -249,7 +249,7 @@ def test_answers_follow_from_what_is_shown() -> None:
                 assert answer == names[at]
             elif kind == "when":
                 assert named == [at]
-                assert answer == f"{names[at]} from {shown[at].start} to {shown[at].end} seconds"
+                assert answer == f"{names[at]} {shown[at].start} to {shown[at].end} seconds"
             elif kind == "order":
                 assert names.index(answer) == at == named[0] + (1 if "after" in question else -1)
             else:

@@ -112,7 +112,7 @@ def solve(kind: str, question: str, events: tuple[Event, ...]) -> str:
         "colour": f"the {about.shape} is {about.colour}",
         "shape": f"the {about.colour} object is a {about.shape}",
         "direction": f"the {about.pair} " + next((f"moves {way}" for way, goes in ways.items() if goes), "stays"),
-        "when": f"the {about.pair} from {about.start:.1f} to {about.end:.1f} seconds",
+        "when": f"the {about.pair} {about.start:.1f} to {about.end:.1f} seconds",
     }[kind]
 
 

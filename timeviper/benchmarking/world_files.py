@@ -162,7 +162,7 @@ def charades(folder: Path, drawn: Sequence[Drawn], rng: Generator) -> Which:
         one.save(folder / "Charades_v1_480")
         for asked in one.asked:
             if asked.type == "when":
-                words = asked.answer.split()  # "the red ring from 1.0 to 3.0 seconds"
+                words = asked.answer.split()  # "the red ring 1.0 to 3.0 seconds"
                 lines.append(f"{one.name} {words[-4]} {words[-2]}##{asked.question}")
                 which[f"{one.name}#{len(lines)}"] = asked.source
     whole(folder / "charades_sta_test.txt", "\n".join(lines) + "\n")

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PERIODS = tuple(1.5 * 2.0**k for k in range(14))  # seconds, from neighbouring frames to three hours
+# Seconds, from neighbouring frames to five hours. Those of decimal digits: the digit of a place, or a pair of digits, is
+# then a linear function of the features, and so is every token of a time.
+PERIODS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0)
 
 
 class FrameTimes(nn.Module):
