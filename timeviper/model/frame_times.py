@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Seconds, from neighbouring frames to five hours. Those of decimal digits: the digit of a place, or a pair of digits, is
-# then a linear function of the features, and so is every token of a time.
+# Seconds, from neighbouring frames to five hours; those of decimal digits, of which a digit, or a pair of them, of a
+# written time is a linear function.
 PERIODS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0)
 
 
