@@ -201,7 +201,7 @@ def test_the_size_of_its_file_is_that_of_the_formula(model: LoadedModel, tmp_pat
     [
         (("model.transv.stages.late.keep=0.2",), "transv", "has transv.stages.late.keep = 0.1, but here it is 0.2"),
         (OFF[1:], "transv", "another schedule of TransV dropped its tokens"),
-        (("chat.time=sentence",), "time", "its key has time.time = frames, but here it is sentence"),
+        (("chat.time=sentence",), "time", "its key has time.time = tokens, but here it is sentence"),
         (("model.decoder.norm_eps=1e-3",), "decoder", "decoder.norm_eps = 1e-05, but here it is 0.001"),
         (("chat.system=Be brief.",), "prefix", "another text stood before the video"),
     ],

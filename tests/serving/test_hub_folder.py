@@ -361,7 +361,7 @@ def test_paths_of_the_machine_stay_at_home(clip: Path, tmp_path: Path) -> None:
 def test_the_card_tells_use_lineage_and_recipe(run: Path, folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    for said in ("AutoProcessor", read_lineage(run / "export")["weights"], "select: uniform", "1,333,074 parameters"):
+    for said in ("AutoProcessor", read_lineage(run / "export")["weights"], "select: uniform", "1,336,402 parameters"):
         assert said in card
 
 

@@ -42,7 +42,7 @@ log = logging.getLogger("timeviper")
 
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16")
-TRANSV = "decoder.transv."  # how the names of its tensors begin
+TRANSV, TIMES = "decoder.transv.", "times."  # how the names of their tensors begin
 
 Model = TimeViper | TagModel
 
@@ -285,7 +285,8 @@ def load_export(
     assert isinstance(model, TimeViper)
     own = model.state_dict()
     missing, more = sorted(own.keys() - files.files.keys()), sorted(files.files.keys() - own.keys())
-    unexpected = [name for name in more if not name.startswith(TRANSV)]  # a stage may be overridden to transfer nothing
+    # A stage may be overridden to transfer nothing, and tokens not to tell their times.
+    unexpected = [name for name in more if not name.startswith((TRANSV, TIMES))]
     if missing or unexpected:
         raise ValueError(f"{export}: tensors missing: {missing[:5]}, unexpected: {unexpected[:5]}")
     place = torch.device(device)
