@@ -107,9 +107,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def scores_table(chains: dict[str, list[Finished]]) -> list[str]:
-    """Rows of question type, a column for each recipe, and those of no model's eyes."""
+    """Rows of question type, a column for each recipe, and of the first what its weights do without transfers and
+    without eyes."""
     first = next(iter(chains.values()))
     columns = {name: [figures(run.report.scores) for run in runs] for name, runs in chains.items()}
+    if drops := [figures(run.report.pure_drop) for run in first if run.report.pure_drop]:
+        columns |= {"transfer off": drops}  # the same weights
     columns |= {"blind": [figures(run.report.blind) for run in first]}
     columns |= {"chance": [figures(run.report.chance) for run in first]}
     rows = []

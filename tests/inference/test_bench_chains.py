@@ -9,16 +9,21 @@ from timeviper.inference.eval_report import Report
 from timeviper.inference.metrics import Answered, Scores, score
 
 
-def run(rights: str, gate: float | None = None) -> Finished:
+def run(rights: str, gate: float | None = None, off: str = "") -> Finished:
     """Two questions a video: one right answer is "yes", and what was written is that where `rights` has a 1."""
-    answers = [
+    answers = answered(rights)
+    scores: Scores = score(answers)
+    drop = score(answered(off)) if off else None
+    report = Report(scores, scores, scores, drop, scores_n(answers), [], "x@1", None, "x", [], None, None)
+    return Finished(report, answers, {} if gate is None else {"kl": 2 * gate, "gate/early": gate, "moved/early": 1.0})
+
+
+def answered(rights: str) -> list[Answered]:
+    return [
         Answered(f"v/{i // 2}#{i % 2}", ("colour", "when")[i % 2], written, right)
         for i, (flag, right) in enumerate(zip(rights, ["red", "from 1.0 to 3.0 seconds"] * 9))
         for written in [right if flag == "1" else "nothing"]
     ]
-    scores: Scores = score(answers)
-    report = Report(scores, scores, scores, None, scores_n(answers), [], "x@1", None, "x", [], None, None)
-    return Finished(report, answers, {} if gate is None else {"kl": 2 * gate, "gate/early": gate, "moved/early": 1.0})
 
 
 def scores_n(answers: list[Answered]) -> dict[str, int]:
@@ -26,14 +31,18 @@ def scores_n(answers: list[Answered]) -> dict[str, int]:
     return {"overall": len(answers), **{kind: sum(a.type == kind for a in answers) for kind in kinds}}
 
 
-CHAINS = {"ours": [run("11110111", 0.4), run("11111111", 0.6)], "theirs": [run("10100111"), run("11101111")]}
+CHAINS = {
+    "ours": [run("11110111", 0.4, "11110011"), run("11111111", 0.6, "11111011")],
+    "theirs": [run("10100111"), run("11101111")],
+}
 
 
 def test_scores_are_mean_lowest_and_highest_of_the_chains() -> None:
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in scores_table(CHAINS)]
-    assert rows[0] == ["question", "n", "ours", "theirs", "blind", "chance"]
+    assert rows[0] == ["question", "n", "ours", "theirs", "transfer off", "blind", "chance"]
     cells = {row[0]: row[1:] for row in rows[2:]}
     assert cells["overall"][:3] == ["8", "0.938 (0.875 to 1.000)", "0.750 (0.625 to 0.875)"]
+    assert cells["overall"][3] == "0.812 (0.750 to 0.875)"
     assert cells["when"][:3] == ["4", "1.000 (1.000 to 1.000)", "0.625 (0.500 to 0.750)"]
     assert spread([0.5]) == "0.500"
 
