@@ -43,7 +43,11 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def test_stages_hand_over_under_sharding_and_frozen_parts_stay(world: Path, tmp_path: Path) -> None:
     chain = [
         ("stage0_tower", options(world, tmp_path, "stage0_tower", 3), set()),
-        ("stage1_align", options(world, tmp_path, "stage1_align", 3, "stage0_tower"), {"projectors", "decoder"}),
+        (
+            "stage1_align",
+            options(world, tmp_path, "stage1_align", 3, "stage0_tower"),
+            {"projectors", "times", "decoder"},
+        ),
         ("stage2_instruct", options(world, tmp_path, "stage2_instruct", 3, "stage1_align"), None),
         ("stage3_long", long_options(tmp_path), None),
     ]
@@ -53,7 +57,7 @@ def test_stages_hand_over_under_sharding_and_frozen_parts_stay(world: Path, tmp_
         after = weights(tmp_path / stage)
         lineage = json.loads((tmp_path / stage / "export/lineage.json").read_text())
         if i:
-            assert moved(before, after) == (learns or {"projectors", "decoder", "transv"})
+            assert moved(before, after) == (learns or {"projectors", "times", "decoder", "transv"})
             assert lineage["from"]["name"] == chain[i - 1][0]
             assert any(name.startswith("towers.") for name in after)
         before = after
