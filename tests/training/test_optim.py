@@ -91,15 +91,24 @@ def test_orthogonal_keeps_vectors(shape: tuple[int, int], size: float, dtype: to
     for _ in range(5):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     expected = u @ values.diag() @ v
-    found = orthogonal(matrix.to(dtype))
+    found = orthogonal(matrix.to(dtype), dtype)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=near)
     assert values.min() > 0.6
     assert values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_in_bfloat16_it_is_torchs_own_to_the_bit(shape: tuple[int, int]) -> None:
+    """As it is computed on accelerators."""
+    p = nn.Parameter(torch.zeros(shape))
+    p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    Muon([p], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False, adjust_lr_fn="match_rms_adamw").step()
+    assert torch.equal(p, orthogonal(p.grad, torch.bfloat16).float() * (-0.2 * 6**0.5))
+
+
 def test_orthogonal_leaves_nothing_at_nothing() -> None:
-    assert torch.equal(orthogonal(torch.zeros(4, 6)), torch.zeros(4, 6))
+    assert torch.equal(orthogonal(torch.zeros(4, 6), torch.float32), torch.zeros(4, 6))
 
 
 def test_a_loaded_state_goes_on_to_the_same_bits() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,9 +42,6 @@ class MatrixMuon(AdamW):
 
     MOMENTUM = 0.95
 
-    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
-        super().__init__(groups, betas=betas, fused=True)
-
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         every = self.param_groups
@@ -63,20 +59,21 @@ class MatrixMuon(AdamW):
         # Plain where this rank has all of them, in which a step takes a third of the time.
         matrix, grad, momentum = map(whole_here, (p, grad, self.state[p]["momentum_buffer"]))
         momentum.lerp_(grad, 1 - self.MOMENTUM)
-        update = orthogonal(grad.lerp(momentum, self.MOMENTUM))
+        precision = matrix.dtype if matrix.device.type == "cpu" else torch.bfloat16
+        update = orthogonal(grad.lerp(momentum, self.MOMENTUM), precision)
         matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-0.2 * lr * math.sqrt(max(matrix.shape)))
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """`[N, M]` with its singular values brought to about 1 (0.7 to 1.2) and its singular vectors kept, by Newton-Schulz
-    steps with Jordan's coefficients: in bfloat16 on accelerators, in the matrix's own precision on CPUs."""
-    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
+def orthogonal(matrix: Tensor, precision: torch.dtype) -> Tensor:
+    """`[N, M]` with its singular values brought to about 1 (0.7 to 1.2) and its singular vectors kept, by five
+    Newton-Schulz steps with Jordan's coefficients, in a precision that is also the result's."""
+    x = matrix.to(precision)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
@@ -103,7 +100,7 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> AdamW:
     betas = (cfg.beta1, cfg.beta2)
     # fused: one call for all tensors; with sharded tensors the per-tensor form is 8 times slower
     matrices = any(muon for *_, muon in groups)
-    optimizer = MatrixMuon(given, betas) if matrices else AdamW(given, betas=betas, fused=True)
+    optimizer = (MatrixMuon if matrices else AdamW)(given, betas=betas, fused=True)
     for group in optimizer.param_groups:
         for p in group["params"]:  # now, not at a part's first step: a checkpoint before it holds the same tensors
             optimizer.state[p] = _first_state(p, group.get("muon", False))
