@@ -28,7 +28,7 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
         *SMALL,
     ]
     made += ["train.phases.videos.start=1"] * (stage == "stage1_align")
-    folders = dict.fromkeys(("objects", "questions", "order"), "videos")
-    made += [f"data.sources.{k}.shards={world / 'train' / folders.get(k, k)}" for k in train]
+    folders = {name: name for name in train} | dict.fromkeys(("objects", "questions", "order"), "videos")
+    made += [f"data.sources.{k}.shards={world / 'train' / folders[k]}" for k in train]
     made += [f"data.val.{k}.shards={world / 'val' / k}" for k in val]
     return made + ([f"train.init_from={runs / previous / 'export'}"] if previous else [])
