@@ -172,7 +172,7 @@ def test_the_version_and_completion_of_the_program_as_a_module(module: str) -> N
 
 def test_check_says_what_it_checked(run, tmp_path: Path, world: Path) -> None:
     data = [f"data.sources.{name}.shards={world / 'train' / name}" for name in ("images", "clips", "videos")]
-    data += [f"data.sources.{name}.shards={world / 'train' / 'videos'}" for name in ("questions", "order")]
+    data += [f"data.sources.{name}.shards={world / 'train' / 'videos'}" for name in ("questions", "motion")]
     data.append(f"data.val.videos.shards={world / 'val'}/videos")
     args = ("train", "--check", STAGE2, *data, f"out={tmp_path / 'run'}")
     code, _, err = run(*args)
@@ -237,7 +237,7 @@ def test_a_folder_of_media_becomes_shards_that_pass_the_check(run, world: Path, 
 
 def test_preview_shows_the_packs_of_each_rank(run, world: Path) -> None:
     data = [f"data.sources.{name}.shards={world / 'train' / name}" for name in ("images", "clips", "videos")]
-    data += [f"data.sources.{name}.shards={world / 'train' / 'videos'}" for name in ("questions", "order")]
+    data += [f"data.sources.{name}.shards={world / 'train' / 'videos'}" for name in ("questions", "motion")]
     code, out, err = run("preview", STAGE2, *data, "data.packs_per_step=2", "--steps", "2", "--ranks", "2")
     assert code == 0, err
     rows = [line for line in out.splitlines() if "shard-" in line]

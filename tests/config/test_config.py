@@ -184,7 +184,7 @@ FOUND_ELSEWHERE = (
         ("train.phases.late", config.PhaseConfig(weights={"videos": -1}), "0 or more"),
         (
             "train.phases.late",
-            config.PhaseConfig(weights={name: 0 for name in ("videos", "questions", "order", "clips", "images")}),
+            config.PhaseConfig(weights={name: 0 for name in ("videos", "questions", "motion", "clips", "images")}),
             "pauses every source",
         ),
     ],

@@ -372,7 +372,7 @@ def test_a_stage_from_features_through_the_command_line(
     """As people run it: sharded, with a loader process, features of one source beside videos of another."""
     recipe = "recipes/tiny/stage2_instruct.yaml"
     small = ["data.frames.fps=2", "data.tokens_per_pack=400", "data.packs_per_step=2", "train.steps=5", "log.every=1"]
-    small += [f"data.sources.{name}=null" for name in ("images", "clips", "questions", "order")]
+    small += [f"data.sources.{name}=null" for name in ("images", "clips", "questions", "motion")]
     small += ["data.sources.videos.types=''", "data.val.videos.types=''", "train.validate_every=0", "data.workers=1"]
     small += [f"train.init_from={export}", "log.tensorboard=false", f"data.sources.mine.shards={videos}"]
     plain = [*small, f"data.sources.videos.shards={videos}", f"data.val.videos.shards={videos}"]

@@ -164,7 +164,7 @@ def test_phases_follow_the_curriculum() -> None:
 
 def test_packs_come_from_the_index_where_there_is_one(world: Path) -> None:
     made = recipe("tiny/stage2_instruct", *(f"data.sources.{n}.shards={world}/train/{n}" for n in ("images", "clips")))
-    for name in ("videos", "questions", "order"):
+    for name in ("videos", "questions", "motion"):
         made.data.sources[name].shards = f"{world}/train/videos"  # pyright: ignore[reportOptionalMemberAccess]
     (phase,) = phases_of(made, Assumptions(index_steps=2))
     assert phase.source == "shard index"

@@ -39,7 +39,7 @@ def corpus() -> list[dict[str, Any]]:
 
 def make_recipe(shards: Path, export: Path | str = "", *more: str) -> Recipe:
     """Tiny stage 2 on one source; from an export, if any."""
-    base = [f"data.sources.{name}=null" for name in ("images", "clips", "videos", "questions", "order")]
+    base = [f"data.sources.{name}=null" for name in ("images", "clips", "videos", "questions", "motion")]
     base += ["data.val.videos=null", f"data.sources.mine.shards={shards}", f"data.val.mine.shards={shards}"]
     base += ["data.frames.fps=2", "data.tokens_per_pack=400", "data.packs_per_step=2", "optim.warmup=0"]
     return load_recipe(ROOT / "recipes/tiny/stage2_instruct.yaml", [*base, f"train.init_from='{export}'", *more])

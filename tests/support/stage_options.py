@@ -18,7 +18,7 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
     train, val = {
         "stage0_tower": (["images"], ["images"]),
         "stage1_align": (["images", "clips", "videos", "objects"], ["images", "clips", "videos"]),
-        "stage2_instruct": (["images", "clips", "videos", "questions", "order"], ["videos"]),
+        "stage2_instruct": (["images", "clips", "videos", "questions", "motion"], ["videos"]),
     }[stage]
     made = [
         f"recipes/tiny/{stage}.yaml",
@@ -28,7 +28,7 @@ def options(world: Path, runs: Path, stage: str, steps: int, previous: str = "")
         *SMALL,
     ]
     made += ["train.phases.videos.start=1"] * (stage == "stage1_align")
-    folders = {name: name for name in train} | dict.fromkeys(("objects", "questions", "order"), "videos")
+    folders = {name: name for name in train} | dict.fromkeys(("objects", "questions", "motion"), "videos")
     made += [f"data.sources.{k}.shards={world / 'train' / folders[k]}" for k in train]
     made += [f"data.val.{k}.shards={world / 'val' / k}" for k in val]
     return made + ([f"train.init_from={runs / previous / 'export'}"] if previous else [])

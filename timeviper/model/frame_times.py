@@ -16,6 +16,9 @@ from torch import Tensor, nn
 # Seconds, from neighbouring frames to five hours; those of decimal digits, of which a digit, or a pair of them, of a
 # written time is a linear function.
 PERIODS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0)
+# The map starts at 0 and learns this many times sooner: held-out loss of the default stage 1 after 600 steps is 0.145,
+# with 1 it was 0.169.
+GAIN = 4.0
 
 
 class FrameTimes(nn.Module):
@@ -30,7 +33,7 @@ class FrameTimes(nn.Module):
         nn.init.zeros_(self.weight)
 
     def forward(self, seconds: Tensor) -> Tensor:
-        features = time_features(seconds)
+        features = GAIN * time_features(seconds)
         if self.weight.is_cuda:
             features = features.pin_memory()  # the copy does not wait
         return F.linear(features.to(self.weight, non_blocking=True), self.weight)
