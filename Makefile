@@ -29,7 +29,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # Settings that make any tiny stage a matter of seconds, and stage 3 go through all of its phases.
-PHASES := train.phases.frames128.start=1 train.phases.frames512.start=2
+PHASES := train.phases.frames64.start=1 train.phases.frames512.start=2
 FEW := train.steps=3 train.validate_every=0 train.validate_samples=4 data.tokens_per_pack=2048 data.workers=0
 
 READY := .venv/.ready

@@ -25,14 +25,14 @@ GOP = 4  # frames from keyframe to keyframe: as many at most are decoded for one
 
 
 def draw(scene: Scene) -> Iterator[NDArray[np.uint8]]:
-    """Frames `[n, H, W, 3]` of a scene, chunk by chunk; frame k shows the time k / fps."""
+    """Frames `[n, H, W, 3]` of a scene, chunk by chunk; frame k shows the time `offset` + k / fps."""
     rng = np.random.default_rng(scene.seed)
     tint = rng.uniform(18, 52, 3).astype(np.float32)
     strength, angle, turn = rng.uniform(8, 18), rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
     axis = np.linspace(-1, 1, scene.pixels, dtype=np.float32)
     bank = _noise_bank(scene.pixels)
     for first in range(0, scene.frames, CHUNK):
-        times = np.arange(first, min(first + CHUNK, scene.frames)) / scene.fps
+        times = np.arange(first, min(first + CHUNK, scene.frames)) / scene.fps + scene.offset
         phase = (angle + turn * times).astype(np.float32)[:, None, None]
         # Light falls from a side that turns by at most 0.3 rad/s: slow beside any object.
         grey = np.float32(strength) * (np.cos(phase) * axis + np.sin(phase) * axis[:, None])

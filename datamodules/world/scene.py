@@ -6,7 +6,7 @@ The objects of a scene differ in colour and in shape, so that either names one o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -96,6 +96,8 @@ class Scene:
     events: tuple[Event, ...]
     seed: int
     pixels: int = 64
+    offset: float = 0.0
+    """What the clock, which the events go by, shows at its first frame: of a video cut out of a longer one."""
 
     @property
     def frames(self) -> int:
@@ -169,6 +171,12 @@ def draw_video(
     times = draw_times(rng, duration, count, *lasting)
     events = tuple(draw_event(rng, look, *when) for look, when in zip(looks, times))
     return Scene(duration, fps, events, int(rng.integers(2**31)), pixels)
+
+
+def late(scene: Scene, offset: float) -> Scene:
+    """The same with a clock that shows `offset` at its first frame."""
+    events = tuple(replace(e, start=e.start + offset, end=e.end + offset) for e in scene.events)
+    return replace(scene, events=events, offset=offset)
 
 
 def draw_image(rng: Generator, count: int, held_out: bool | None, pixels: int = 64) -> Scene:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,16 @@ from timeviper.datamodules.world.questions import (
     video_questions,
 )
 from timeviper.datamodules.world.render import GOP, draw, encode_image, encode_video
-from timeviper.datamodules.world.scene import COLOURS, MOTIONS, SHAPES, Scene, draw_image, draw_video, held_out_looks
+from timeviper.datamodules.world.scene import (
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    Scene,
+    draw_image,
+    draw_video,
+    held_out_looks,
+    late,
+)
 from timeviper.errors import one_of
 from timeviper.files import write_whole
 
@@ -50,12 +59,13 @@ class WorldSource:
     """A set of samples of one sort; its shards are OUT/<folder>/<prefix>-00000.tar, ..."""
 
     folder: str
-    kind: str  # image | clip | video | long
+    kind: str  # image | clip | video | cut | long
     samples: int
     per_shard: int
     prefix: str = "shard"
     seconds: tuple[int, int] = (0, 0)  # shortest and longest video
     lasting: tuple[int, int] = (2, 4)  # shortest and longest event
+    latest: int = field(default=0, kw_only=True)  # what the clock of a cut shows at its first frame, at most: seconds
 
     @property
     def name(self) -> str:
@@ -76,9 +86,14 @@ SOURCES = (
     WorldSource("val/videos", "video", 160, 80, seconds=(8, 10), lasting=(2, 3)),
 )
 
-# A needle covers at least 3 frames at one frame a second. The prefix tells the longest duration, so that a curriculum
-# can name its part of the folder: train/long/d032-*.tar.
+# Cuts out of videos of 17 minutes teach times of four digits from 16 frames, where one of 512 holds as many labels for 32
+# times the work. A needle covers at least 3 frames. The prefix tells the longest duration, so that a curriculum can name
+# its part of the folder: train/long/d032-*.tar.
 LONG = (
+    WorldSource("train/cuts", "cut", 6000, 250, "d016", seconds=(16, 16), lasting=(2, 5), latest=1008),
+    WorldSource("train/cuts", "cut", 1000, 50, "d064", seconds=(64, 64), lasting=(3, 8), latest=960),
+    WorldSource("train/cuts", "cut", 200, 25, "d256", seconds=(256, 256), lasting=(4, 8), latest=768),
+    WorldSource("val/cuts", "cut", 120, 60, "d064", seconds=(64, 64), lasting=(3, 8), latest=960),
     WorldSource("train/long", "long", 300, 100, "d032", seconds=(24, 32), lasting=(3, 5)),
     WorldSource("train/long", "long", 200, 50, "d128", seconds=(96, 128), lasting=(3, 6)),
     WorldSource("train/long", "long", 200, 25, "d512", seconds=(384, 512), lasting=(4, 8)),
@@ -144,6 +159,10 @@ def describe(source: WorldSource, seed: int, number: int) -> tuple[Scene, list[d
             objects = int(rng.integers(*source.objects, endpoint=True))
             scene = draw_glimpses(rng, source.seconds[0], FPS, objects, held_out)
             return scene, glimpse_questions(scene, rng)
+        case "cut":
+            scene = _draw(rng, source, 1 + int(rng.integers(3)), held_out)
+            scene = late(scene, float(rng.integers(source.latest + 1)))
+            return scene, video_questions(scene, rng)
         case "video" if source.train:
             scene = _draw(rng, source, 1 + int(rng.integers(3)), held_out)
             return scene, video_questions(scene, rng)
@@ -191,6 +210,8 @@ def sample(source: WorldSource, seed: int, number: int) -> dict[str, Any]:
         media = {"mp4": encode_video(scene)}
         length = {"duration": scene.duration, "fps": scene.fps, "frames": scene.frames}
         record["media"].append({"type": "video", "member": "mp4", **length, "keyframe_spacing": GOP / scene.fps})
+        if scene.offset:
+            record["media"][0]["time_offset"] = scene.offset
         record["segments"] = [{"start": e.start, "end": e.end, "text": sentence(e)} for e in scene.events]
     key = f"{source.folder.replace('/', '-')}-{source.prefix}-{number:06d}"
     return {"__key__": key, "json": record, **media}

@@ -78,7 +78,7 @@ def test_a_file_that_is_there_goes_before_a_shipped_recipe(write, monkeypatch: p
 def test_a_recipe_of_ones_own_extends_a_shipped_one(write) -> None:
     path = write("mine.yaml", "extends: tiny/stage2_instruct\nname: mine\n", minimal=False)
     recipe = load_recipe(path)
-    assert (recipe.name, recipe.model.preset, recipe.train.steps) == ("mine", "tiny", 600)
+    assert (recipe.name, recipe.model.preset, recipe.train.steps) == ("mine", "tiny", 700)
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,21 @@ from stage_options import options
 from torch import Tensor
 from tree import ROOT
 
+from timeviper.config.load import load_recipe
 from timeviper.datamodules.world.world import build_world
 
-PHASES = ["train.phases.frames128.start=1", "train.phases.frames512.start=2", "data.tokens_per_pack=5000"]
+PHASES = ["train.phases.frames64.start=1", "train.phases.frames512.start=2", "data.tokens_per_pack=5000"]
 
 
 def long_options(runs: Path) -> list[str]:
     """Stage 3 cut down to three steps, one in each of its phases."""
     long = runs / "long"
     build_world(long, scale=0.003, workers=1, kind="long")
-    frames = {"short": "d032", "middle": "d128", "long": "d512"}
-    data = {f"sources.{name}": f"train/long/{prefix}-*.tar" for name, prefix in frames.items()}
+    data = load_recipe(ROOT / "recipes/tiny/stage3_long.yaml").data
     made = ["recipes/tiny/stage3_long.yaml", f"out={runs / 'stage3_long'}", "train.steps=3", "train.validate_every=0"]
     made += ["data.packs_per_step=2", "train.validate_samples=2", "log.every=1", "log.tensorboard=false", *PHASES]
-    made += [f"data.{k}.shards={long / v}" for k, v in (data | {"val.long": "val/long"}).items()]
+    for group, sources in (("sources", data.sources), ("val", data.val)):
+        made += [f"data.{group}.{k}.shards={v.shards}".replace("data/long", str(long)) for k, v in sources.items()]
     return [*made, f"train.init_from={runs / 'stage2_instruct/export'}"]
 
 

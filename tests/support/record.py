@@ -45,7 +45,7 @@ STAGES = {
     "stage0_tower": [],
     "stage1_align": ["train.phases.videos.start=20", "data.tokens_per_pack=2048"],
     "stage2_instruct": ["data.tokens_per_pack=2048"],
-    "stage3_long": ["train.phases.frames128.start=10", "train.phases.frames512.start=20", "eval.samples=10"],
+    "stage3_long": ["train.phases.frames64.start=10", "train.phases.frames512.start=20", "eval.samples=10"],
 }
 
 
