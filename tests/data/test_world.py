@@ -116,7 +116,7 @@ def solve(kind: str, question: str, events: tuple[Event, ...]) -> str:
     }[kind]
 
 
-@pytest.mark.parametrize("name", ["train/videos/shard", "val/videos/shard"])
+@pytest.mark.parametrize("name", ["train/videos/shard", "val/videos/shard", "train/cuts/d016"])
 def test_answers_follow_from_the_events(name: str) -> None:
     seen = Counter()
     for number in range(100):
@@ -146,6 +146,18 @@ def test_answers_follow_from_the_events(name: str) -> None:
             else:
                 assert answer == solve(kind, question, scene.events), (question, scene.events)
     assert set(seen) == set(QUESTIONS)
+
+
+def test_a_cut_tells_the_clock_of_the_video_it_was_cut_from() -> None:
+    source, offsets = NAMED["train/cuts/d016"], set()
+    for number in range(50):
+        scene = describe(source, 0, number)[0]
+        assert all(scene.offset <= e.start < e.end <= scene.offset + 16 for e in scene.events)
+        offsets.add(scene.offset)
+    assert len(offsets) > 40
+    assert min(offsets) < 100 < 900 < max(offsets) <= source.latest
+    (video,) = sample(source, 0, 3)["json"]["media"]
+    assert (video["time_offset"], video["duration"]) == (describe(source, 0, 3)[0].offset, 16)
 
 
 def test_needle_questions() -> None:
@@ -204,14 +216,14 @@ def spot(event: Event, time: float, pixels: int) -> tuple[int, int]:
     return int(y * pixels), int(x * pixels)
 
 
-@pytest.mark.parametrize("name", ["val/videos/shard", "val/clips/shard", "train/long/d032"])
+@pytest.mark.parametrize("name", ["val/videos/shard", "val/clips/shard", "train/long/d032", "val/cuts/d064"])
 def test_pixels_show_what_the_events_say(name: str) -> None:
     for number in range(12):
         scene = describe(NAMED[name], 0, number)[0]
         frames, times = decode(encode_video(scene))
         assert len(frames) == scene.frames
         assert times == pytest.approx(np.arange(scene.frames) / scene.fps)
-        for frame, time in zip(frames, times):
+        for frame, time in zip(frames, np.array(times) + scene.offset):
             there = [e for e in scene.events if e.start <= time < e.end]
             for event in there:
                 assert nearest(frame[spot(event, time, scene.pixels)]) == event.colour
