@@ -86,9 +86,9 @@ SOURCES = (
     WorldSource("val/videos", "video", 160, 80, seconds=(8, 10), lasting=(2, 3)),
 )
 
-# Cuts out of videos of 17 minutes teach times of four digits from 16 frames, where one of 512 holds as many labels for 32
-# times the work. A needle covers at least 3 frames. The prefix tells the longest duration, so that a curriculum can name
-# its part of the folder: train/long/d032-*.tar.
+# Cuts out of videos of 17 minutes teach times of four digits from 16 frames: one of 512 holds as many labels for 32
+# times the work. A needle covers at least 3 frames. The prefix tells the longest duration: a curriculum can name its
+# part of the folder, train/long/d032-*.tar.
 LONG = (
     WorldSource("train/cuts", "cut", 6000, 250, "d016", seconds=(16, 16), lasting=(2, 5), latest=1008),
     WorldSource("train/cuts", "cut", 1000, 50, "d064", seconds=(64, 64), lasting=(3, 8), latest=960),

@@ -93,7 +93,8 @@ def test_scenes_are_as_promised(source: WorldSource) -> None:
 def solve(kind: str, question: str, events: tuple[Event, ...]) -> str:
     """The answer once more, read off the events by another road than the questions were made."""
     words = question.rstrip("?.").split()
-    named = [e for e in events if e.colour in words or e.shape in words]
+    named = [e for e in events if {e.colour, e.shape} <= set(words)]
+    named = named or [e for e in events if e.colour in words or e.shape in words]
     if kind == "count":
         return NUMBERS[len(events) - 1] + (" object" if len(events) == 1 else " objects")
     if kind == "order":
