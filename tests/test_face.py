@@ -24,6 +24,8 @@ from timeviper import Answer, LoadedModel, ask, evaluate, load, load_recipe, tra
 from timeviper.cli import main as cli
 from timeviper.config import FramesConfig
 from timeviper.datamodules.frames.video import VideoError, read_video
+from timeviper.datamodules.world.render import encode_video
+from timeviper.datamodules.world.scene import draw_video
 from timeviper.errors import ConfigError
 from timeviper.inference.eval_report import report_folder
 from timeviper.inference.given import frames_of, media_of
@@ -176,7 +178,9 @@ def test_frames_in_memory_give_the_answer_of_their_file(model: LoadedModel, clip
     assert (other.frame_times, other.prompt_tokens) == (answer.frame_times, answer.prompt_tokens)
 
 
-def test_of_a_clip_the_frames_are_taken_that_are_taken_of_its_file(model: LoadedModel, clip: Path) -> None:
+def test_of_a_clip_the_frames_are_taken_that_are_taken_of_its_file(model: LoadedModel, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(encode_video(draw_video(np.random.default_rng(0), 8.0, 2.0, 2, False)))
     with av.open(str(clip)) as file:
         fps = float(file.streams.video[0].average_rate or 0)
         pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
